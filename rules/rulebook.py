@@ -1,0 +1,159 @@
+"""A rule set in the form that decisions are made from: read, checked, compiled, and nothing left to look up.
+
+`rules/load.py` makes it from rule files; `rules/plan.py` decides with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from typing import Final, Literal
+
+from rules.moments import At
+from rules.places import Places
+from rules.templates import Template
+from rules.vocabulary import FailedTest, Fault, Json, RetryPolicy, TaskType
+
+#: A compiled `if:`; returns the first test that failed, or None when all of it holds. The argument is `Event.view()`.
+Test = Callable[[Mapping[str, Json]], FailedTest | None]
+
+#: Types come from outside: the rules of only so many are remembered.
+REMEMBERED_TYPES: Final = 10_000
+
+#: A JSON value in which any leaf may be a Template.
+Dynamic = Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A person of a team; `id` is the provider's user id."""
+
+    name: str | None
+    id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Team:
+    """Who can be assigned; `by` says whether everyone gets a task or each in turn."""
+
+    name: str
+    by: Literal["everyone", "round_robin"] = "everyone"
+    timezone: str | None = None
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueOn:
+    """A due date with an optional time (`HH:MM`); without a time the task is all-day."""
+
+    date: str | Template
+    time: str | Template | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """One entry of a rule's `then`, compiled.
+
+    `body` holds every key of the task beside those that have a field here, constants or Templates. `at` is for tasks of
+    Mindhunters, `due` and `assign` for team tasks: `assign` is a Team, user ids, or a Template that gives a team's name, an
+    id or a list of ids.
+    """
+
+    name: str
+    type: TaskType
+    place: str
+    at: At | Template | None = None
+    expires: timedelta | None = None
+    due: timedelta | DueOn | Template | None = None
+    assign: Team | tuple[str | Template, ...] | Template | None = None
+    timezone: str | Template | None = None
+    body: Mapping[str, Dynamic]
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    if_unsure: Literal["ask", "repeat"] = "ask"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """One entry of a rule's `tests`: given this event at this moment, exactly these tasks are expected.
+
+    `expected` holds a pair per task: its type or name, and the fields that must be there with these values.
+    """
+
+    name: str
+    at: str | None
+    given: Mapping[str, Json]
+    expected: tuple[tuple[str, Mapping[str, Json]], ...]
+    place: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """When this event type, if these conditions hold, then these tasks."""
+
+    id: str
+    description: str | None
+    when: tuple[str, ...]
+    test: Test
+    actions: tuple[Action, ...]
+    stop: bool = False
+    timezone: str | None = None
+    file: str
+    place: str
+    proofs: tuple[Proof, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What holds where a rule says nothing. `country_zones` maps a country code to the zone to assume there."""
+
+    timezone: str | None = None
+    country_zones: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceText:
+    """One entry of `sources:` as written, variables resolved; the front door makes a Source of it.
+
+    `path` is where it stands in its file, so that `places.complain((*path, "auth"), "...")` names the line.
+    """
+
+    name: str
+    value: Mapping[str, Json]
+    places: Places
+    path: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleBook:
+    """A whole rule set. `version` is its content hash; `files` the texts it was read from, variables unresolved."""
+
+    version: str
+    rules: tuple[Rule, ...]
+    defaults: Defaults
+    teams: Mapping[str, Team]
+    sources: tuple[SourceText, ...]
+    warnings: tuple[Fault, ...]
+    files: Mapping[str, str]
+
+    def listening(self, event_type: str) -> Sequence[Rule]:
+        """Return the rules whose `when` covers this type, in order. `*` in a pattern stands for any text."""
+        found = self._by_type.get(event_type)
+        if found is None:
+            found = tuple(rule for rule in self.rules if any(covers(pattern, event_type) for pattern in rule.when))
+            if len(self._by_type) < REMEMBERED_TYPES:
+                self._by_type[event_type] = found
+        return found
+
+    @cached_property
+    def _by_type(self) -> dict[str, tuple[Rule, ...]]:
+        return {}
+
+
+def covers(pattern: str, event_type: str) -> bool:
+    """Say whether a `when` pattern (`lead.created`, `deal.*`, `*`) covers an event type."""
+    head, star, tail = pattern.partition("*")
+    if not star:
+        return pattern == event_type
+    return event_type.startswith(head) and event_type.endswith(tail) and len(event_type) >= len(head) + len(tail)
