@@ -1,0 +1,306 @@
+"""What the keys of rule files mean together: what must not repeat, what excludes or needs what, who is assigned.
+
+Everything here reads the plain values, not the models, and passes over what the grammar has refused already: a fault in one
+place must not hide another. Warnings are for rules that are sound and perhaps not what their author thinks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Final
+
+from rules.document import Document
+from rules.places import Path, Places
+from rules.provider_shapes import UUID_PATTERN
+from rules.shapes import SCHEDULES
+from rules.templates import is_template
+from rules.variables import Constant, Pending
+from rules.vocabulary import CANONICAL_EVENT_TYPES, PROVIDER_OF, Fault, Json, ProviderName, TaskType
+from rules.wording import did_you_mean, nearest, shown
+
+#: More faults of one file than this help nobody.
+FAULT_LIMIT: Final = 1_000
+
+#: The fields Leadwire itself puts into a provider's request -> what a rule writes instead.
+_OWN_FIELDS: Final[Mapping[ProviderName, Mapping[str, str]]] = {
+    ProviderName.MINDHUNTERS: {
+        "title": "`title`",
+        "type": "the kind of task",
+        "agent_uuid": "`agent`",
+        "scheduled_at": "`at`",
+        "description": "`description`",
+        "contact_uuid": "`contact_uuid`",
+        "contact": "`contact`",
+        "campaign_uuid": "`campaign`",
+        "timezone": "`timezone`",
+        "priority": "`priority`",
+        "expires_at": "`expires`",
+        "max_attempts": "`redial: {max: ...}`",
+        "task_data": "`template`, or the task `mindhunters_task` with `task_data`",
+        "auto_queue": "`auto_queue`",
+    },
+    ProviderName.VAMBE: {
+        "title": "`title`",
+        "description": "`description`",
+        "dueDate": "`due`",
+        "dueTime": "`due`",
+        "timezone": "`timezone`",
+        "responsibleIds": "`assign`",
+        "aiContactId": "`ai_contact_id`",
+        "aiCustomerId": "`ai_customer_id`",
+        "priority": "`priority`",
+    },
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Reading:
+    """One file as far as it has been read: its value with variables resolved, and its document if the grammar holds."""
+
+    file: str
+    value: Json
+    places: Places
+    document: Document | None = None
+    #: How many faults there were before the grammar was asked: of the text itself and of its variables.
+    early_faults: int = 0
+
+    def telling(self) -> Iterator[Fault]:
+        """Yield the faults, without those that only follow from an early one at the very same place."""
+        early = self.places.faults[: self.early_faults]
+        taken = {(fault.line, fault.column) for fault in early}
+        late = self.places.faults[self.early_faults :]
+        found = dict.fromkeys((*early, *(fault for fault in late if (fault.line, fault.column) not in taken)))
+        yield from islice(found, FAULT_LIMIT)
+        if len(found) > FAULT_LIMIT:
+            last = max(found, key=lambda fault: (fault.line, fault.column))
+            yield replace(last, path="", message=f"and {len(found) - FAULT_LIMIT:,} more faults in this file")
+
+    def section(self, name: str) -> Mapping[str, Json]:
+        """Return a section that is a mapping; empty when it is not there or something else."""
+        return _mapping(_mapping(self.value).get(name))
+
+    def rules(self) -> Iterator[tuple[Path, Mapping[str, Json]]]:
+        """Yield each rule that is a mapping, with its path."""
+        yield from _mappings(_mapping(self.value).get("rules"), ("rules",))
+
+    def entries(self) -> Iterator[tuple[Path, TaskType, Mapping[str, Json], Mapping[str, Json]]]:
+        """Yield each task of each rule: the path of its entry, its type, what is beside it, and what is inside it."""
+        for path, rule in self.rules():
+            for at, entry in _mappings(rule.get("then"), (*path, "then")):
+                for kind in TaskType:
+                    if isinstance(entry.get(kind), dict):
+                        yield at, kind, entry, entry[kind]
+
+
+def _mapping(value: Json) -> Mapping[str, Json]:
+    return value if isinstance(value, dict) else {}
+
+
+def _mappings(value: Json, path: Path) -> Iterator[tuple[Path, Mapping[str, Json]]]:
+    for index, item in enumerate(value if isinstance(value, list) else ()):
+        if isinstance(item, dict):
+            yield (*path, index), item
+
+
+def check_all(readings: Iterable[Reading]) -> None:
+    """Complain about what is wrong with all files together and with each by itself."""
+    files = list(readings)
+    _unique_sections(files)
+    _unique_rules(files)
+    teams = {name for reading in files for name in reading.section("teams")}
+    defaults = next((reading.section("defaults") for reading in files if reading.section("defaults")), {})
+    for reading in files:
+        _check_teams(reading)
+        inherited = _mapping(defaults.get("retry"))
+        own = reading.section("defaults").get("retry")
+        _check_retry(_mapping(own), {}, reading.places, ("defaults", "retry"))
+        for path, rule in reading.rules():
+            _check_names(rule, reading.places, path)
+            _check_types(rule, reading.places, path)
+        for path, kind, entry, body in reading.entries():
+            _check_retry(_mapping(entry.get("retry")), inherited, reading.places, (*path, "retry"))
+            _check_extra_fields(kind, body, reading.places, (*path, kind.value))
+            if kind is TaskType.TEAM_TASK:
+                _check_assign(body.get("assign"), teams, reading.places, (*path, kind.value, "assign"))
+            else:
+                _check_contact(kind, body, reading.places, (*path, kind.value))
+        _warn_of_zones(reading, defaults, files)
+    if files and not any(_mapping(reading.value).get("rules") for reading in files):
+        files[0].places.warn((), "there are no rules: every event will be recorded and ignored")
+
+
+def _unique_sections(files: Iterable[Reading]) -> None:
+    first: dict[tuple[str, str], str] = {}
+    for reading in files:
+        if reading.section("defaults"):
+            place = str(reading.places.of_key(("defaults",)))
+            earlier = first.setdefault(("defaults", ""), place)
+            if earlier != place:
+                reading.places.complain(
+                    ("defaults",), f"`defaults` stand in one file only: they already stand at {earlier}", at_key=True
+                )
+        for section in ("teams", "sources"):
+            for name in reading.section(section):
+                place = str(reading.places.of_key((section, name)))
+                earlier = first.setdefault((section, name), place)
+                if earlier != place:
+                    message = f"duplicate {section[:-1]} `{name}`: it already stands at {earlier}"
+                    reading.places.complain((section, name), message, at_key=True)
+
+
+def _unique_rules(files: Iterable[Reading]) -> None:
+    first: dict[str, str] = {}
+    for reading in files:
+        for path, rule in reading.rules():
+            name = rule.get("id")
+            if isinstance(name, str) and not isinstance(name, Pending):
+                place = str(reading.places.of_value((*path, "id")))
+                earlier = first.setdefault(name, place)
+                if earlier != place:
+                    message = f"duplicate rule id {shown(name)}: it already stands at {earlier}"
+                    reading.places.complain((*path, "id"), message)
+
+
+def _check_names(rule: Mapping[str, Json], places: Places, path: Path) -> None:
+    """Complain about entries that make no task or several, and about two tasks of one name."""
+    first: dict[str, str] = {}
+    kinds = ", ".join(TaskType)
+    for at, entry in _mappings(rule.get("then"), (*path, "then")):
+        found = [kind.value for kind in TaskType if kind in entry]
+        if len(found) > 1:
+            message = f"one entry makes one task: begin a new entry with `-` before `{found[1]}`"
+            places.complain((*at, found[1]), message, at_key=True)
+        elif not found and set(entry) <= {"id", "retry", "if_unsure"}:
+            places.complain(at, f"names no task: write one of {kinds}")
+        if len(found) != 1:
+            continue
+        name = entry.get("id", found[0])
+        place = str(places.of_value(at))
+        earlier = first.setdefault(str(name), place)
+        if earlier != place:
+            what = f"task id {shown(name)}" if "id" in entry else f"task `{name}` without an `id`"
+            remedy = "give it another one" if "id" in entry else "give each its own `id`"
+            places.complain(
+                (*at, "id") if "id" in entry else at, f"a second {what} in this rule (first at {earlier}): {remedy}"
+            )
+
+
+def _check_types(rule: Mapping[str, Json], places: Places, path: Path) -> None:
+    """Warn about event types that look like a misspelt canonical one."""
+    when = rule.get("when")
+    for index, word in enumerate(when if isinstance(when, list) else [when]):
+        if not isinstance(word, str) or "*" in word or word in CANONICAL_EVENT_TYPES:
+            continue
+        meant = nearest(word, CANONICAL_EVENT_TYPES)
+        if meant and abs(len(meant) - len(word)) <= 2 and meant.partition(".")[0][:2] == word[:2]:  # noqa: PLR2004 - a slip
+            place = (*path, "when", index) if isinstance(when, list) else (*path, "when")
+            places.warn(place, f"{word} is no event type Leadwire knows; did you mean `{meant}`?")
+
+
+def _check_retry(retry: Mapping[str, Json], inherited: Mapping[str, Json], places: Places, path: Path) -> None:
+    """Complain about keys of a retry that its strategy has no use for."""
+    base = {} if "strategy" in retry else inherited
+    strategy = retry.get("strategy", base.get("strategy", "fixed"))
+    if not retry or isinstance(strategy, Pending):
+        return
+    schedule = retry.get("schedule", base.get("schedule"))
+    if strategy == "custom" and schedule is None:
+        places.complain(
+            path, "missing key `schedule`: strategy custom needs its delays, as in [1m, 5m, 1h]", at_key=True
+        )
+    if strategy in {"fixed", "exponential"} and "schedule" in retry:
+        remedy = f"`schedule` is for strategy custom, and this one is {strategy}"
+        places.complain((*path, "schedule"), remedy, at_key=True)
+    if strategy == "fixed" and "factor" in retry:
+        places.complain((*path, "factor"), "`factor` is for strategy exponential, and this one is fixed", at_key=True)
+    if strategy == "custom":
+        for key in ("delay", "factor"):
+            if key in retry:
+                message = f"strategy custom takes its delays from `schedule`: remove `{key}`"
+                places.complain((*path, key), message, at_key=True)
+        named = isinstance(schedule, str) and schedule in SCHEDULES
+        delays = len(SCHEDULES[schedule]) if named else len(schedule) if isinstance(schedule, list) else None
+        wanted = retry.get("max_attempts")
+        if delays and isinstance(wanted, int) and wanted > delays:
+            message = f"{wanted} retries need as many delays, and the schedule has {delays}"
+            places.complain((*path, "max_attempts"), message)
+
+
+def _check_extra_fields(kind: TaskType, body: Mapping[str, Json], places: Places, path: Path) -> None:
+    own = _OWN_FIELDS[PROVIDER_OF[kind]]
+    for key in _mapping(body.get("extra_fields")):
+        if key in own:
+            message = f"Leadwire sends `{key}` itself and takes it from {own[key]}: remove it here"
+            places.complain((*path, "extra_fields", key), message, at_key=True)
+
+
+def _check_contact(kind: TaskType, body: Mapping[str, Json], places: Places, path: Path) -> None:
+    contact = body.get("contact")
+    if "contact" in body and "contact_uuid" in body:
+        message = "use `contact` or `contact_uuid`, not both: Mindhunters takes exactly one"
+        places.complain((*path, "contact_uuid"), message, at_key=True)
+    if contact == {}:
+        places.complain((*path, "contact"), "must hold `phone_number` or `email`")
+    elif isinstance(contact, dict) and kind is not TaskType.MINDHUNTERS_TASK and "phone_number" not in contact:
+        places.warn((*path, "contact"), "has no `phone_number`: without one this task ends `dead: no phone`")
+
+
+def _check_assign(assign: Json, teams: set[str], places: Places, path: Path) -> None:
+    if isinstance(assign, str):
+        if _settled(assign) and assign not in teams and not _is_uuid(assign) and assign.strip():
+            known = f"; the teams are {', '.join(sorted(teams))}" if teams else "; no team is defined"
+            message = f"there is no team {shown(assign)}{did_you_mean(assign, teams) or known}"
+            places.complain(path, f"{message} (a user id that is no UUID stands in a list: [{assign[:40]}])")
+        return
+    for index, user in enumerate(assign if isinstance(assign, list) else ()):
+        if not isinstance(user, str) or not _settled(user) or not user.strip():
+            continue
+        if user in teams:
+            places.complain((*path, index), f"{shown(user)} is a team: write assign: {user}, without the list")
+        elif not _is_uuid(user):
+            places.warn((*path, index), _no_uuid(user))
+
+
+def _check_teams(reading: Reading) -> None:
+    for name, team in reading.section("teams").items():
+        seen: set[str] = set()
+        for path, member in _mappings(_mapping(team).get("members"), ("teams", name, "members")):
+            user = member.get("id")
+            if not isinstance(user, str) or not _settled(user) or not user.strip():
+                continue
+            if user in seen:
+                reading.places.complain((*path, "id"), f"{shown(user)} stands twice in this team")
+            seen.add(user)
+            if not _is_uuid(user):
+                reading.places.warn((*path, "id"), _no_uuid(user))
+
+
+def _warn_of_zones(reading: Reading, defaults: Mapping[str, Json], files: Iterable[Reading]) -> None:
+    """Warn about team tasks whose due time nobody gives a zone."""
+    if "timezone" in defaults:
+        return
+    zoned = {name for other in files for name, team in other.section("teams").items() if "timezone" in _mapping(team)}
+    for path, kind, _, body in reading.entries():
+        due, rule = body.get("due"), reading.value["rules"][path[1]]
+        timed = due is not None and (not isinstance(due, dict) or "time" in due)
+        if kind is not TaskType.TEAM_TASK or not timed or "timezone" in body or "timezone" in rule:
+            continue
+        if body.get("assign") not in zoned if isinstance(body.get("assign"), str) else True:
+            message = "no time zone is set here, for the team, the rule or in `defaults`: UTC will be used"
+            reading.places.warn((*path, kind.value, "due"), message, at_key=True)
+
+
+def _settled(text: str) -> bool:
+    """Say whether a text is what it will be: neither a template nor a variable that is not resolved here."""
+    return isinstance(text, Constant) or not (isinstance(text, Pending) or is_template(text))
+
+
+def _is_uuid(text: str) -> bool:
+    return re.fullmatch(UUID_PATTERN, text) is not None
+
+
+def _no_uuid(user: str) -> str:
+    return f"{shown(user)} is no UUID, and Vambe's newer documents ask for one"

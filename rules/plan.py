@@ -1,0 +1,180 @@
+"""What an event leads to: every listening rule gets a decision, every action of a rule that matched a task.
+
+When two tasks are the same task: a task's key is the SHA-256 over the event's id, the rule's id and the task's name, so the
+same rule makes each of its tasks once for an event, for ever.
+
+Task.fields, in Leadwire's words. Mindhunters: `agent title description priority campaign contact {phone_number email}
+contact_uuid timezone auto_queue redial {max} template type task_data extra_fields`, without those that are not said. Team:
+`title description due_date due_time timezone priority responsible_ids ai_contact_id ai_customer_id extra_fields`, null where
+empty; `responsible_ids` is left out where a team takes turns. Deciding never fails: an error in one rule or task is the
+reason of that rule's decision or that task's end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Final
+
+from rules.conditions import explain
+from rules.drafting import Draft, Scene, described, titled
+from rules.filters import ZONE
+from rules.plan_mindhunters import Timing, draft_mindhunters
+from rules.plan_team import draft_team
+from rules.rulebook import Action, Rule, RuleBook
+from rules.vocabulary import (
+    PROVIDER_OF,
+    Decision,
+    DecisionOutcome,
+    Event,
+    EventState,
+    Json,
+    Plan,
+    Task,
+    TaskState,
+    TaskType,
+    instant,
+)
+from rules.zones import zones_of
+
+_ID_CHARACTERS: Final = 20
+_ERROR_LIMIT: Final = 300
+
+
+def decide(book: RuleBook, event: Event, *, now: datetime) -> Plan:
+    """Return all that an event leads to under a rule set at a moment; never raises for what an event holds.
+
+    A rule with `stop: true` ends the rules after it in its file when a task of it is going to be made; one whose tasks
+    all ended in planning stops nothing.
+    """
+    rules = book.listening(event.type)
+    state = EventState.PROCESSED if rules else EventState.IGNORED
+    decisions: list[Decision] = []
+    tasks: list[Task] = []
+    stopped_by: dict[str, str] = {}
+    view: Mapping[str, Json] | Exception = _view(event, now)
+    for rule in rules:
+        if rule.file in stopped_by:
+            reason = f"stopped by rule {stopped_by[rule.file]}, which matched before it in the same file"
+            decisions.append(Decision(rule=rule.id, outcome=DecisionOutcome.STOPPED, reason=reason, place=rule.place))
+            continue
+        decision, made = _decide_rule(book, rule, event, view, now)
+        decisions.append(decision)
+        tasks.extend(made)
+        if rule.stop and any(task.state is TaskState.PLANNED for task in made):
+            stopped_by[rule.file] = rule.id
+    return Plan(event_id=event.id, rule_set=book.version, state=state, decisions=tuple(decisions), tasks=tuple(tasks))
+
+
+def task_key(event_id: str, rule_id: str, name: str) -> str:
+    """Return the key under which a task can exist once: 64 hexadecimal characters."""
+    return hashlib.sha256(json.dumps([event_id, rule_id, name]).encode()).hexdigest()
+
+
+def _view(event: Event, now: datetime) -> Mapping[str, Json] | Exception:
+    """Return what conditions and templates see, or what kept it from being made."""
+    try:
+        return {**event.view(), "now": instant(now)}
+    except Exception as error:  # noqa: BLE001 - what a sender nested without end must not stop the others
+        return error
+
+
+def _decide_rule(
+    book: RuleBook, rule: Rule, event: Event, view: Mapping[str, Json] | Exception, now: datetime
+) -> tuple[Decision, Sequence[Task]]:
+    try:
+        if isinstance(view, Exception):
+            raise view
+        failed = rule.test(view)
+        if failed is not None:
+            decision = Decision(
+                rule=rule.id,
+                outcome=DecisionOutcome.NOT_MATCHED,
+                reason=explain(failed),
+                failed=failed,
+                place=rule.place,
+            )
+            return decision, ()
+        scene = _scene(book, rule, event, view, now)
+    except Exception as error:  # noqa: BLE001 - an error in one rule must not stop the others
+        reason = f"this rule could not be decided: {_said(error)}"
+        return Decision(rule=rule.id, outcome=DecisionOutcome.NOT_MATCHED, reason=reason, place=rule.place), ()
+    tasks = [_plan_task(scene, action) for action in rule.actions]
+    decision = Decision(
+        rule=rule.id,
+        outcome=DecisionOutcome.MATCHED,
+        reason=_told(rule, tasks),
+        tasks=tuple(task.id for task in tasks),
+        place=rule.place,
+    )
+    return decision, tasks
+
+
+def _scene(book: RuleBook, rule: Rule, event: Event, view: Mapping[str, Json], now: datetime) -> Scene:
+    """Return what the rule's tasks are planned from; `date` and `local_time` speak in the contact's zone."""
+    zone = zones_of(event.contact, book.defaults).only or rule.timezone or book.defaults.timezone
+    return Scene(book=book, rule=rule, event=event, view={**view, ZONE: zone}, now=now)
+
+
+def _plan_task(scene: Scene, action: Action) -> Task:
+    key = task_key(scene.event.id, scene.rule.id, action.name)
+    draft = Draft(scene=scene, action=action, key=key)
+    contact, timing, rotation = scene.event.contact, Timing(due_at=scene.now), None
+    try:
+        if action.type is TaskType.TEAM_TASK:
+            rotation = draft_team(draft)
+        else:
+            contact, timing = draft_mindhunters(draft)
+    except Exception as error:  # noqa: BLE001 - an error in one task must not stop the others
+        draft.faults.append(f"this task could not be planned: {_said(error)}")
+    if "description" not in draft.fields:
+        draft.fields = {**draft.fields, "title": titled(scene.rule.id), "description": described("", key)}
+    state, reason = _ending(draft.faults, timing)
+    return Task(
+        id=f"tk_{key[:_ID_CHARACTERS]}",
+        key=key,
+        event_id=scene.event.id,
+        rule=scene.rule.id,
+        name=action.name,
+        type=action.type,
+        provider=PROVIDER_OF[action.type],
+        due_at=timing.due_at,
+        expires_at=timing.expires_at,
+        fields=draft.fields,
+        retry=action.retry,
+        if_unsure=action.if_unsure,
+        rotation=rotation,
+        contact=contact,
+        state=state,
+        reason=reason,
+        note="; ".join(draft.notes) or None,
+        rule_set=scene.book.version,
+    )
+
+
+def _ending(faults: Sequence[str], timing: Timing) -> tuple[TaskState, str | None]:
+    """Return how planning leaves a task; one that comes too late anyway needs nobody to mend it."""
+    if timing.too_late:
+        return TaskState.SUPPRESSED, timing.too_late
+    if faults:
+        return TaskState.DEAD, "; ".join(dict.fromkeys(faults))
+    return TaskState.PLANNED, None
+
+
+def _told(rule: Rule, tasks: Sequence[Task]) -> str:
+    """Say what a rule that matched came to."""
+    if not rule.actions:
+        return "every condition holds; the rule makes no task"
+    told = [
+        f"{task.name}{f' ({task.note})' if task.note else ''}"
+        if task.state is TaskState.PLANNED
+        else f"{task.name} ({task.state.value}: {task.reason})"
+        for task in tasks
+    ]
+    return f"every condition holds: {', '.join(told)}"
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:_ERROR_LIMIT]
