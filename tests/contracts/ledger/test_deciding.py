@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+
+from rules.vocabulary import (
+    Contact,
+    Decision,
+    DecisionOutcome,
+    EventState,
+    FailedTest,
+    RetryPolicy,
+    Rotation,
+    TaskState,
+)
+
+GRACE = timedelta(seconds=10)
+
+
+def dispatched_again(desk, seconds):
+    """Let the sweep find the event."""
+    return desk.ledger.overdue_events(desk.at(seconds), GRACE, 100)
+
+
+def test_open_events_come_in_the_order_asked_for(desk):
+    """Only events in state received are returned, each once, in the order of the ids."""
+    desk.record(*(desk.incoming(f"ev_{letter}") for letter in "abc"))
+    desk.ledger.record_plans([desk.plan(event_id="ev_b")], desk.now)
+    found = desk.ledger.events_to_process(["ev_c", "ev_b", "ev_x", "ev_a", "ev_c"], desk.now)
+    assert ["ev_c", "ev_a"] == [event.id for event in found]
+
+
+def test_first_dispatch_costs_no_try(desk):
+    """An event that was dispatched once is handed out as often as asked for without counting a try."""
+    desk.record(desk.incoming())
+    for _ in range(9):
+        assert 1 == len(desk.ledger.events_to_process(["ev_1"], desk.now))
+    assert 0 == desk.ledger.event("ev_1").tries
+
+
+def test_five_crashes_end_an_event(desk):
+    """An event whose processing kills the process every time is handed out five times after the first, then fails."""
+    desk.record(desk.incoming())
+    handed_out = 0
+    for round_ in range(1, 9):
+        for event_id in dispatched_again(desk, round_ * 100):
+            handed_out += len(desk.ledger.events_to_process([event_id], desk.at(round_ * 100)))
+    assert 5 == handed_out
+    event = desk.ledger.event("ev_1")
+    assert (EventState.FAILED, 5) == (event.state, event.tries)
+    assert "given up" in event.reason
+
+
+def test_a_suspect_carries_its_counted_try(desk):
+    """The try is on disk before the event is returned, and the event says so; its neighbours lose nothing."""
+    desk.record(desk.incoming("ev_1"))
+    dispatched_again(desk, 100)
+    desk.record(desk.incoming("ev_2"))
+    found = desk.ledger.events_to_process(["ev_1", "ev_2"], desk.at(100))
+    assert [("ev_1", 1), ("ev_2", 0)] == [(event.id, event.tries) for event in found]
+    assert 1 == desk.ledger.event("ev_1").tries
+
+
+def test_failing_events_are_due_later_and_fail_after_five_tries(desk):
+    """Each failure doubles the wait, beginning with five seconds; the fifth ends the event with the error."""
+    desk.record(desk.incoming())
+    now, waits = desk.now, []
+    for number in range(1, 6):
+        assert ["ev_1"] == [event.id for event in desk.ledger.events_to_process(["ev_1"], now)]
+        desk.ledger.event_failed("ev_1", f"error {number}", now)
+        event = desk.ledger.event("ev_1")
+        assert number == event.tries
+        waits.append((event.due_at - now).total_seconds())
+        now += timedelta(hours=1)
+        desk.ledger.overdue_events(now, GRACE, 100)
+    assert [5, 10, 20, 40] == waits[:4]
+    assert (EventState.FAILED, "error 5") == (event.state, event.reason)
+    assert [] == desk.ledger.events_to_process(["ev_1"], now)
+
+
+def test_a_failed_event_is_not_overdue_before_its_moment(desk):
+    """The back-off holds the sweep off."""
+    desk.record(desk.incoming())
+    desk.ledger.event_failed("ev_1", "boom", desk.at(100))
+    assert [] == dispatched_again(desk, 104)
+    assert ["ev_1"] == dispatched_again(desk, 105)
+
+
+def test_failure_of_a_decided_event_changes_nothing(desk):
+    """Once an event is processed, a late complaint about it is void."""
+    desk.planned(desk.task())
+    desk.ledger.event_failed("ev_1", "boom\ud800\x00", desk.now)
+    assert EventState.PROCESSED == desk.ledger.event("ev_1").state
+
+
+def test_a_plan_becomes_decisions_and_tasks(desk):
+    """Tasks, decisions and the event's state are there together, and what is due is returned as queued."""
+    failed = FailedTest(path="data.v", operator="gt", wanted=5, seen=[1], missing=False, place="a.yaml:2:3")
+    decisions = (
+        Decision(rule="one", outcome=DecisionOutcome.MATCHED, reason="all holds", tasks=("call",), place="a.yaml:1:1"),
+        Decision(rule="two", outcome=DecisionOutcome.NOT_MATCHED, reason="no", failed=failed, place="a.yaml:2:1"),
+    )
+    task = desk.task(
+        expires_at=desk.at(3600),
+        retry=RetryPolicy(strategy="custom", schedule=(timedelta(seconds=1), timedelta(hours=5)), jitter="full"),
+        if_unsure="repeat",
+        contact=Contact(phone="+1", email="a@example.com"),
+        note="zone taken from the phone",
+        fields={"title": "x", "list": [1, {"a": None}]},
+    )
+    desk.record(desk.incoming())
+    (ref,) = desk.ledger.record_plans([desk.plan(task, decisions=decisions)], desk.now)
+    assert (task.id, task.type, task.provider, task.rule, task.name, 0, 0) == (
+        ref.id,
+        ref.type,
+        ref.provider,
+        ref.rule,
+        ref.name,
+        ref.attempts,
+        ref.epoch,
+    )
+    event, (stored,) = desk.ledger.event("ev_1"), desk.ledger.tasks_of("ev_1")
+    assert (EventState.PROCESSED, "rs_1", decisions) == (event.state, event.rule_set, event.decisions)
+    kept = ("key", "expires_at", "retry", "if_unsure", "contact", "note", "fields", "due_at", "rule_set", "event_id")
+    assert [getattr(task, name) for name in kept] == [getattr(stored, name) for name in kept]
+    assert (TaskState.QUEUED, desk.now, ref) == (stored.state, stored.dispatched_at, stored.ref)
+
+
+def test_only_what_is_due_is_queued(desk):
+    """A later task stays planned; one that planning ended keeps its state and reason."""
+    later = desk.task("tk_later", due_at=desk.at(1))
+    dead = desk.task("tk_dead", state=TaskState.DEAD, reason="no phone")
+    late = desk.task("tk_late", state=TaskState.SUPPRESSED, reason="too late")
+    refs = desk.planned(desk.task("tk_now"), later, dead, late)
+    assert ["tk_now"] == [ref.id for ref in refs]
+    assert [
+        ("tk_now", TaskState.QUEUED, None),
+        ("tk_later", TaskState.PLANNED, None),
+        ("tk_dead", TaskState.DEAD, "no phone"),
+        ("tk_late", TaskState.SUPPRESSED, "too late"),
+    ] == [(task.id, task.state, task.reason) for task in desk.ledger.tasks_of("ev_1")]
+
+
+def test_an_event_is_planned_once(desk):
+    """A second plan of the same event is skipped as a whole; another event's plan in the same call is not."""
+    desk.record(desk.incoming("ev_1"), desk.incoming("ev_2"))
+    desk.ledger.record_plans([desk.plan(desk.task("tk_1"))], desk.now)
+    again = desk.plan(desk.task("tk_9", name="another"), rule_set="rs_9")
+    refs = desk.ledger.record_plans([again, desk.plan(desk.task("tk_2", "ev_2"), event_id="ev_2")], desk.now)
+    assert ["tk_2"] == [ref.id for ref in refs]
+    assert ["tk_1"] == [task.id for task in desk.ledger.tasks_of("ev_1")]
+    assert "rs_1" == desk.ledger.event("ev_1").rule_set
+
+
+def test_a_task_exists_once(desk):
+    """The same key, or the same rule and name for the event, makes no second task."""
+    first = desk.task("tk_1", key="k", name="call")
+    same_key = desk.task("tk_2", key="k", name="other")
+    same_name = desk.task("tk_3", key="k3", name="call")
+    assert ["tk_1"] == [ref.id for ref in desk.planned(first, same_key, same_name)]
+    assert ["tk_1"] == [task.id for task in desk.ledger.tasks_of("ev_1")]
+
+
+def test_a_plan_without_tasks(desk):
+    """An event that no rule listens to is ignored, without tasks."""
+    desk.record(desk.incoming())
+    assert () == desk.ledger.record_plans([desk.plan(state=EventState.IGNORED, decisions=())], desk.now)
+    assert EventState.IGNORED == desk.ledger.event("ev_1").state
+    assert () == desk.ledger.record_plans([], desk.now)
+
+
+def test_turns_are_even_and_follow_the_order(desk):
+    """A team's members are chosen in turn over all events, each team by itself."""
+    chosen = []
+    for number in range(7):
+        rotation = Rotation(team="closers", member_ids=("ana", "luis", "eva"))
+        other = Rotation(team="others", member_ids=("kim",))
+        event_id = f"ev_{number}"
+        tasks = (
+            desk.task(f"tk_{number}a", event_id, rotation=rotation),
+            desk.task(f"tk_{number}b", event_id, rotation=other),
+        )
+        desk.planned(*tasks, event_id=event_id)
+        chosen += desk.ledger.task(f"tk_{number}a").fields["responsible_ids"]
+        assert ["kim"] == desk.ledger.task(f"tk_{number}b").fields["responsible_ids"]
+    assert ["ana", "luis", "eva", "ana", "luis", "eva", "ana"] == chosen
+
+
+def test_turns_within_one_transaction(desk):
+    """Sixty tasks planned at once are shared out evenly, and one that planning ended takes no turn."""
+    rotation = Rotation(team="closers", member_ids=("ana", "luis", "eva"))
+    tasks = [desk.task(f"tk_{number}", rotation=rotation) for number in range(60)]
+    dead = desk.task("tk_dead", rotation=rotation, state=TaskState.DEAD, reason="no title")
+    desk.planned(dead, *tasks)
+    shares = Counter(desk.ledger.task(task.id).fields["responsible_ids"][0] for task in tasks)
+    assert {"ana": 20, "luis": 20, "eva": 20} == shares
+    assert "responsible_ids" not in desk.ledger.task("tk_dead").fields
+
+
+def test_undispatched_events_are_found_once(desk):
+    """An event whose message was lost is found after the grace, once, and again only after another grace."""
+    desk.record(desk.incoming())
+    assert [] == dispatched_again(desk, 9.9)
+    assert ["ev_1"] == dispatched_again(desk, 10)
+    assert 2 == desk.ledger.event("ev_1").dispatches
+    assert [] == dispatched_again(desk, 19.9)
+    assert ["ev_1"] == dispatched_again(desk, 20)
+
+
+def test_decided_events_are_never_overdue(desk):
+    """What has been decided is not dispatched again."""
+    desk.planned(desk.task())
+    assert [] == dispatched_again(desk, 1000)
+
+
+def test_overdue_events_are_bounded_and_oldest_first(desk):
+    """At most so many as asked for, those that are due longest first."""
+    for number in (3, 1, 2):
+        desk.record(desk.incoming(f"ev_{number}"), received_at=desk.at(number))
+    assert ["ev_1", "ev_2"] == desk.ledger.overdue_events(desk.at(60), GRACE, 2)
+    assert ["ev_3"] == desk.ledger.overdue_events(desk.at(60), GRACE, 2)

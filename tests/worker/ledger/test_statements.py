@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import pkgutil
+import re
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.dialects.postgresql.psycopg import dialect as postgresql
+
+import worker.ledger
+from rules.vocabulary import LedgerBusyError, ProviderName
+from worker.ledger.engine import sqlite_module
+from worker.ledger.statements import ForIds, Statement, _compile
+
+NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+
+
+def statements():
+    """Every statement of the ledger under its name."""
+    found = {}
+    for module in pkgutil.iter_modules(worker.ledger.__path__):
+        if module.name == "migrations":
+            continue
+        for name, value in vars(import_module(f"worker.ledger.{module.name}")).items():
+            for place, each in enumerate(value if isinstance(value, tuple) else (value,)):
+                statement = each.of_length(2) if isinstance(each, ForIds) else each
+                if isinstance(statement, Statement):
+                    found[f"{module.name}.{name}" + (f"[{place}]" if isinstance(value, tuple) else "")] = statement
+    return found
+
+
+SQLITE = create_engine("sqlite://", module=sqlite_module()).dialect
+
+
+@pytest.mark.parametrize("statement", [pytest.param(each, id=name) for name, each in statements().items()])
+@pytest.mark.parametrize("dialect", [pytest.param(SQLITE, id="sqlite"), pytest.param(postgresql(), id="postgresql")])
+def test_every_statement_compiles_for_every_engine(statement, dialect):
+    """There is one set of statements: each compiles for SQLite and for PostgreSQL."""
+    text = _compile(statement.statement, statement.columns, dialect).text
+    assert re.match("SELECT|INSERT|UPDATE|DELETE", text)
+    assert "POSTCOMPILE" not in text
+
+
+SWEEPS = {
+    "dispatching._OVERDUE_EVENTS": "ix_events_state",
+    "dispatching._DUE_TASKS": "ix_tasks_timed",
+    "dispatching._STALE_TASKS": "ix_tasks_queued",
+    "dispatching._OLDEST_DUE[0]": "COVERING INDEX ix_events_state",
+    "dispatching._OLDEST_DUE[1]": "COVERING INDEX ix_tasks_state",
+    "dispatching._OLDEST_DUE[2]": "COVERING INDEX ix_tasks_state",
+    "settling._ANY_EXPIRED": "ix_tasks_state",
+    "settling._EXPIRED": "ix_tasks_state",
+    "pauses._FREE": "ix_tasks_timed",
+    "listing._EVENT_COUNTS": "ix_events_state",
+    "listing._TASK_COUNTS": "ix_tasks_state",
+}
+
+
+@pytest.mark.parametrize(("name", "index"), SWEEPS.items())
+def test_sweeps_look_only_at_what_still_moves(elsewhere, name, index):
+    """What runs all the time finds its rows through an index that holds nothing finished."""
+    statement = statements()[name]
+    text = _compile(statement.statement, statement.columns, SQLITE).text
+    plan = elsewhere.execute(f"EXPLAIN QUERY PLAN {text}", [1] * text.count("?")).fetchall()
+    assert index in str(plan)
+    assert "SCAN" not in str(plan) or "COVERING" in str(plan)
+
+
+def test_a_sweep_that_finds_nothing_writes_nothing(ledger, elsewhere):
+    """Sweeps of an idle ledger work while somebody else holds the write lock; a write does not."""
+    elsewhere.execute("BEGIN IMMEDIATE")
+    grace = timedelta(seconds=10)
+    assert [] == ledger.overdue_events(NOW, grace, 100)
+    assert [] == ledger.due_tasks(NOW, grace, dict.fromkeys(ProviderName, 100))
+    assert [] == ledger.expire_leases(NOW)
+    assert [] == ledger.events_to_process(["ev_1"], NOW)
+    with pytest.raises(LedgerBusyError):
+        ledger.release("w", NOW)
+    elsewhere.execute("ROLLBACK")
+
+
+def test_reads_do_not_wait_for_writes(ledger, elsewhere, post):
+    """While a write is under way elsewhere, reads see what was there before it."""
+    post(ledger, "ev_1")
+    elsewhere.execute("BEGIN IMMEDIATE")
+    elsewhere.execute("UPDATE events SET state = 'failed'")
+    assert "received" == ledger.event("ev_1").state
+    elsewhere.execute("ROLLBACK")
+
+
+def test_very_many_ids_at_once(ledger, post):
+    """A list of ids has no length that is too long."""
+    post(ledger, "ev_1")
+    ids = [f"ev_{number}" for number in range(5000)]
+    assert ["ev_1"] == [event.id for event in ledger.events_to_process(ids, NOW)]
+    assert 5000 == len(ledger.claim(ids, NOW, timedelta(seconds=60), "w"))

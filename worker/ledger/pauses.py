@@ -1,0 +1,119 @@
+"""When a provider is left alone, and what sets its tasks free again.
+
+A pause that an attempt brought about ends with the next attempt that is delivered; one that a person ordered (`held`) ends
+only at its moment or by `resume`. Tasks that meet a pause wait for exactly its end, which is how they are found when it
+ends early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, bindparam, select, update
+
+from rules.vocabulary import ProviderName
+from worker.ledger.encoding import micros, moment, moment_or_none, sentence
+from worker.ledger.rows import ProviderState
+from worker.ledger.statements import Statement, columns_of, upsert
+from worker.ledger.tables import TASK_TIMED, providers, tasks
+
+_STATES: Final = Statement(select(providers).order_by(providers.c.name))
+_PAUSED: Final = Statement(select(providers).where(providers.c.paused_until_at > bindparam("now")))
+_PAUSE_OF: Final = Statement(
+    select(providers).where(providers.c.name == bindparam("provider"), providers.c.paused_until_at.is_not(None))
+)
+_NEW_PAUSE: Final = upsert(providers)
+_PAUSE: Final = Statement(
+    _NEW_PAUSE.on_conflict_do_update(
+        index_elements=(providers.c.name,),
+        set_={name: _NEW_PAUSE.excluded[name] for name in ("paused_until_at", "reason", "held", "updated_at")},
+    ),
+    columns_of(providers),
+)
+_LIFT: Final = Statement(
+    update(providers)
+    .where(providers.c.name == bindparam("provider"))
+    .values(paused_until_at=None, reason=None, held=False, updated_at=bindparam("now"))
+)
+_FREE: Final = Statement(
+    update(tasks)
+    .where(tasks.c.provider == bindparam("of"), TASK_TIMED, tasks.c.due_at == bindparam("until"))
+    .values(due_at=bindparam("now"), updated_at=bindparam("now"))
+)
+
+
+def in_force(connection: Connection, now: datetime) -> dict[ProviderName, ProviderState]:
+    """Return the pauses that hold at this moment."""
+    found = _PAUSED.rows(connection, {"now": micros(now)})
+    return {state.name: state for state in map(_state, found)}
+
+
+def states(connection: Connection) -> list[ProviderState]:
+    """Return every provider that was ever paused."""
+    return [_state(row) for row in _STATES.rows(connection)]
+
+
+def hold(provider: ProviderName, until_at: datetime, reason: str, now: datetime) -> Callable[[Connection], None]:
+    """Return the work that pauses a provider on a person's order."""
+
+    def work(connection: Connection) -> None:
+        _pause(connection, provider, until_at, reason, now, held=True)
+
+    return work
+
+
+def resume(provider: ProviderName, now: datetime) -> Callable[[Connection], None]:
+    """Return the work that lifts any pause of a provider."""
+
+    def work(connection: Connection) -> None:
+        _lift(connection, provider, now, even_held=True)
+
+    return work
+
+
+def pause_after_attempt(
+    connection: Connection, provider: ProviderName, until_at: datetime, reason: str, now: datetime
+) -> None:
+    """Pause a provider because of an answer; a person's order that still holds stands."""
+    row = _PAUSE_OF.first(connection, {"provider": provider})
+    if row is None or not row.held or moment(row.paused_until_at) <= now:
+        _pause(connection, provider, until_at, reason, now, held=False)
+
+
+def lift_after_delivery(connection: Connection, provider: ProviderName, now: datetime) -> None:
+    """Lift a pause that an answer brought about: the provider works."""
+    _lift(connection, provider, now, even_held=False)
+
+
+def _pause(
+    connection: Connection, provider: ProviderName, until_at: datetime, reason: str, now: datetime, *, held: bool
+) -> None:
+    row = {
+        "name": provider,
+        "paused_until_at": micros(until_at),
+        "reason": sentence(reason),
+        "held": held,
+        "updated_at": micros(now),
+    }
+    _PAUSE.run(connection, row)
+
+
+def _lift(connection: Connection, provider: ProviderName, now: datetime, *, even_held: bool) -> None:
+    row = _PAUSE_OF.first(connection, {"provider": provider})
+    if row is None or (row.held and not even_held):
+        return
+    _LIFT.run(connection, {"provider": provider, "now": micros(now)})
+    if moment(row.paused_until_at) > now:
+        _FREE.run(connection, {"of": provider, "until": row.paused_until_at, "now": micros(now)})
+
+
+def _state(row: Any) -> ProviderState:
+    return ProviderState(
+        name=ProviderName(row.name),
+        paused_until_at=moment_or_none(row.paused_until_at),
+        reason=row.reason,
+        held=bool(row.held),
+        updated_at=moment(row.updated_at),
+    )

@@ -1,0 +1,219 @@
+"""How an event is decided once: the one whose transaction finds it `received` records what follows, all of it or nothing.
+
+A try is counted before an event is handed out that was dispatched before: its processing may have killed the process that
+would have counted. `event_failed` counts only what was not counted so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import Connection, bindparam, select, update
+
+from rules.vocabulary import EventState, Plan, Task, TaskState
+from worker.ledger.encoding import dump, micros, micros_or_none, sentence, sentence_or_none
+from worker.ledger.mapping import contact_text, decisions_text, retry_text, stored_event
+from worker.ledger.rows import StoredEvent, TaskRef
+from worker.ledger.statements import ForIds, Statement, columns_of, upsert
+from worker.ledger.tables import EVENT_OPEN, decisions, events, tasks, turns
+
+#: After so many tries an event is `failed`.
+TRIES_LIMIT: Final = 5
+#: The wait after the first try that failed; it doubles with each.
+BACK_OFF: Final = timedelta(seconds=5)
+
+_GIVEN_UP: Final = f"given up: processing it was begun {TRIES_LIMIT} times and never ended; it may crash the worker"
+
+_OPEN: Final = ForIds(lambda ids: select(events).where(events.c.id.in_(ids), EVENT_OPEN))
+_LOCK_OPEN: Final = ForIds(
+    lambda ids: (
+        select(events.c.id, events.c.tries, events.c.dispatches)
+        .where(events.c.id.in_(ids), EVENT_OPEN)
+        .order_by(events.c.id)
+        .with_for_update()
+    )
+)
+_GIVE_UP: Final = ForIds(
+    lambda ids: (
+        update(events)
+        .where(events.c.id.in_(ids), EVENT_OPEN, events.c.tries >= TRIES_LIMIT)
+        .values(state=EventState.FAILED, reason=_GIVEN_UP)
+        .returning(events.c.id)
+    )
+)
+_COUNT_TRY: Final = ForIds(
+    lambda ids: (
+        update(events)
+        .where(events.c.id.in_(ids), EVENT_OPEN)
+        .values(tries=events.c.tries + 1, dispatched_at=bindparam("now"))
+        .returning(events.c.id, events.c.tries)
+    )
+)
+_SET_FAILED: Final = Statement(
+    update(events)
+    .where(events.c.id == bindparam("event_id"))
+    .values({name: bindparam(f"new_{name}") for name in ("tries", "due_at", "state", "reason")})
+)
+_SET_DECIDED: Final = Statement(
+    update(events)
+    .where(events.c.id == bindparam("event_id"))
+    .values(state=bindparam("new_state"), rule_set=bindparam("new_rule_set"))
+)
+_NEW_DECISIONS: Final = upsert(decisions)
+_ADD_DECISIONS: Final = Statement(
+    _NEW_DECISIONS.on_conflict_do_update(
+        index_elements=(decisions.c.event_id,),
+        set_={name: _NEW_DECISIONS.excluded[name] for name in ("rule_set", "decided_at", "decisions")},
+    ),
+    columns_of(decisions),
+)
+_ADD_TASK: Final = Statement(
+    upsert(tasks).on_conflict_do_nothing(),
+    columns_of(tasks, "first_attempt_at", "lease_until_at", "owner", "external_id"),
+)
+_TAKE_TURN: Final = Statement(
+    upsert(turns)
+    .values(team=bindparam("team"), taken=1)
+    .on_conflict_do_update(index_elements=(turns.c.team,), set_={"taken": turns.c.taken + 1})
+    .returning(turns.c.taken)
+)
+
+
+def open_events(connection: Connection, ids: Sequence[str]) -> list[StoredEvent]:
+    """Return those of the events that are still to be decided, in the order of `ids`."""
+    found = {row.id: stored_event(row) for row in _OPEN.rows(connection, ids)}
+    return [found[event_id] for event_id in dict.fromkeys(ids) if event_id in found]
+
+
+def suspects_of(found: Sequence[StoredEvent]) -> list[str]:
+    """Return the ids of the events that may have crashed their processing."""
+    return [event.id for event in found if event.dispatches > 1]
+
+
+def count_tries(ids: Sequence[str], now: datetime) -> Callable[[Connection], Mapping[str, int]]:
+    """Return the work that counts a try of each and gives up on those that had all; its result is the tries by id."""
+
+    def work(connection: Connection) -> Mapping[str, int]:
+        _GIVE_UP.rows(connection, ids)
+        return {row.id: row.tries for row in _COUNT_TRY.rows(connection, ids, {"now": micros(now)})}
+
+    return work
+
+
+def returned(found: Sequence[StoredEvent], counted: Mapping[str, int]) -> list[StoredEvent]:
+    """Return what was found without the suspects that were not counted, and with the tries of the others."""
+    fine = (event for event in found if event.dispatches == 1 or event.id in counted)
+    return [replace(event, tries=counted.get(event.id, event.tries)) for event in fine]
+
+
+def record_plans(plans: Sequence[Plan], now: datetime) -> Callable[[Connection], tuple[TaskRef, ...]]:
+    """Return the work that records every plan whose event is still open; its result is the tasks that are due now."""
+    at = micros(now)
+    by_event: dict[str, Plan] = {}
+    for plan in plans:
+        by_event.setdefault(plan.event_id, plan)
+    decided = {plan.event_id: _decided_rows(plan, at) for plan in by_event.values()}
+    planned = {plan.event_id: [(task, _task_row(task, at)) for task in plan.tasks] for plan in by_event.values()}
+
+    def work(connection: Connection) -> tuple[TaskRef, ...]:
+        open_ids = {row.id for row in _LOCK_OPEN.rows(connection, list(by_event))}
+        ours = [event_id for event_id in by_event if event_id in open_ids]
+        if not ours:
+            return ()
+        _SET_DECIDED.run_many(connection, [decided[event_id][0] for event_id in ours])
+        _ADD_DECISIONS.run_many(connection, [decided[event_id][1] for event_id in ours])
+        pairs = [pair for event_id in ours for pair in planned[event_id]]
+        _hand_out_turns(connection, pairs)
+        added = [(task, row) for task, row in pairs if _ADD_TASK.run(connection, row) == 1]
+        return tuple(_ref(task) for task, row in added if row["state"] == TaskState.QUEUED)
+
+    return work
+
+
+def event_failed(event_id: str, error: str, now: datetime) -> Callable[[Connection], None]:
+    """Return the work that makes an event due again later, or ends it after its last try."""
+
+    def work(connection: Connection) -> None:
+        found = _LOCK_OPEN.rows(connection, [event_id])
+        if not found:
+            return
+        row = found[0]
+        tries = row.tries + 1 if row.dispatches == 1 or row.tries == 0 else row.tries
+        over = tries >= TRIES_LIMIT
+        changed = {
+            "event_id": event_id,
+            "new_tries": tries,
+            "new_due_at": micros(now + BACK_OFF * 2 ** (tries - 1)),
+            "new_state": EventState.FAILED if over else EventState.RECEIVED,
+            "new_reason": sentence(error),
+        }
+        _SET_FAILED.run(connection, changed)
+
+    return work
+
+
+def _decided_rows(plan: Plan, at: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    return (
+        {"event_id": plan.event_id, "new_state": plan.state, "new_rule_set": plan.rule_set},
+        {
+            "event_id": plan.event_id,
+            "rule_set": plan.rule_set,
+            "decided_at": at,
+            "decisions": decisions_text(plan.decisions),
+        },
+    )
+
+
+def _task_row(task: Task, at: int) -> dict[str, Any]:
+    due_at = micros(task.due_at)
+    due = task.state == TaskState.PLANNED and due_at <= at
+    return {
+        "id": task.id,
+        "key": task.key,
+        "event_id": task.event_id,
+        "rule": task.rule,
+        "name": task.name,
+        "type": task.type,
+        "provider": task.provider,
+        "fields": dump(dict(task.fields)),
+        "due_at": due_at,
+        "expires_at": micros_or_none(task.expires_at),
+        "retry": retry_text(task.retry),
+        "if_unsure": task.if_unsure,
+        "contact": contact_text(task.contact),
+        "state": TaskState.QUEUED if due else task.state,
+        "reason": sentence_or_none(task.reason),
+        "note": sentence_or_none(task.note),
+        "rule_set": task.rule_set,
+        "attempts": 0,
+        "epoch": 0,
+        "dispatched_at": at if due else None,
+        "created_at": at,
+        "updated_at": at,
+    }
+
+
+def _hand_out_turns(connection: Connection, pairs: Sequence[tuple[Task, dict[str, Any]]]) -> None:
+    """Give each task of a rotating team to its next member; a task that planning ended takes no turn."""
+    for task, row in pairs:
+        rotation = task.rotation
+        if rotation is None or not rotation.member_ids or task.state != TaskState.PLANNED:
+            continue
+        taken = _TAKE_TURN.rows(connection, {"team": rotation.team})[0].taken
+        member = rotation.member_ids[(taken - 1) % len(rotation.member_ids)]
+        row["fields"] = dump({**task.fields, "responsible_ids": [member]})
+
+
+def _ref(task: Task) -> TaskRef:
+    return TaskRef(
+        id=task.id,
+        type=task.type,
+        provider=task.provider,
+        rule=task.rule,
+        name=task.name,
+        attempts=0,
+        epoch=0,
+    )

@@ -1,0 +1,170 @@
+"""How statements reach the database: written once in SQLAlchemy Core, compiled once, run by the driver itself.
+
+Core's own execution costs several times what SQLite needs for these statements. So a statement is compiled for a dialect
+when it first runs, and from then on only its parameters move; rows come back as named tuples. Values must be what the
+driver takes as it is: text, integers, bytes, booleans, None. `upsert` is PostgreSQL's insert because SQLite's dialect
+compiles its conflict clauses too, and not the other way round.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from operator import itemgetter
+from typing import Any, Final
+
+from sqlalchemy import (
+    BindParameter,
+    ClauseElement,
+    Connection,
+    Delete,
+    Dialect,
+    Insert,
+    Select,
+    Table,
+    Update,
+    bindparam,
+)
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+__all__ = ["ForIds", "Parameters", "Statement", "columns_of", "upsert"]
+
+#: A row of parameters, by name.
+Parameters = Mapping[str, Any]
+
+_NO_PARAMETERS: Final[Parameters] = {}
+
+#: Lists of ids are padded to one of these lengths (a repeated id changes nothing), so that few texts are compiled.
+_LENGTHS: Final = (1, 10, 100, 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A statement's text for one dialect, and how its parameters and rows are shaped."""
+
+    text: str
+    shape: Callable[[Parameters], Any]
+    row: Callable[[Any], Any]
+
+
+class Statement:
+    """One statement; every run fetches all its rows, so that nothing stays open behind it."""
+
+    def __init__(self, statement: Select[Any] | Insert | Update | Delete, columns: Sequence[str] | None = None) -> None:
+        """Take a statement; `columns` names the columns that an insert fills."""
+        self.statement = statement
+        self.columns = columns
+        self._compiled: dict[str, _Compiled] = {}
+
+    def rows(self, connection: Connection, parameters: Parameters = _NO_PARAMETERS) -> list[Any]:
+        """Run it and return its rows, named tuples after its columns."""
+        compiled = self._for(connection.dialect)
+        cursor = _driver(connection).cursor()
+        try:
+            cursor.execute(compiled.text, compiled.shape(parameters))
+            return [compiled.row(row) for row in cursor.fetchall()]
+        finally:
+            cursor.close()
+
+    def first(self, connection: Connection, parameters: Parameters = _NO_PARAMETERS) -> Any | None:
+        """Run it and return its first row."""
+        rows = self.rows(connection, parameters)
+        return rows[0] if rows else None
+
+    def values(self, connection: Connection, parameters: Parameters = _NO_PARAMETERS) -> list[Any]:
+        """Run it and return the first column of its rows."""
+        return [row[0] for row in self.rows(connection, parameters)]
+
+    def value(self, connection: Connection, parameters: Parameters = _NO_PARAMETERS) -> Any | None:
+        """Run it and return the first column of its first row."""
+        row = self.first(connection, parameters)
+        return None if row is None else row[0]
+
+    def run(self, connection: Connection, parameters: Parameters = _NO_PARAMETERS) -> int:
+        """Run it and return how many rows it changed."""
+        compiled = self._for(connection.dialect)
+        cursor = _driver(connection).cursor()
+        try:
+            cursor.execute(compiled.text, compiled.shape(parameters))
+            changed: int = cursor.rowcount
+            return changed
+        finally:
+            cursor.close()
+
+    def run_many(self, connection: Connection, rows: Sequence[Parameters]) -> None:
+        """Run it once for each of the rows of parameters."""
+        compiled = self._for(connection.dialect)
+        cursor = _driver(connection).cursor()
+        try:
+            cursor.executemany(compiled.text, [compiled.shape(row) for row in rows])
+        finally:
+            cursor.close()
+
+    def _for(self, dialect: Dialect) -> _Compiled:
+        compiled = self._compiled.get(dialect.name)
+        if compiled is None:
+            compiled = self._compiled[dialect.name] = _compile(self.statement, self.columns, dialect)
+        return compiled
+
+
+class ForIds:
+    """One statement about a list of ids: `build` gets what to put into `in_`."""
+
+    def __init__(self, build: Callable[[Sequence[BindParameter[str]]], Select[Any] | Update]) -> None:
+        self.build = build
+        self._of_length: dict[int, Statement] = {}
+
+    def rows(self, connection: Connection, ids: Sequence[str], parameters: Parameters = _NO_PARAMETERS) -> list[Any]:
+        """Run it for these ids, in several runs when they are very many, and return all rows."""
+        found: list[Any] = []
+        for start in range(0, len(ids), _LENGTHS[-1]):
+            part = ids[start : start + _LENGTHS[-1]]
+            length = next(each for each in _LENGTHS if each >= len(part))
+            padded = [*part, *[part[-1]] * (length - len(part))]
+            named = {f"id_{place}": value for place, value in enumerate(padded)}
+            found += self.of_length(length).rows(connection, {**parameters, **named})
+        return found
+
+    def of_length(self, length: int) -> Statement:
+        """Return the statement for so many ids."""
+        statement = self._of_length.get(length)
+        if statement is None:
+            names: list[BindParameter[str]] = [bindparam(f"id_{place}") for place in range(length)]
+            statement = self._of_length[length] = Statement(self.build(names))
+        return statement
+
+
+def _driver(connection: Connection) -> Any:
+    return connection.connection.driver_connection
+
+
+def columns_of(table: Table, *without: str) -> tuple[str, ...]:
+    """Return the names of a table's columns but these and `seq`, which counts by itself."""
+    return tuple(column.name for column in table.c if column.name not in {"seq", *without})
+
+
+def _compile(statement: Any, columns: Sequence[str] | None, dialect: Dialect) -> _Compiled:
+    compiled: Any = ClauseElement.compile(statement, dialect=dialect, column_keys=columns)
+    constants = {
+        name: value.value if isinstance(value, Enum) else value
+        for name, value in compiled.params.items()
+        if not compiled.binds[name].required
+    }
+    names = [column.key for column in statement.exported_columns]
+    row: Any = namedtuple("Row", names, rename=True)  # type: ignore[misc]  # noqa: PYI024  # its names are the columns
+    order = compiled.positiontup if compiled.positional else None
+    return _Compiled(str(compiled), _shaper(order, constants), row._make)
+
+
+def _shaper(order: Sequence[str] | None, constants: Parameters) -> Callable[[Parameters], Any]:
+    """Return how parameters by name, and the statement's own constants, become what the driver takes."""
+    if order is None:
+        return lambda row: {**constants, **row}
+    if not order:
+        return lambda _row: ()
+    pick = itemgetter(*order) if len(order) > 1 else lambda row: (row[order[0]],)
+    if not constants:
+        return pick
+    return lambda row: pick({**constants, **row})
