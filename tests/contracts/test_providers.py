@@ -1,0 +1,263 @@
+"""One suite over every provider: what it sends is taken by a strict stand-in, and it reads whatever comes back."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import product
+from typing import Any
+
+import pytest
+
+from rules.vocabulary import PROVIDER_OF, ProviderName, TaskType, Verdict
+from worker.providers import Provider, load
+from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
+from worker.sandbox.switches import SWITCHES
+from worker.transport import Transport
+from worker.wire import Answered, NeverSent, NoAnswer, Request, Unsendable
+
+AGENT = "228d7a0d-9072-4ca8-939b-959b75cc606a"
+OTHER = "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb"
+CREDENTIALS = {ProviderName.MINDHUNTERS: MINDHUNTERS_TOKEN, ProviderName.VAMBE: VAMBE_API_KEY}
+
+#: Every open question answered in the way that refuses more.
+STRICT = {
+    **{name: "refuse" for name, switch in SWITCHES.items() if "refuse" in switch.choices},
+    "mindhunters.bearer_case": "exact",
+    "mindhunters.unexplained_types": "accept",
+    "vambe.absent_keys": "strict",
+    "vambe.responsible_format": "400",
+}
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A claimed task, as far as a provider looks at it."""
+
+    type: TaskType
+    fields: dict[str, Any]
+    due_at: datetime
+    expires_at: datetime | None = None
+    id: str = "tk_0"
+    key: str = "0" * 64
+
+
+def now() -> datetime:
+    """Return the real moment: the stand-in checks against it."""
+    return datetime.now(UTC)
+
+
+@dataclass
+class Line:
+    """A provider, the way to its stand-in, and the stand-in."""
+
+    provider: Provider
+    transport: Transport
+    sandbox: Sandbox
+
+    def create(self, task: Claimed) -> Any:
+        """Prepare, send and read one task."""
+        request = self.provider.prepare(task, now())
+        assert isinstance(request, Request), request
+        return self.provider.read(self.transport.send(request, deadline_seconds=5), now(), request)
+
+
+def opened(sandbox: Sandbox, name: ProviderName) -> Line:
+    """Return the line to one provider of a sandbox."""
+    provider = load(name)
+    url = sandbox.mindhunters_url if name is ProviderName.MINDHUNTERS else sandbox.vambe_url
+    return Line(provider, Transport(url, provider.authorise(CREDENTIALS[name])), sandbox)
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Sandbox]:
+    """The stand-in, as strict as the documents allow."""
+    with Sandbox(switches=STRICT) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(params=list(ProviderName))
+def line(request, strict) -> Iterator[Line]:
+    """Each provider in turn, with its own way to the stand-in."""
+    strict.reset()
+    found = opened(strict, request.param)
+    yield found
+    found.transport.close()
+
+
+SHARED = {"title": "Llamar a Zoë 🦊", "description": "gran lead\n[lw:abcdef012345]"}
+MINDHUNTERS = {**SHARED, "agent": AGENT, "auto_queue": True, "contact": {"phone_number": "+56911112222"}}
+SMALLEST: dict[TaskType, dict[str, Any]] = {
+    TaskType.MAKE_CALL: MINDHUNTERS,
+    TaskType.WHATSAPP_TEMPLATE: {**MINDHUNTERS, "template": OTHER},
+    TaskType.MINDHUNTERS_TASK: {**MINDHUNTERS, "type": "follow_up", "task_data": {"note": "x"}},
+    TaskType.TEAM_TASK: {**SHARED, "responsible_ids": [AGENT], "priority": "high", "timezone": "America/Santiago"},
+}
+MORE: dict[TaskType, dict[str, tuple[Any, ...]]] = {
+    TaskType.MAKE_CALL: {
+        "contact": ({"phone_number": "+56911112222"}, {"email": "ana@example.com"}),
+        "priority": (None, 1, 10),
+        "redial": (None, {"max": 1}),
+        "campaign": (None, OTHER),
+        "timezone": (None, "America/Santiago", "UTC"),
+        "auto_queue": (True, False),
+        "description": (None, "x"),
+    },
+    TaskType.WHATSAPP_TEMPLATE: {"priority": (None, 8), "auto_queue": (True, False)},
+    TaskType.MINDHUNTERS_TASK: {"type": ("send_email", "survey", "custom"), "task_data": (None, {}, {"a": [1]})},
+    TaskType.TEAM_TASK: {
+        "due_date": (None, "2030-02-28"),
+        "priority": ("low", "medium", "high", None),
+        "responsible_ids": ([AGENT], [AGENT, OTHER, AGENT]),
+        "ai_contact_id": (None, OTHER),
+        "description": (None, "x"),
+    },
+}
+
+
+def variants(type_: TaskType) -> Iterator[dict[str, Any]]:
+    """Yield the fields of a task with every combination of the optional ones."""
+    optional = MORE[type_]
+    for values in product(*optional.values()):
+        yield {**SMALLEST[type_], **dict(zip(optional, values, strict=True))}
+
+
+@pytest.mark.parametrize("type_", list(TaskType))
+def test_a_strict_provider_takes_what_is_prepared(strict, type_) -> None:
+    """No combination of optional fields is refused, however the open questions are answered."""
+    strict.reset()
+    line = opened(strict, PROVIDER_OF[type_])
+    prepared = list(variants(type_))
+    for fields in prepared:
+        reading = line.create(Claimed(type=type_, fields=fields, due_at=now(), expires_at=now() + timedelta(hours=1)))
+        assert (Verdict.DELIVERED, None) == (reading.verdict, reading.reason), fields
+    line.transport.close()
+    assert len(prepared) == len(strict.tasks(PROVIDER_OF[type_]))
+    assert [] == strict.state()["refused"]
+
+
+@pytest.mark.parametrize("due_time", ["00:00", "09:30", "23:59"])
+@pytest.mark.parametrize("zone", ["America/Santiago", "Asia/Kolkata", "Pacific/Kiritimati", "UTC"])
+def test_a_due_time_is_held_as_meant(strict, due_time, zone) -> None:
+    """A provider that honours the zone holds the very moment, and there is no warning."""
+    line = opened(strict, ProviderName.VAMBE)
+    fields = {**SMALLEST[TaskType.TEAM_TASK], "due_date": "2030-07-01", "due_time": due_time, "timezone": zone}
+    reading = line.create(Claimed(type=TaskType.TEAM_TASK, fields=fields, due_at=now()))
+    line.transport.close()
+    assert (Verdict.DELIVERED, None) == (reading.verdict, reading.warning)
+
+
+def test_a_zone_that_is_ignored_becomes_a_warning(strict) -> None:
+    """With due_at as in the vendor's sample the task is delivered, with a warning."""
+    with Sandbox(switches={"vambe.due_at": "sample"}) as sandbox:
+        line = opened(sandbox, ProviderName.VAMBE)
+        fields = {**SMALLEST[TaskType.TEAM_TASK], "due_date": "2030-07-01", "due_time": "14:00"}
+        reading = line.create(Claimed(type=TaskType.TEAM_TASK, fields=fields, due_at=now()))
+        line.transport.close()
+    assert Verdict.DELIVERED is reading.verdict
+    assert "2030-07-01T14:00Z" in (reading.warning or "")
+
+
+def sample(line: Line) -> Claimed:
+    """Return a task the line's provider can be given."""
+    type_ = TaskType.TEAM_TASK if line.provider.name is ProviderName.VAMBE else TaskType.MAKE_CALL
+    return Claimed(type=type_, fields=SMALLEST[type_], due_at=now())
+
+
+def test_the_id_is_that_of_the_task_made(line) -> None:
+    """What is kept as external id finds the task at the provider."""
+    reading = line.create(sample(line))
+    held = line.sandbox.tasks(line.provider.name)[0]
+    assert (held.get("uuid") or held.get("id")) == reading.external_id
+
+
+def test_the_mark_arrives(line) -> None:
+    """The description with its mark is what the provider holds."""
+    line.create(sample(line))
+    assert line.sandbox.tasks(line.provider.name)[0]["description"].endswith("[lw:abcdef012345]")
+
+
+@pytest.mark.parametrize(
+    ("expected", "stored", "answer"),
+    [
+        (Verdict.BUSY, 0, {"status": 429, "headers": {"Retry-After": "2"}}),
+        (Verdict.BUSY, 0, {"status": 503}),
+        (Verdict.UNKNOWN, 0, {"status": 500}),
+        (Verdict.UNKNOWN, 1, {"status": 500, "store": True}),
+        (Verdict.UNKNOWN, 1, {"status": 504, "store": True}),
+        (Verdict.UNKNOWN, 1, {"status": 201, "store": True, "body": "made, but who knows which"}),
+        (Verdict.UNKNOWN, 0, "html_502"),
+        (Verdict.UNKNOWN, 0, "hang_up_before"),
+        (Verdict.UNKNOWN, 1, "hang_up_after"),
+        (Verdict.UNKNOWN, 0, "reset_before"),
+        (Verdict.UNKNOWN, 1, "reset_after"),
+        (Verdict.PAUSE, 0, {"status": 401}),
+        (Verdict.PAUSE, 0, {"status": 404, "body": "<html>", "headers": {"Content-Type": "text/html"}}),
+        (Verdict.PAUSE, 0, {"status": 302, "headers": {"Location": "/login"}}),
+    ],
+)
+def test_faults_become_verdicts(line, expected, stored, answer) -> None:
+    """However a provider misbehaves, the verdict never claims to know more than can be known."""
+    line.sandbox.script([{"answer": answer}])
+    reading = line.create(sample(line))
+    assert expected is reading.verdict, reading
+    assert stored == len(line.sandbox.tasks(line.provider.name))
+    assert Verdict.DELIVERED is line.create(sample(line)).verdict
+
+
+def test_a_refusal_names_the_complaint(line) -> None:
+    """A provider's refusal is dead with its own words, a remedy and its status in front."""
+    line.sandbox.script([])
+    body = {"title": "no agent, nobody responsible"}
+    reading = line.provider.read(line.transport.send(Request(method="POST", path="/tasks", json=body)), now())
+    assert Verdict.REFUSED is reading.verdict
+    assert (reading.reason or "").split()[0] in {"400", "422"}
+    assert "retry" in (reading.reason or "")
+
+
+def test_a_wrong_credential_pauses(line) -> None:
+    """A wrong key is not the task's fault."""
+    other = Transport(line.transport._base_url, line.provider.authorise("sandbox-wrong-key"))
+    reading = line.provider.read(other.send(line.provider.probe()), now())
+    other.close()
+    assert Verdict.PAUSE is reading.verdict
+
+
+@pytest.mark.parametrize("path", ["/v0/tasks", "/../nothing/tasks", "/task"])
+def test_a_wrong_address_never_refuses_a_task(line, path) -> None:
+    """A POST to an address that is not there pauses the provider, in whatever form the 404 comes."""
+    request = line.provider.prepare(sample(line), now())
+    assert isinstance(request, Request)
+    sent = line.transport.send(Request(method="POST", path=path, json=request.json))
+    assert Verdict.PAUSE is line.provider.read(sent, now()).verdict
+
+
+def test_the_probe_shows_that_the_credential_works(line) -> None:
+    """The probe is answered with 200 and changes nothing."""
+    sent = line.transport.send(line.provider.probe())
+    assert isinstance(sent, Answered)
+    assert 200 == sent.status
+    assert [] == line.sandbox.tasks(line.provider.name)
+
+
+def test_an_empty_task_is_unsendable(line) -> None:
+    """Nothing at all is refused before any request, with a reason."""
+    made = line.provider.prepare(Claimed(type=sample(line).type, fields={}, due_at=now()), now())
+    assert isinstance(made, Unsendable)
+    assert "`title`" in made.reason
+
+
+@pytest.mark.parametrize("sent", [NeverSent(error="x\r\ny"), NoAnswer(error="x" * 9000), Answered(status=0)])
+def test_reading_is_total(line, sent) -> None:
+    """Every end of a send has a verdict with a printable reason."""
+    reading = line.provider.read(sent, now())
+    assert (reading.reason or "").isprintable()
+    assert len(reading.reason or "") <= 500
+
+
+def test_requests_carry_no_credential(line) -> None:
+    """The credential is the transport's: a request can be stored and shown."""
+    request = line.provider.prepare(sample(line), now())
+    assert isinstance(request, Request)
+    assert {} == dict(request.headers)
+    assert "sandbox" not in json.dumps(request.json)

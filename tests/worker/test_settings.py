@@ -1,0 +1,64 @@
+"""What the environment may say, and how it is told that it is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from rules.vocabulary import SettingsError
+from worker.settings import PREFIX, VARIABLES, Secret, Settings, environment_of
+
+
+def test_an_empty_environment_is_acceptable():
+    """Nothing has to be set for the settings to be read; what a command misses it says itself."""
+    settings = Settings.from_environment({})
+    assert (8080, None, None) == (settings.port, settings.rules, settings.mindhunters_token)
+    assert settings.database_url == f"sqlite:///{Path.cwd()}/.leadwire/ledger.sqlite3"
+
+
+def test_all_faults_come_at_once():
+    """Every variable that cannot be used is named in one message, with what it may be."""
+    with pytest.raises(SettingsError) as told:
+        Settings.from_environment(
+            {
+                "LEADWIRE_PORT": "eighty",
+                "LEADWIRE_FLOWER_PORT": "70000",
+                "LEADWIRE_VAMBE_URL": "api.vambe.me",
+                "LEADWIRE_LOG_FORMAT": "xml",
+            }
+        )
+    for name in ("LEADWIRE_PORT", "LEADWIRE_FLOWER_PORT", "LEADWIRE_VAMBE_URL", "LEADWIRE_LOG_FORMAT"):
+        assert name in str(told.value)
+
+
+def test_a_fault_never_prints_what_may_hold_a_password():
+    """A URL that cannot be used is named by its variable alone."""
+    with pytest.raises(SettingsError) as told:
+        Settings.from_environment({"LEADWIRE_BROKER_URL": "ftp://user:not-a-real-password@host"})
+    assert "not-a-real-password" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", [variable.name for variable in VARIABLES if variable.secret])
+def test_secrets_never_show(name):
+    """A secret does not appear in the settings' repr."""
+    settings = Settings.from_environment({PREFIX + name: "fake-secret-value"})
+    assert "fake-secret-value" not in repr(settings)
+
+
+def test_two_equal_secrets_are_equal():
+    """Secrets compare by their text, which `reveal` returns."""
+    assert Secret("fake") == Secret("fake")
+    assert "fake" == Secret("fake").reveal()
+
+
+def test_rules_cannot_see_leadwires_own_variables():
+    """What rules and sources may read holds everything but the variables with our prefix."""
+    settings = Settings.from_environment({"SALES_AGENT": "a", "LEADWIRE_VAMBE_API_KEY": "fake"})
+    assert {"SALES_AGENT": "a"} == dict(settings.environment)
+
+
+def test_a_dotenv_file_lies_beneath_the_environment(tmp_path, monkeypatch):
+    """`.env` in the working folder is read, and the environment wins over it."""
+    (tmp_path / ".env").write_text("LEADWIRE_PORT=1\nONLY_THERE=x\n")
+    monkeypatch.setenv("LEADWIRE_PORT", "2")
+    found = environment_of(tmp_path)
+    assert ("2", "x") == (found["LEADWIRE_PORT"], found["ONLY_THERE"])

@@ -1,0 +1,588 @@
+"""The transport against a real local socket that behaves as badly as a test says."""
+
+import gzip
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from worker import transport as transport_module
+from worker.transport import BODY_LIMIT_BYTES, KEEPALIVE_SECONDS, NEVER_SENT, NO_ANSWER, USER_AGENT
+from worker.wire import Answered, NeverSent, NoAnswer, NotBegun, Request
+
+POST = Request(method="POST", path="/tasks", json={"title": "Llamar a Zoë"})
+GET = Request(method="GET", path="/tasks", query=(("per_page", "1"), ("q", "a b&c")))
+CREATED = b'HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{"id": 17}'
+
+opened: list[transport_module.Transport] = []
+
+
+class Transport(transport_module.Transport):
+    """A transport that is closed when its test ends."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        opened.append(self)
+
+
+@pytest.fixture(autouse=True)
+def closing_transports() -> Iterator[None]:
+    """Close what a test opened."""
+    yield
+    while opened:
+        opened.pop().close()
+
+
+Behaviour = Callable[[socket.socket, int], None]
+
+
+def read_request(connection: socket.socket) -> bytes:
+    """Read one request: the head, and as much body as it announces."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        chunk = connection.recv(65536)
+        if not chunk:
+            return data
+        data += chunk
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = next((int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0)
+    while len(body) < length:
+        body += connection.recv(65536)
+    return head + b"\r\n\r\n" + body
+
+
+@contextmanager
+def serving(behaviour: Behaviour, wrap: Callable[[socket.socket], socket.socket] = lambda one: one) -> Iterator[str]:
+    """Serve on a free port: `behaviour` gets each connection and its number, from 0; yields the base URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    connections: list[socket.socket] = []
+
+    def serve_one(raw: socket.socket, number: int) -> None:
+        try:
+            connection = wrap(raw)
+            connections.append(connection)
+            with connection:
+                behaviour(connection, number)
+        except OSError:
+            pass
+
+    def accept() -> None:
+        number = 0
+        while True:
+            try:
+                raw, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve_one, args=(raw, number), daemon=True).start()
+            number += 1
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.close()
+        for connection in connections:
+            connection.close()
+
+
+def answering(answer: bytes) -> Behaviour:
+    """Return the behaviour that reads every request and gives this answer."""
+
+    def behave(connection: socket.socket, _: int) -> None:
+        while read_request(connection):
+            connection.sendall(answer)
+
+    return behave
+
+
+def closing(answer: bytes) -> Behaviour:
+    """Return the behaviour that reads one request, gives this answer and hangs up."""
+
+    def behave(connection: socket.socket, _: int) -> None:
+        read_request(connection)
+        connection.sendall(answer)
+
+    return behave
+
+
+def dripping(start: bytes, drop: bytes = b"x") -> Behaviour:
+    """Return the behaviour that begins an answer and then adds a byte every 20 ms, for ever."""
+
+    def behave(connection: socket.socket, _: int) -> None:
+        read_request(connection)
+        connection.sendall(start)
+        while True:
+            time.sleep(0.02)
+            connection.sendall(drop)
+
+    return behave
+
+
+def resetting(connection: socket.socket, _: int) -> None:
+    """Read the request, then reset the connection."""
+    read_request(connection)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def silent(connection: socket.socket, _: int) -> None:
+    """Read the request and never answer."""
+    read_request(connection)
+    connection.recv(1)
+
+
+def send_once(behaviour: Behaviour, request: Request = POST, deadline_seconds: float = 5.0) -> object:
+    """Send one request to a server of this behaviour and return how it ended."""
+    with serving(behaviour) as url:
+        return Transport(url).send(request, deadline_seconds=deadline_seconds)
+
+
+def free_port() -> int:
+    """Return a port nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def test_an_answer_comes_back_whole() -> None:
+    """Status, lower-case header names and body arrive as the provider sent them."""
+    expected = Answered(
+        status=201, headers={"content-type": "application/json", "content-length": "10"}, body=b'{"id": 17}'
+    )
+    assert expected == send_once(answering(CREATED))
+
+
+def test_the_request_is_what_was_asked_for() -> None:
+    """Path below the base URL, credential, our name, JSON as UTF-8 with its length; nothing else of note."""
+    seen: list[bytes] = []
+
+    def behave(connection: socket.socket, _: int) -> None:
+        seen.append(read_request(connection))
+        connection.sendall(CREATED)
+
+    with serving(behave) as url:
+        Transport(f"{url}/api/v1/", {"Authorization": "Bearer fake"}).send(POST)
+    head, _, body = seen[0].partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    assert lines[0] == "POST /api/v1/tasks HTTP/1.1"
+    assert {"Authorization: Bearer fake", f"User-Agent: {USER_AGENT}", "Content-Type: application/json"} <= set(lines)
+    assert f"Content-Length: {len(body)}" in lines
+    assert body == b'{"title":"Llamar a Zo\\u00eb"}'
+
+
+def test_a_query_is_encoded() -> None:
+    """Query values cannot break out of their place."""
+    seen: list[bytes] = []
+
+    def behave(connection: socket.socket, _: int) -> None:
+        seen.append(read_request(connection))
+        connection.sendall(CREATED)
+
+    with serving(behave) as url:
+        Transport(url).send(GET)
+    assert seen[0].startswith(b"GET /tasks?per_page=1&q=a+b%26c HTTP/1.1\r\n")
+    assert b"content-type" not in seen[0].lower()
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    ["http://127.0.0.1:{port}", "http://nowhere.invalid", "ftp://127.0.0.1", "http://", "http://[::1", "nonsense", ""],
+)
+def test_what_cannot_be_reached_was_never_sent(base_url) -> None:
+    """A refused connection, an unknown name and an impossible URL are all NeverSent."""
+    sent = Transport(base_url.format(port=free_port())).send(POST, deadline_seconds=2)
+    assert isinstance(sent, NeverSent), sent
+
+
+@pytest.mark.parametrize("json", [{"a": float("nan")}, {"a": object()}, {1j: 2}])
+def test_what_is_not_json_was_never_sent(json) -> None:
+    """A body that JSON cannot hold ends before a connection is opened."""
+    sent = Transport("http://127.0.0.1:1").send(Request(method="POST", path="/tasks", json=json))
+    assert isinstance(sent, NeverSent), sent
+
+
+def test_a_closed_transport_never_sends() -> None:
+    """A send after close is NeverSent, not an exception."""
+    transport = Transport("http://127.0.0.1:1")
+    transport.close()
+    assert isinstance(transport.send(POST), NeverSent)
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param(resetting, id="reset after the request was read"),
+        pytest.param(closing(b""), id="closed after the request was read"),
+        pytest.param(closing(b"HTTP/1.1 201 Crea"), id="closed within the status line"),
+        pytest.param(closing(b"HTTP/1.1 201 Created\r\nContent-Le"), id="closed within the headers"),
+        pytest.param(closing(CREATED[:-4]), id="closed within the body"),
+        pytest.param(
+            closing(b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"), id="broken chunk length"
+        ),
+        pytest.param(closing(b"HTTP/1.1 201 Created\r\nContent-Length: many\r\n\r\n"), id="broken length"),
+        pytest.param(closing(b"\x00\xff\x16\x03\x01 garbage \r\n\r\n" * 20), id="garbage"),
+        pytest.param(closing(b"SSH-2.0-OpenSSH_9.9\r\n"), id="another protocol"),
+        pytest.param(closing(b"HTTP/1.1 999999 Hm\r\n\r\n"), id="no such status"),
+        pytest.param(closing(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 300_000 + b"\r\n\r\n"), id="endless header"),
+        pytest.param(lambda connection, _: connection.close(), id="closed at once"),
+    ],
+)
+def test_what_breaks_after_the_request_has_no_answer(behaviour) -> None:
+    """Whatever happens once a byte of the request may be there is NoAnswer."""
+    sent = send_once(behaviour)
+    assert isinstance(sent, NoAnswer), sent
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param(silent, id="no answer"),
+        pytest.param(dripping(b""), id="dripping status line"),
+        pytest.param(dripping(b"HTTP/1.1 201 Created\r\n", b"X-A: b\r\n"), id="dripping headers"),
+        pytest.param(dripping(b"HTTP/1.1 201 Created\r\nContent-Length: 99999\r\n\r\n"), id="dripping body"),
+        pytest.param(
+            dripping(b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"), id="dripping chunks"
+        ),
+        pytest.param(dripping(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), id="dripping interim answers"),
+        pytest.param(lambda connection, _: time.sleep(5), id="nobody reads"),
+    ],
+)
+def test_one_deadline_bounds_the_whole_attempt(behaviour) -> None:
+    """A deadline of 0.2 s holds against every way of being slow; no single read outlasts it."""
+    large = Request(method="POST", path="/tasks", json={"title": "x" * 8_000_000})
+    started = time.monotonic()
+    sent = send_once(behaviour, POST if behaviour is silent else large, deadline_seconds=0.2)
+    assert isinstance(sent, NoAnswer), sent
+    assert time.monotonic() - started < 3  # far from the default of 30, with room for a busy machine
+
+
+def test_a_passed_deadline_before_connecting_is_never_sent() -> None:
+    """Without any time left nothing is opened."""
+    assert isinstance(Transport("http://127.0.0.1:1").send(POST, deadline_seconds=0), NeverSent)
+
+
+def test_an_address_that_does_not_answer_is_never_sent() -> None:
+    """A connection that is not accepted in time was never sent."""
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = full.getsockname()
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(address)
+        sent = Transport(f"http://127.0.0.1:{address[1]}").send(POST, deadline_seconds=0.2)
+        for filler in fillers:
+            filler.close()
+    assert isinstance(sent, NeverSent), sent
+
+
+def test_a_huge_body_is_cut() -> None:
+    """No more than the limit is kept, and the answer says so."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 50000000\r\n\r\n"
+    sent = send_once(closing(head + b"y" * (BODY_LIMIT_BYTES + 100_000)))
+    assert isinstance(sent, Answered)
+    assert (BODY_LIMIT_BYTES, True) == (len(sent.body), sent.truncated)
+
+
+def test_a_failure_status_needs_no_whole_body() -> None:
+    """A 503 whose body breaks off is still a 503: the status alone settles it."""
+    head = b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\nContent-Length: 100\r\n\r\nso"
+    expected = Answered(status=503, headers={"retry-after": "7", "content-length": "100"}, body=b"so", truncated=True)
+    assert expected == send_once(closing(head))
+
+
+def test_a_redirect_is_an_answer() -> None:
+    """Redirects are shown, never followed: the credential goes nowhere else."""
+    asked: list[int] = []
+
+    def behave(connection: socket.socket, number: int) -> None:
+        asked.append(number)
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 308 Moved\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n")
+
+    sent = send_once(behave)
+    assert isinstance(sent, Answered)
+    assert (308, "/elsewhere", [0]) == (sent.status, sent.headers["location"], asked)
+
+
+def test_interim_answers_are_skipped() -> None:
+    """100 Continue and 103 Early Hints come before the answer, not instead of it."""
+    interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+    sent = send_once(answering(interim + CREATED))
+    assert isinstance(sent, Answered)
+    assert (201, b'{"id": 17}') == (sent.status, sent.body)
+
+
+def test_compression_nobody_asked_for_is_undone_within_the_limit() -> None:
+    """A compressed answer is read; one that would unpack without end is cut; a broken one stays as it came."""
+
+    def compressed(body: bytes) -> bytes:
+        return b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+    small = send_once(answering(compressed(gzip.compress(b'{"id": 1}'))))
+    bomb = send_once(answering(compressed(gzip.compress(b"0" * 50_000_000))))
+    broken = send_once(answering(compressed(b"not gzip")))
+    assert isinstance(small, Answered)
+    assert isinstance(bomb, Answered)
+    assert isinstance(broken, Answered)
+    assert (b'{"id": 1}', BODY_LIMIT_BYTES, b"not gzip") == (small.body, len(bomb.body), broken.body)
+
+
+def test_cookies_are_not_kept() -> None:
+    """What a provider wants remembered is not sent back."""
+    seen: list[bytes] = []
+
+    def behave(connection: socket.socket, _: int) -> None:
+        while request := read_request(connection):
+            seen.append(request)
+            connection.sendall(CREATED.replace(b"\r\n\r\n", b"\r\nSet-Cookie: a=b\r\n\r\n", 1))
+
+    with serving(behave) as url:
+        transport = Transport(url)
+        transport.send(POST)
+        transport.send(POST)
+    assert [False, False] == [b"cookie" in one.lower() for one in seen]
+
+
+def test_a_connection_is_kept_for_the_next_request() -> None:
+    """Two requests in a row share one connection."""
+    numbers: list[int] = []
+
+    def behave(connection: socket.socket, number: int) -> None:
+        while read_request(connection):
+            numbers.append(number)
+            connection.sendall(CREATED)
+
+    with serving(behave) as url:
+        transport = Transport(url)
+        transport.send(POST)
+        transport.send(POST)
+    assert [0, 0] == numbers
+
+
+def test_a_connection_that_was_closed_meanwhile_is_replaced() -> None:
+    """A kept connection that the provider closed while idle does not cost an attempt: a fresh one is used."""
+    closed = threading.Event()
+
+    def behave(connection: socket.socket, _: int) -> None:
+        read_request(connection)
+        connection.sendall(CREATED)
+        connection.close()
+        closed.set()
+
+    with serving(behave) as url:
+        transport = Transport(url)
+        outcomes = []
+        for _ in range(5):
+            closed.clear()
+            outcomes.append(transport.send(POST))
+            closed.wait(2)
+            time.sleep(0.01)  # the loopback's own delay
+    assert [Answered] * 5 == [type(one) for one in outcomes]
+
+
+def test_a_connection_closed_between_the_check_and_the_write_is_replaced() -> None:
+    """Also when the pool still believed in it: the check just before the first byte finds it, and nothing is lost."""
+    bodies: list[bytes] = []
+    may_close, closed = threading.Event(), threading.Event()
+
+    def behave(connection: socket.socket, number: int) -> None:
+        bodies.append(read_request(connection))
+        connection.sendall(CREATED)
+        if number == 0:
+            may_close.wait(2)
+            connection.close()
+            closed.set()
+        else:
+            connection.recv(1)
+
+    with serving(behave) as url:
+        transport = Transport(url)
+        transport.send(POST)
+        (kept,) = transport._client._transport._pool.connections
+        kept._connection.has_expired = lambda: False
+        may_close.set()
+        assert closed.wait(2)
+        time.sleep(0.01)  # the loopback's own delay
+        second = transport.send(POST)
+    assert isinstance(second, Answered), second
+    assert 2 == len(bodies)
+
+
+def test_a_connection_is_not_kept_for_long() -> None:
+    """Idle connections are dropped before common servers drop them."""
+    assert 3.0 == KEEPALIVE_SECONDS
+    assert 3.0 == Transport("http://127.0.0.1")._client._transport._pool._keepalive_expiry
+
+
+def test_a_late_begin_sends_nothing() -> None:
+    """When the caller's check says no just before the write, the provider sees no byte."""
+    seen: list[bytes] = []
+    done = threading.Event()
+
+    def behave(connection: socket.socket, _: int) -> None:
+        seen.append(connection.recv(100))
+        done.set()
+
+    with serving(behave) as url:
+        sent = Transport(url).send(POST, may_begin=lambda: False)
+        done.wait(2)
+    assert isinstance(sent, NotBegun)
+    assert [b""] == seen
+
+
+def test_the_check_is_asked_once_with_the_connection_open() -> None:
+    """`may_begin` is asked exactly once, after connecting and before the first byte."""
+    asked: list[int] = []
+    connected = threading.Event()
+
+    def behave(connection: socket.socket, _: int) -> None:
+        connected.set()
+        read_request(connection)
+        connection.sendall(CREATED)
+
+    def may_begin() -> bool:
+        asked.append(connected.wait(2))
+        return True
+
+    with serving(behave) as url:
+        sent = Transport(url).send(POST, may_begin=may_begin)
+    assert isinstance(sent, Answered)
+    assert [True] == asked
+
+
+def test_a_failure_before_the_write_does_not_ask() -> None:
+    """A refused connection never asks whether it may begin."""
+    asked: list[bool] = []
+    sent = Transport(f"http://127.0.0.1:{free_port()}").send(POST, may_begin=lambda: not asked.append(True))
+    assert isinstance(sent, NeverSent)
+    assert [] == asked
+
+
+def test_errors_name_no_header() -> None:
+    """Neither credentials nor any other text of the request appear in an error or a repr."""
+    secret = "fake-secret-token"
+    headers = {"Authorization": f"Bearer {secret}", "Bad\nName": secret}
+    outcomes = [
+        Transport(f"http://127.0.0.1:{free_port()}", {"Authorization": f"Bearer {secret}"}).send(POST),
+        Transport("http://127.0.0.1:1").send(Request(method="GET", path="/", headers=headers)),
+    ]
+    assert [NeverSent, NeverSent] == [type(one) for one in outcomes]
+    assert secret not in repr(outcomes)
+    assert secret not in repr(Request(method="GET", path="/", headers=headers))
+
+
+def test_the_environment_does_not_redirect_requests(monkeypatch) -> None:
+    """Proxy variables of the environment are ignored."""
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{free_port()}")
+    assert isinstance(send_once(answering(CREATED)), Answered)
+
+
+def test_many_threads_share_one_transport() -> None:
+    """Side by side every thread gets its own answer."""
+
+    def behave(connection: socket.socket, _: int) -> None:
+        while request := read_request(connection):
+            body = request.partition(b"\r\n\r\n")[2]
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    wrong: list[object] = []
+    with serving(behave) as url:
+        transport = Transport(url)
+
+        def work(thread: int) -> None:
+            for number in range(20):
+                sent = transport.send(Request(method="POST", path="/", json=[thread, number]))
+                if not isinstance(sent, Answered) or sent.body != b"[%d,%d]" % (thread, number):
+                    wrong.append(sent)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [] == wrong
+
+
+def leaves(parent: type[Exception]) -> Iterator[type[Exception]]:
+    """Yield the exceptions below a class that have none below themselves."""
+    children = parent.__subclasses__()
+    if not children:
+        yield parent
+    for child in children:
+        yield from leaves(child)
+
+
+def test_every_way_httpx_can_fail_is_sorted() -> None:
+    """A new exception class of httpx has to be put into one of the two lists before it can pass as either."""
+    sorted_ones = {*NEVER_SENT, *NO_ANSWER}
+    assert set() == {one for one in leaves(httpx.RequestError) if one not in sorted_ones}
+    assert set() == {one for one in leaves(httpx.TransportError) if one not in sorted_ones}
+    assert set() == set(NEVER_SENT) & set(NO_ANSWER)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A self-signed certificate for 127.0.0.1, as one file."""
+    folder = tmp_path_factory.mktemp("tls")
+    key, chain = folder / "key.pem", folder / "chain.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    try:
+        subprocess.run(
+            [*command, "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(chain)],
+            check=True,
+            capture_output=True,
+        )
+    except FileNotFoundError:
+        pytest.skip("there is no openssl program")
+    return chain, key
+
+
+def tls_server(certificate) -> Callable[[socket.socket], socket.socket]:
+    """Return what turns an accepted connection into a TLS one."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    return lambda raw: context.wrap_socket(raw, server_side=True)
+
+
+def test_an_unknown_certificate_is_never_sent(certificate) -> None:
+    """A provider that cannot prove who it is gets nothing, and the error says why."""
+    with serving(answering(CREATED), tls_server(certificate)) as url:
+        sent = Transport(url.replace("http:", "https:")).send(POST)
+    assert isinstance(sent, NeverSent)
+    assert "ConnectError (SSLCertVerificationError: self-signed certificate)" == sent.error
+
+
+def test_tls_carries_requests_under_the_same_deadline(certificate, monkeypatch) -> None:
+    """Over TLS answers come back, connections are kept, and a dripping answer ends at the deadline."""
+    trusting = ssl.create_default_context(cafile=str(certificate[0]))
+    monkeypatch.setattr(transport_module, "_tls", lambda: trusting)
+    numbers: list[int] = []
+
+    def behave(connection: socket.socket, number: int) -> None:
+        for _ in range(2):
+            read_request(connection)
+            numbers.append(number)
+            connection.sendall(CREATED)
+        dripping(b"HTTP/1.1 201 Created\r\n")(connection, number)
+
+    with serving(behave, tls_server(certificate)) as url:
+        transport = Transport(url.replace("http:", "https:"))
+        outcomes = [type(transport.send(POST)) for _ in range(2)]
+        late = transport.send(POST, deadline_seconds=0.2)
+    assert ([Answered, Answered], [0, 0]) == (outcomes, numbers)
+    assert isinstance(late, NoAnswer), late
+
+
+def test_a_server_that_does_not_speak_tls_is_never_sent() -> None:
+    """A broken handshake is before the request."""
+    with serving(lambda connection, _: connection.sendall(b"HTTP/1.1 400 Bad\r\n\r\n")) as url:
+        sent = Transport(url.replace("http:", "https:")).send(POST, deadline_seconds=2)
+    assert isinstance(sent, NeverSent), sent

@@ -1,0 +1,256 @@
+"""Mindhunters (also Mihu): its words, its codes, its answers; it executes AI calls and WhatsApp templates.
+
+Source: developers.mindhunters.ai and developers.mihu.ai, "Create a new task", "Get paginated list of tasks", "Errors",
+read 2026-11. Only names printed there are sent. Where the pages leave something open:
+
+- The host is the workspace's own, and two domains are documented: the whole base URL is a setting.
+- `scheduled_at` must be in the future when the request arrives, so it is computed for every request anew: the task's due
+  time, but at least LEAD from now. That covers the attempt's own 30 seconds and as much difference of clocks.
+- `contact` and `contact_uuid`: exactly one is sent.
+- `auto_queue` is always sent: its documented default, false, may mean that nothing ever happens.
+- The pages of the task call print no success status and no answer body; the id is looked for where the API's other
+  calls and the vendor's own integration have it.
+- The names for the retry interval, the retry strategy, metadata and template variables are printed nowhere: not sent.
+- The API is built on a framework whose own error form (`message`, `errors` by field) cannot be excluded: both are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from rules.vocabulary import Json, ProviderName, TaskType
+from worker.providers import ClaimedTask, answers
+from worker.providers.answers import Complaint, Dialect
+from worker.providers.shapes import E164, Shapes, shown
+from worker.wire import Reading, Request, Sent, Unsendable
+
+#: How far in the future the provider is asked to act at the soonest.
+LEAD: Final = timedelta(seconds=60)
+
+#: The documented types beside `make_call` and `send_message`, which have tasks of their own.
+OTHER_TYPES: Final = ("send_email", "follow_up", "appointment", "survey", "notification", "webhook", "custom")
+
+#: Every documented wire name, and the key of the task that decides it.
+WIRE_NAMES: Final[Mapping[str, str]] = {
+    "title": "title",
+    "type": "type",
+    "agent_uuid": "agent",
+    "scheduled_at": "at",
+    "description": "description",
+    "contact_uuid": "contact_uuid",
+    "contact": "contact",
+    "campaign_uuid": "campaign",
+    "timezone": "timezone",
+    "priority": "priority",
+    "expires_at": "expires",
+    "max_attempts": "redial.max",
+    "task_data": "task_data",
+    "auto_queue": "auto_queue",
+}
+
+_RETRY: Final = "then run leadwire retry for this task"
+
+#: What to do about a complaint, by the field or code it names.
+REMEDIES: Final[Mapping[str, str]] = {
+    "agent_uuid": f"Compare `agent` of the rule with the agents of the workspace, {_RETRY}",
+    "agent_not_found": f"Compare `agent` of the rule with the agents of the workspace, {_RETRY}",
+    "contact": f"Correct the contact in the CRM, {_RETRY}",
+    "contact.phone_number": f"Correct the contact's phone in the CRM, {_RETRY}",
+    "contact.email": f"Correct the contact's e-mail in the CRM, {_RETRY}",
+    "contact_uuid": f"Compare `contact_uuid` of the rule with the contacts of the workspace, {_RETRY}",
+    "contact_not_found": f"Compare `contact_uuid` of the rule with the contacts of the workspace, {_RETRY}",
+    "campaign_uuid": f"Compare `campaign` of the rule with the campaigns of the workspace, {_RETRY}",
+    "scheduled_at": f"Check this machine's clock, {_RETRY}",
+    "expires_at": f"Give `expires` of the rule more time, {_RETRY}",
+    "max_attempts": f"Correct `redial: {{max}}` of the rule, {_RETRY}",
+    "task_data.template_uuid": f"Compare `template` of the rule with the approved templates, {_RETRY}",
+    "type": "Leadwire sends the documented names of types and never others: ask Mindhunters which ones this workspace "
+    f"takes, {_RETRY}",
+}
+
+#: Words of a 404 that speaks of the address.
+_ADDRESS_WORDS: Final = ("endpoint", "route", "url")
+
+
+class Mindhunters:
+    """The task service that calls and writes to contacts."""
+
+    name = ProviderName.MINDHUNTERS
+
+    def authorise(self, credential: str) -> Mapping[str, str]:
+        """Return the header that carries the credential."""
+        return {"Authorization": f"Bearer {credential}"}
+
+    def prepare(self, task: ClaimedTask, now: datetime) -> Request | Unsendable:
+        """Return the request that creates the task, or why it would be refused."""
+        shapes = Shapes(task.fields)
+        scheduled_at = _whole_second_after(max(task.due_at, now + LEAD))
+        wire_type, task_data = _kind(task.type, shapes)
+        body: dict[str, Json] = {
+            "title": shapes.text("title", needed=True),
+            "type": wire_type,
+            "agent_uuid": shapes.uuid("agent", needed=True),
+            "scheduled_at": _instant(scheduled_at),
+            "description": shapes.text("description"),
+            **_contact(task.fields, shapes),
+            "campaign_uuid": shapes.uuid("campaign"),
+            "timezone": shapes.zone("timezone"),
+            "priority": shapes.whole("priority", lowest=1, highest=10),
+            "expires_at": _expiry(task.expires_at, scheduled_at, shapes),
+            "max_attempts": _redials(task.fields.get("redial"), shapes),
+            "task_data": task_data,
+            "auto_queue": shapes.flag("auto_queue") is not False,
+        }
+        extra = shapes.extra_fields(WIRE_NAMES)
+        if shapes.complaints:
+            return Unsendable(reason=answers.reason("Not sent:", "; ".join(shapes.complaints), f"Correct it, {_RETRY}"))
+        known = {name: value for name, value in body.items() if value is not None}
+        return Request(method="POST", path="/tasks", json={**known, **extra})
+
+    def read(self, sent: Sent, now: datetime, request: Request | None = None) -> Reading:  # noqa: ARG002 - protocol
+        """Say what a send came to."""
+        return answers.read(_DIALECT, sent, now)
+
+    def probe(self) -> Request:
+        """Return a GET that changes nothing and needs the credential."""
+        return Request(method="GET", path="/tasks", query=(("per_page", "1"),))
+
+
+def _kind(type_: TaskType, shapes: Shapes) -> tuple[str | None, dict[str, Json] | None]:
+    """Return the wire's type and its `task_data`."""
+    given = shapes.mapping("task_data")
+    if type_ is TaskType.MAKE_CALL:
+        return "make_call", given or None
+    if type_ is TaskType.WHATSAPP_TEMPLATE:
+        template = shapes.uuid("template", needed=True)
+        return "send_message", {
+            **(given or {}),
+            "message_type": "whatsapp_template",
+            "template_uuid": template,
+        }
+    wire_type = shapes.text("type", needed=True)
+    if wire_type is not None and wire_type not in OTHER_TYPES:
+        shapes.complaint(f"`type` must be one of {', '.join(OTHER_TYPES)}, not {shown(wire_type)}")
+    return wire_type, given
+
+
+def _contact(fields: Mapping[str, Json], shapes: Shapes) -> dict[str, Json]:
+    """Return exactly one of `contact_uuid` and `contact`."""
+    contact_uuid = shapes.uuid("contact_uuid")
+    contact = shapes.mapping("contact")
+    if fields.get("contact_uuid") is not None:
+        if contact:
+            shapes.complaint("give `contact` or `contact_uuid`, not both")
+        return {"contact_uuid": contact_uuid}
+    if not contact:
+        shapes.complaint("no phone: the contact has none, and there is no `contact_uuid`")
+        return {}
+    phone, email = contact.get("phone_number"), contact.get("email")
+    if phone is None and email is None:
+        shapes.complaint("`contact` must hold `phone_number` or `email`")
+    if phone is not None and not (isinstance(phone, str) and E164.fullmatch(phone)):
+        shapes.complaint(f"`contact.phone_number` must be E.164 such as +56911112222, not {shown(phone)}")
+    if email is not None and not (isinstance(email, str) and "@" in email):
+        shapes.complaint(f"`contact.email` must be an e-mail address, not {shown(email)}")
+    return {"contact": contact}
+
+
+def _redials(redial: Json, shapes: Shapes) -> int | None:
+    """Return the provider's own tries after no answer or busy."""
+    if redial is None:
+        return None
+    if not isinstance(redial, Mapping):
+        shapes.complaint(f"`redial` must be a mapping such as {{max: 3}}, not {shown(redial)}")
+        return None
+    inner = Shapes({"redial.max": redial.get("max")})
+    number = inner.whole("redial.max", lowest=1)
+    shapes.complaints += inner.complaints
+    return number
+
+
+def _expiry(expires_at: datetime | None, scheduled_at: datetime, shapes: Shapes) -> str | None:
+    if expires_at is None:
+        return None
+    if expires_at.replace(microsecond=0) <= scheduled_at:
+        shapes.complaint(
+            f"it would expire at {_instant(expires_at)}, which is not after the earliest moment the provider can act, "
+            f"{_instant(scheduled_at)}: give `expires` more time"
+        )
+    return _instant(expires_at)
+
+
+def _whole_second_after(moment: datetime) -> datetime:
+    return moment if moment.microsecond == 0 else moment.replace(microsecond=0) + timedelta(seconds=1)
+
+
+def _instant(moment: datetime) -> str:
+    """Return a moment as the pages print it: UTC, whole seconds, `Z`."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _identify(body: Json) -> Json:
+    """Return the id of the task: `data.uuid`, `data.id`, `uuid`, `id`, the first that is there."""
+    if not isinstance(body, dict):
+        return None
+    data = body.get("data")
+    inner = data if isinstance(data, dict) else {}
+    return inner.get("uuid") or inner.get("id") or body.get("uuid") or body.get("id")
+
+
+def _complain(body: Json) -> Complaint | None:
+    """Read the documented error form, or the one of the framework behind it."""
+    if not isinstance(body, dict):
+        return None
+    error, errors = body.get("error"), body.get("errors")
+    message = answers.text_of(body.get("message"))
+    if body.get("success") is False or isinstance(error, dict):
+        inner = error if isinstance(error, dict) else {}
+        code = answers.field_name(inner.get("code"))
+        words = f"{code} {message}".lower()
+        return Complaint(
+            message=message,
+            code=code,
+            fields=_documented_fields(inner) + _fields_by_name(errors),
+            about_task=not any(word in words for word in _ADDRESS_WORDS),
+        )
+    if message and isinstance(errors, dict):
+        return Complaint(message=message, fields=_fields_by_name(errors))
+    return None
+
+
+def _documented_fields(error: Mapping[str, Json]) -> tuple[tuple[str, str], ...]:
+    name, details = answers.field_name(error.get("field")), error.get("details")
+    if isinstance(details, dict):
+        return _fields_by_name(details)
+    said = answers.text_of(details)
+    return ((name, said or "not accepted"),) if name else ((("", said),) if said else ())
+
+
+def _fields_by_name(errors: Json) -> tuple[tuple[str, str], ...]:
+    if not isinstance(errors, dict):
+        return ()
+    return tuple((answers.field_name(name), answers.text_of(said) or "not accepted") for name, said in errors.items())
+
+
+def _remedy(complaint: Complaint) -> str:
+    for name in (*(field for field, _ in complaint.fields), complaint.code.lower()):
+        if name in REMEDIES:
+            return REMEDIES[name]
+        if name in WIRE_NAMES:
+            return f"Correct `{WIRE_NAMES[name]}` of the rule, {_RETRY}"
+    return f"Correct the rule or the contact, {_RETRY}"
+
+
+_DIALECT: Final = Dialect(
+    name="Mindhunters",
+    url_setting="LEADWIRE_MINDHUNTERS_URL",
+    url_example="https://x.mindhunters.ai/api/v1",
+    key_setting="LEADWIRE_MINDHUNTERS_TOKEN",
+    identify=_identify,
+    complain=_complain,
+    remedy=_remedy,
+)
+
+PROVIDER: Final = Mindhunters()

@@ -1,0 +1,190 @@
+"""Which shape a task's values must have before a provider is asked at all.
+
+Rules are checked when they are read; what a template renders is known only now. A value of the wrong shape is refused
+here with the complaint the provider would make, because its answer would cost an attempt and say less. Whether an id
+exists is the provider's to say.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import date
+from functools import lru_cache
+from typing import Final
+from zoneinfo import ZoneInfo
+
+from rules.vocabulary import Json
+
+UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+#: ITU-T E.164: a plus, no leading zero, at most 15 digits; no country has numbers under 7.
+E164: Final = re.compile(r"\+[1-9][0-9]{6,14}")
+_WHOLE: Final = re.compile(r"[+-]?[0-9]{1,9}")
+_TIME: Final = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_SHOWN_CHARACTERS: Final = 60
+
+
+class Shapes:
+    """Takes values out of a task's fields, each in its shape, and keeps a complaint for each that has another.
+
+    A reader returns None for a value that is absent, null or complained about; `needed` makes absence a complaint too.
+    """
+
+    def __init__(self, fields: Mapping[str, Json]) -> None:
+        self._fields = fields
+        self.complaints: list[str] = []
+
+    def text(self, key: str, *, needed: bool = False) -> str | None:
+        """Return a text that is not blank; a number becomes its text."""
+        value = self._fields.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = str(value)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            if needed:
+                self._miss(key)
+            return None
+        if not isinstance(value, str):
+            self._complain(key, "text", value)
+            return None
+        return value
+
+    def uuid(self, key: str, *, needed: bool = False) -> str | None:
+        """Return a UUID as it is written."""
+        value = self.text(key, needed=needed)
+        if value is None or UUID.fullmatch(value.strip()):
+            return value.strip() if value else None
+        self._complain(key, "a UUID such as 228d7a0d-9072-4ca8-939b-959b75cc606a", value)
+        return None
+
+    def whole(self, key: str, *, lowest: int, highest: int | None = None) -> int | None:
+        """Return a whole number within its bounds; text that is one counts, as forms carry numbers as text."""
+        value = self._fields.get(key)
+        number: int | None = None
+        if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+            number = int(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            number = value
+        elif isinstance(value, float) and value.is_integer():
+            number = int(value)
+        elif value is None:
+            return None
+        if number is None or number < lowest or (highest is not None and number > highest):
+            bounds = f"from {lowest} to {highest}" if highest is not None else f"of {lowest} or more"
+            self._complain(key, f"a whole number {bounds}", value)
+            return None
+        return number
+
+    def flag(self, key: str) -> bool | None:
+        """Return true or false; the words count, as forms carry them as text."""
+        value = self._fields.get(key)
+        if isinstance(value, str) and value.strip().lower() in {"true", "false"}:
+            return value.strip().lower() == "true"
+        if value is None or isinstance(value, bool):
+            return value
+        self._complain(key, "true or false", value)
+        return None
+
+    def mapping(self, key: str) -> dict[str, Json] | None:
+        """Return a mapping with text keys that JSON can hold, without its nulls at the first level."""
+        value = self._fields.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            self._complain(key, "a mapping", value)
+            return None
+        kept = {name: inner for name, inner in value.items() if inner is not None}
+        if not _is_json(kept):
+            self.complaints.append(f"`{key}` holds something JSON cannot: NaN, infinity, or nesting without end")
+            return None
+        return kept
+
+    def texts(self, key: str) -> list[str] | None:
+        """Return at least one text, each once, in order."""
+        value = self._fields.get(key)
+        found = [value] if isinstance(value, str) else value
+        if not isinstance(found, list | tuple) or not all(isinstance(one, str) for one in found):
+            self._complain(key, "a list of ids", value)
+            return None
+        kept = list(dict.fromkeys(one.strip() for one in found if one.strip()))
+        if not kept:
+            self._miss(key)
+        return kept or None
+
+    def date(self, key: str) -> str | None:
+        """Return a plain date, `YYYY-MM-DD`."""
+        value = self.text(key)
+        if value is None or _is_date(value):
+            return value
+        self._complain(key, "a date such as 2026-12-01", value)
+        return None
+
+    def time(self, key: str) -> str | None:
+        """Return a time of day, `HH:MM` on a 24-hour clock."""
+        value = self.text(key)
+        if value is None or _TIME.fullmatch(value):
+            return value
+        self._complain(key, "a time such as 09:30 on a 24-hour clock", value)
+        return None
+
+    def zone(self, key: str) -> str | None:
+        """Return the IANA name of a time zone this machine's zone database knows."""
+        value = self.text(key)
+        if value is None or zone(value) is not None:
+            return value
+        self._complain(key, "an IANA time zone such as America/Santiago", value)
+        return None
+
+    def complaint(self, text: str) -> None:
+        """Keep a complaint that concerns more than one value."""
+        self.complaints.append(text)
+
+    def extra_fields(self, wire_names: Mapping[str, str]) -> dict[str, Json]:
+        """Return `extra_fields`: raw wire names at the user's own risk, but none that a key of the task's own decides.
+
+        `wire_names` maps each such name to the key that decides it.
+        """
+        extra = self.mapping("extra_fields") or {}
+        for name in extra.keys() & wire_names.keys():
+            self.complaints.append(f"`extra_fields` may not hold `{name}`: write `{wire_names[name]}` instead")
+        return extra
+
+    def _miss(self, key: str) -> None:
+        self.complaints.append(f"`{key}` is missing or empty")
+
+    def _complain(self, key: str, wanted: str, value: Json) -> None:
+        self.complaints.append(f"`{key}` must be {wanted}, not {shown(value)}")
+
+
+def shown(value: Json) -> str:
+    """Return a value for a complaint: short, on one line."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+@lru_cache(maxsize=1024)
+def zone(name: str) -> ZoneInfo | None:
+    """Return the zone of that IANA name from this machine's zone database, or None."""
+    try:
+        return ZoneInfo(name)
+    except (ValueError, KeyError, OSError):  # not a name; not there; a folder, or not readable
+        return None
+
+
+def _is_date(text: str) -> bool:
+    if not _DATE.fullmatch(text):
+        return False
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_json(value: Json) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return True

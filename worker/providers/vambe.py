@@ -1,0 +1,196 @@
+"""Vambe: its words, its codes, its answers; it holds tasks for people of the team.
+
+Source: docs.vambe.me, "Create a new task", "Get tasks", "Get all team members", read 2026-11. Where the page contradicts
+itself:
+
+- Keys that may be null are optional in its table and required in its body section: all nine are sent every time.
+- `/api/public/tasks` or `/api/tasks` (one sample): only the first, below the base URL.
+- A `dueDate` with a time of its own, beside `dueTime` and `timezone`, names two moments: the date is sent plain, in the zone
+  of the time. The sample's answer does not fit its request, so the moment in the answer is compared, and a
+  difference is a warning.
+- An all-day task has neither time nor zone, as in the sample.
+- Priority goes out as "0" "1" "2" and comes back as a number.
+- "404: invalid statusId or responsibleIds" could also be a wrong address: it is a refusal when it names what a task can
+  name, else the probe decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from rules.vocabulary import Json, ProviderName, Verdict
+from worker.providers import ClaimedTask, answers
+from worker.providers.answers import Complaint, Dialect
+from worker.providers.shapes import Shapes, shown, zone
+from worker.wire import Answered, Reading, Request, Sent, Unsendable
+
+PRIORITIES: Final[Mapping[str, str]] = {"low": "0", "medium": "1", "high": "2"}
+DEFAULT_PRIORITY: Final = "medium"
+
+#: Every documented wire name, and the key of the task that decides it.
+WIRE_NAMES: Final[Mapping[str, str]] = {
+    "title": "title",
+    "description": "description",
+    "dueDate": "due",
+    "dueTime": "due",
+    "timezone": "timezone",
+    "responsibleIds": "assign",
+    "aiContactId": "ai_contact_id",
+    "aiCustomerId": "ai_customer_id",
+    "priority": "priority",
+}
+
+#: A moment that differs by less is the same moment, rounded.
+TOLERANCE: Final = timedelta(minutes=1)
+
+_RETRY: Final = "then run leadwire retry for this task"
+_ASSIGN: Final = f"Compare `assign` of the rule with the users that GET /team-members/all lists, {_RETRY}"
+
+#: Words of a 404 about something a task names; the documented case is the first.
+_TASK_WORDS: Final = ("responsib", "user", "member", "contact", "customer", "statusid", "status id")
+#: Words of a 404 about the address.
+_ADDRESS_WORDS: Final = ("cannot post", "route", "endpoint", "url")
+
+
+class Vambe:
+    """The task service that people work in."""
+
+    name = ProviderName.VAMBE
+
+    def authorise(self, credential: str) -> Mapping[str, str]:
+        """Return the header that carries the credential."""
+        return {"x-api-key": credential}
+
+    def prepare(self, task: ClaimedTask, now: datetime) -> Request | Unsendable:  # noqa: ARG002 - protocol
+        """Return the request that creates the task, or why it would be refused."""
+        shapes = Shapes(task.fields)
+        due_date, due_time, due_zone = _due(shapes)
+        body: dict[str, Json] = {
+            "title": shapes.text("title", needed=True),
+            "description": shapes.text("description"),
+            "dueDate": due_date,
+            "dueTime": due_time,
+            "timezone": due_zone,
+            "responsibleIds": shapes.texts("responsible_ids"),
+            "aiContactId": shapes.text("ai_contact_id"),
+            "aiCustomerId": shapes.text("ai_customer_id"),
+            "priority": _priority(shapes),
+        }
+        extra = shapes.extra_fields(WIRE_NAMES)
+        if shapes.complaints:
+            return Unsendable(reason=answers.reason("Not sent:", "; ".join(shapes.complaints), f"Correct it, {_RETRY}"))
+        return Request(method="POST", path="/tasks", json={**body, **extra})
+
+    def read(self, sent: Sent, now: datetime, request: Request | None = None) -> Reading:
+        """Say what a send came to."""
+        reading = answers.read(_DIALECT, sent, now)
+        if reading.verdict is Verdict.DELIVERED and request is not None and isinstance(sent, Answered):
+            return replace(reading, warning=_other_moment(request.json, answers.decoded(sent.body)))
+        return reading
+
+    def probe(self) -> Request:
+        """Return a GET that changes nothing and needs the credential."""
+        return Request(method="GET", path="/team-members/all")
+
+
+def _due(shapes: Shapes) -> tuple[str | None, str | None, str | None]:
+    """Return date, time and zone as they are sent; the zone only beside a time."""
+    due_date, due_time, due_zone = shapes.date("due_date"), shapes.time("due_time"), shapes.zone("timezone")
+    if due_time is None:
+        return due_date, None, None
+    if due_date is None:
+        shapes.complaint("a due time needs a due date")
+    if due_zone is None:
+        shapes.complaint("a due time needs a `timezone`, such as America/Santiago")
+    return due_date, due_time, due_zone
+
+
+def _priority(shapes: Shapes) -> str | None:
+    word = (shapes.text("priority") or DEFAULT_PRIORITY).strip().lower()
+    if word not in PRIORITIES:
+        shapes.complaint(f"`priority` must be low, medium or high, not {shown(word)}")
+    return PRIORITIES.get(word)
+
+
+def _other_moment(asked: Json, made: Json) -> str | None:
+    """Return a warning when the task that was made is due at another moment than the one that was asked for."""
+    if not isinstance(asked, dict) or not isinstance(made, dict) or "due_at" not in made:
+        return None
+    day, time, place = asked.get("dueDate"), asked.get("dueTime"), zone(str(asked.get("timezone")))
+    if day is None or time is None or place is None:
+        return None
+    try:
+        local = datetime.fromisoformat(f"{day}T{time}")
+        # An hour that the end of summer time repeats may be taken either way.
+        wanted = [local.replace(tzinfo=place, fold=fold).astimezone(UTC) for fold in (0, 1)]
+    except OverflowError:  # the last day of the calendar
+        return None
+    held = _moment(made["due_at"])
+    if held is not None and any(abs(held - one) < TOLERANCE for one in wanted):
+        return None
+    shown_as = f"{held:%Y-%m-%dT%H:%MZ}" if held else "no moment"
+    return (
+        f"Vambe holds {shown_as} as the due time, the rule meant {day} {time} in {asked['timezone']} "
+        f"({wanted[0]:%Y-%m-%dT%H:%MZ}): look how the task shows there"
+    )
+
+
+def _moment(value: Json) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(value)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _identify(body: Json) -> Json:
+    return body.get("id") if isinstance(body, dict) else None
+
+
+def _complain(body: Json) -> Complaint | None:
+    """Read the documented error form: `statusCode`, `message`, `errors` of field and message."""
+    if not isinstance(body, dict):
+        return None
+    errors, message = body.get("errors"), answers.text_of(body.get("message"))
+    status_code = body.get("statusCode")
+    if not isinstance(errors, list) and not (isinstance(status_code, int) and message):
+        return None
+    fields = tuple(
+        (answers.field_name(one.get("field")), answers.text_of(one.get("message")) or "not accepted")
+        for one in (errors if isinstance(errors, list) else [])
+        if isinstance(one, dict)
+    )
+    words = " ".join((message, *(f"{name} {said}" for name, said in fields))).lower()
+    return Complaint(
+        message=message,
+        fields=fields,
+        about_task=any(word in words for word in _TASK_WORDS) and not any(word in words for word in _ADDRESS_WORDS),
+    )
+
+
+def _remedy(complaint: Complaint) -> str:
+    for name, _ in complaint.fields:
+        if name == "responsibleIds":
+            return _ASSIGN
+        if name in WIRE_NAMES:
+            return f"Correct `{WIRE_NAMES[name]}` of the rule, {_RETRY}"
+    words = complaint.message.lower()
+    if any(word in words for word in ("responsib", "user", "member")):
+        return _ASSIGN
+    return f"Correct the rule or the contact, {_RETRY}"
+
+
+_DIALECT: Final = Dialect(
+    name="Vambe",
+    url_setting="LEADWIRE_VAMBE_URL",
+    url_example="https://api.vambe.me/api/public",
+    key_setting="LEADWIRE_VAMBE_API_KEY",
+    identify=_identify,
+    complain=_complain,
+    remedy=_remedy,
+)
+
+PROVIDER: Final = Vambe()
