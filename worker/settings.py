@@ -1,0 +1,203 @@
+"""Every environment variable Leadwire reads, in one place.
+
+All carry the prefix `LEADWIRE_`; faults are reported all at once; secrets never show in a repr. A `.env` file in the
+working folder is read too, and the environment wins over it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+
+from rules.vocabulary import SettingsError
+
+PREFIX: Final = "LEADWIRE_"
+
+
+class Secret:
+    """A text that never shows itself: print it and four stars appear; `reveal()` is for the wire alone."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text itself."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "****"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """One setting as the README lists it: its name without the prefix, its default and what it decides."""
+
+    name: str
+    default: str
+    meaning: str
+    secret: bool = False
+
+
+#: The manual of all settings; `tests/test_readme.py` compares the README's table with it.
+VARIABLES: Final = (
+    Variable(
+        name="HOME", default=".leadwire", meaning="Data folder: ledger, broker files, Flower state, operator token."
+    ),
+    Variable(
+        name="RULES", default="", meaning="Folder of rule files. No default: example rules never fire by themselves."
+    ),
+    Variable(
+        name="DATABASE_URL", default="", meaning="Ledger. Empty: the SQLite file `ledger.sqlite3` in the data folder."
+    ),
+    Variable(name="BROKER_URL", default="", meaning="Broker. Empty: `leadwire up` starts its own on a Unix socket."),
+    Variable(name="HOST", default="127.0.0.1", meaning="Address that webhooks are received on."),
+    Variable(name="PORT", default="8080", meaning="Port that webhooks are received on; 0 chooses a free one."),
+    Variable(name="FLOWER_PORT", default="5555", meaning="Flower's port on 127.0.0.1; 0 chooses a free one."),
+    Variable(
+        name="SANDBOX_PORT", default="8090", meaning="Port of `leadwire sandbox` on 127.0.0.1; 0 chooses a free one."
+    ),
+    Variable(
+        name="PUBLIC_URL",
+        default="",
+        meaning="How senders reach this server, such as https://hooks.example.com; HubSpot signs it.",
+    ),
+    Variable(name="MINDHUNTERS_URL", default="", meaning="API root, such as https://YOU.mindhunters.ai/api/v1."),
+    Variable(name="MINDHUNTERS_TOKEN", default="", meaning="Bearer token of the workspace.", secret=True),
+    Variable(name="VAMBE_URL", default="https://api.vambe.me/api/public", meaning="API root."),
+    Variable(name="VAMBE_API_KEY", default="", meaning="Key of the organisation.", secret=True),
+    Variable(
+        name="OPERATOR_TOKEN",
+        default="",
+        meaning="Password of Flower (user `operator`). Empty: made at first start, kept in the data folder.",
+        secret=True,
+    ),
+    Variable(name="WORKER_THREADS", default="16", meaning="Threads of one worker process."),
+    Variable(name="LOG_FORMAT", default="text", meaning="`text` or `json`."),
+    Variable(name="LOG_LEVEL", default="info", meaning="`debug`, `info`, `warning` or `error`."),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings in force. Ports of 0 mean: choose a free one and say which."""
+
+    home: Path
+    rules: Path | None = None
+    database_url: str = ""
+    broker_url: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8080
+    flower_port: int = 5555
+    sandbox_port: int = 8090
+    public_url: str | None = None
+    mindhunters_url: str | None = None
+    mindhunters_token: Secret | None = None
+    vambe_url: str = "https://api.vambe.me/api/public"
+    vambe_api_key: Secret | None = None
+    operator_token: Secret | None = None
+    worker_threads: int = 16
+    log_format: str = "text"
+    log_level: str = "info"
+    #: What `${NAME}` in rules and `{env: NAME}` in sources may read: everything but Leadwire's own variables.
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Read the settings; raises SettingsError with every fault."""
+        reader = _Reader(environment)
+        home = Path(reader.text("HOME")).expanduser().absolute()
+        rules = reader.text("RULES")
+        settings = cls(
+            home=home,
+            rules=Path(rules).expanduser().absolute() if rules else None,
+            database_url=reader.text("DATABASE_URL") or f"sqlite:///{home / 'ledger.sqlite3'}",
+            broker_url=reader.url("BROKER_URL", ("redis", "rediss", "redis+socket", "unix", "amqp", "amqps")),
+            host=reader.text("HOST"),
+            port=reader.whole("PORT", 0, 65_535),
+            flower_port=reader.whole("FLOWER_PORT", 0, 65_535),
+            sandbox_port=reader.whole("SANDBOX_PORT", 0, 65_535),
+            public_url=reader.url("PUBLIC_URL", ("http", "https")),
+            mindhunters_url=reader.url("MINDHUNTERS_URL", ("http", "https")),
+            mindhunters_token=reader.secret("MINDHUNTERS_TOKEN"),
+            vambe_url=reader.url("VAMBE_URL", ("http", "https")) or "",
+            vambe_api_key=reader.secret("VAMBE_API_KEY"),
+            operator_token=reader.secret("OPERATOR_TOKEN"),
+            worker_threads=reader.whole("WORKER_THREADS", 1, 256),
+            log_format=reader.choice("LOG_FORMAT", ("text", "json")),
+            log_level=reader.choice("LOG_LEVEL", ("debug", "info", "warning", "error")),
+            environment={name: value for name, value in environment.items() if not name.startswith(PREFIX)},
+        )
+        reader.raise_faults()
+        return settings
+
+
+def environment_of(working_folder: Path) -> dict[str, str]:
+    """Return the process's environment with that folder's `.env` beneath it."""
+    from_file = {name: value for name, value in dotenv_values(working_folder / ".env").items() if value is not None}
+    return {**from_file, **os.environ}
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads variables one by one and keeps what is wrong with them."""
+
+    environment: Mapping[str, str]
+    faults: list[str] = field(default_factory=list)
+
+    def text(self, name: str) -> str:
+        default = next(variable.default for variable in VARIABLES if variable.name == name)
+        return self.environment.get(PREFIX + name, "").strip() or default
+
+    def secret(self, name: str) -> Secret | None:
+        text = self.text(name)
+        if not text.isascii() or not text.isprintable():
+            self.faults.append(f"{PREFIX}{name}: holds characters that no HTTP header can carry: set it again")
+        return Secret(text) if text else None
+
+    def whole(self, name: str, least: int, most: int) -> int:
+        text = self.text(name)
+        if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
+            self.faults.append(f"{PREFIX}{name}: {text!r} is not a whole number from {least} to {most}")
+            return least
+        return int(text)
+
+    def choice(self, name: str, allowed: tuple[str, ...]) -> str:
+        text = self.text(name).lower()
+        if text not in allowed:
+            self.faults.append(f"{PREFIX}{name}: {text!r} is not one of {', '.join(allowed)}")
+        return text
+
+    def url(self, name: str, schemes: tuple[str, ...]) -> str | None:
+        text = self.text(name)
+        if not text:
+            return None
+        try:
+            parts = urlsplit(text)
+            good = parts.scheme in schemes and bool(parts.netloc or "socket" in parts.scheme or parts.scheme == "unix")
+            _ = parts.port
+        except ValueError:
+            good = False
+        if not good:
+            # The value may carry a password: name the variable, never print it.
+            self.faults.append(
+                f"{PREFIX}{name}: is not a URL that begins with {' or '.join(s + '://' for s in schemes)}"
+            )
+        return text.rstrip("/") if "http" in text[:5] else text
+
+    def raise_faults(self) -> None:
+        if self.faults:
+            raise SettingsError("\n".join(self.faults))

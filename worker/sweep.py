@@ -1,0 +1,88 @@
+"""What time, a lost message or a dead process left behind: found in the ledger and set going again.
+
+Runs inside every worker; several at once are harmless, because each thing it finds is taken by compare-and-set. While the
+broker cannot be reached, or enough messages wait there, it leaves the ledger as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Final
+
+from rules.vocabulary import LedgerError
+from worker.dispatch import EVENTS_QUEUE, QUEUE_OF, QueueDepths
+from worker.wiring import Services, awake_seconds, utc_now
+
+log = logging.getLogger(__name__)
+
+#: Due work starts within a second of its moment.
+PERIOD_SECONDS: Final = 0.5
+#: Messages that may stand in one queue before the sweep adds no more.
+DEPTH_LIMIT: Final = 200
+#: Events found at once; they travel a hundred to a message.
+EVENTS_LIMIT: Final = 1000
+#: How long a message is given before it counts as lost: short when its queue is empty, long while others stand before it.
+GRACE_EMPTY: Final = timedelta(seconds=5)
+GRACE_WAITING: Final = timedelta(seconds=60)
+#: How often expired leases are looked for.
+LEASES_SECONDS: Final = 5.0
+
+
+class Sweep:
+    """The sweeping thread of one worker process."""
+
+    def __init__(self, services: Services, depths: QueueDepths) -> None:
+        self._services = services
+        self._depths = depths
+        self._stopping = threading.Event()
+        self._leases_seconds = 0.0
+        self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the round under way."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=15)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(PERIOD_SECONDS):
+            try:
+                self.once()
+            except LedgerError as error:
+                log.warning("the sweep cannot use the ledger now: %s", error)
+            except Exception:
+                log.exception("a round of the sweep failed; the next one tries again")
+        self._depths.close()
+
+    def once(self) -> None:
+        """Do one round."""
+        now = utc_now()
+        if awake_seconds() - self._leases_seconds >= LEASES_SECONDS:
+            self._leases_seconds = awake_seconds()
+            for task_id in self._services.ledger.expire_leases(now):
+                log.warning(
+                    "task %s: its lease ended without an outcome; it is unknown whether it was executed", task_id
+                )
+        depths = self._depths.read()
+        if depths is None:
+            return
+        self._tasks(depths)
+        if depths[EVENTS_QUEUE] < DEPTH_LIMIT:
+            grace = GRACE_WAITING if depths[EVENTS_QUEUE] else GRACE_EMPTY
+            self._services.dispatcher.events(self._services.ledger.overdue_events(now, grace, EVENTS_LIMIT))
+
+    def _tasks(self, depths: Mapping[str, int]) -> None:
+        room = {name: max(0, DEPTH_LIMIT - depths[queue]) for name, queue in QUEUE_OF.items()}
+        idle = {name: limit for name, limit in room.items() if not depths[QUEUE_OF[name]]}
+        busy = {name: limit for name, limit in room.items() if limit and name not in idle}
+        for limits, grace in ((idle, GRACE_EMPTY), (busy, GRACE_WAITING)):
+            if limits:
+                due = self._services.ledger.due_tasks(utc_now(), grace, limits)
+                self._services.dispatcher.tasks(due)

@@ -1,0 +1,133 @@
+"""Where everything is put together: the only place that constructs, reads the clock and draws at random."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from rules.rulebook import RuleBook
+from rules.vocabulary import ProviderName, SettingsError
+from worker import providers
+from worker.dispatch import Dispatcher, celery_app
+from worker.ledger import Ledger, open_ledger
+from worker.providers import Provider
+from worker.rules_in_force import rules_in_force
+from worker.settings import Secret, Settings
+from worker.transport import Transport
+
+#: Sections whose variables a worker needs; the front door needs those of `sources`.
+WORKER_SECTIONS: Final = frozenset({"rules"})
+FRONT_DOOR_SECTIONS: Final = frozenset({"sources"})
+#: Requests that one message with many ids has on the way at the same time, per provider.
+SIDE_BY_SIDE: Final = 8
+
+
+def utc_now() -> datetime:
+    """Return the present moment."""
+    return datetime.now(UTC)  # noqa: TID251 - the one place that reads the clock
+
+
+def awake_seconds() -> float:
+    """Return a clock that never goes back and, where the system has one, also counts the time it was suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def chance() -> float:
+    """Return a number from 0 up to 1."""
+    return random.random()  # noqa: TID251, S311 - the one place that draws; jitter is no secret
+
+
+def new_id(prefix: str) -> str:
+    """Return a fresh id such as `ev_019ab3...`: sortable by time, 12 hexadecimal digits of it and 16 of chance."""
+    milliseconds = time.time_ns() // 1_000_000
+    return f"{prefix}_{milliseconds:012x}{secrets.token_hex(8)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hand:
+    """One provider as the worker reaches it."""
+
+    provider: Provider
+    transport: Transport
+    #: Sends the ids of one message side by side.
+    pool: ThreadPoolExecutor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the engine room works with; one per process."""
+
+    settings: Settings
+    ledger: Ledger
+    dispatcher: Dispatcher
+    book: RuleBook
+    hands: Mapping[ProviderName, Hand]
+    owner: str
+    #: Set when the process is to end: waits inside an attempt give up early.
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def close(self) -> None:
+        """Give everything back, the ledger last."""
+        self.closing.set()
+        self.dispatcher.close()
+        for hand in self.hands.values():
+            hand.pool.shutdown(wait=True, cancel_futures=True)
+            hand.transport.close()
+        self.ledger.close()
+
+
+def build_worker(settings: Settings, *, owner: str) -> Services:
+    """Put the engine room of one worker process together. Raises Problem with what is missing."""
+    broker_url = broker_of(settings)
+    credentials = _credentials(settings)
+    ledger = open_ledger(settings.database_url)
+    book = rules_in_force(settings.rules, ledger, settings.environment, resolve=WORKER_SECTIONS, now=utc_now())
+    return Services(
+        settings=settings,
+        ledger=ledger,
+        dispatcher=Dispatcher(celery_app(broker_url)),
+        book=book,
+        hands={name: _hand(name, url, credential) for name, (url, credential) in credentials.items()},
+        owner=owner,
+    )
+
+
+def broker_of(settings: Settings) -> str:
+    """Return the broker's URL. Raises SettingsError where there is none."""
+    if not settings.broker_url:
+        raise SettingsError(
+            "LEADWIRE_BROKER_URL is not set: name a Redis, Valkey or RabbitMQ server, or use `leadwire up`, which starts one"
+        )
+    return settings.broker_url
+
+
+def _credentials(settings: Settings) -> Mapping[ProviderName, tuple[str, Secret]]:
+    """Return URL and credential of every provider; raises SettingsError naming all that is missing."""
+    wanted: dict[ProviderName, tuple[tuple[str, str | None], tuple[str, Secret | None]]] = {
+        ProviderName.MINDHUNTERS: (
+            ("MINDHUNTERS_URL", settings.mindhunters_url),
+            ("MINDHUNTERS_TOKEN", settings.mindhunters_token),
+        ),
+        ProviderName.VAMBE: (("VAMBE_URL", settings.vambe_url), ("VAMBE_API_KEY", settings.vambe_api_key)),
+    }
+    missing = [name for pair in wanted.values() for name, value in pair if not value]
+    if missing:
+        names = ", ".join(f"LEADWIRE_{name}" for name in missing)
+        raise SettingsError(f"not set: {names}: the worker cannot reach the provider without it")
+    return {name: (url, credential) for name, ((_, url), (_, credential)) in wanted.items() if url and credential}
+
+
+def _hand(name: ProviderName, url: str, credential: Secret) -> Hand:
+    provider = providers.load(name)
+    return Hand(
+        provider=provider,
+        transport=Transport(url, provider.authorise(credential.reveal())),
+        pool=ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix=f"send-{name}"),
+    )
