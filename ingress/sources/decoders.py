@@ -1,0 +1,217 @@
+"""How the bytes of a body become a value: json, form, form-brackets, xml, or auto by content type and looks.
+
+Whatever comes out is JSON that every later step can handle: finite numbers, no lone surrogates, no NUL, at most 64 levels.
+Whatever cannot be made into that raises UnreadableBodyError with one sentence; nothing else escapes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+from urllib.parse import parse_qsl
+
+from ingress.sources.brackets import unfold
+from ingress.sources.errors import UnreadableBodyError
+from ingress.sources.xml_text import read_xml
+from rules.vocabulary import Json
+
+#: Deeper than any CRM nests, and far from what exhausts the stack of those who come after.
+DEPTH_LIMIT: Final = 64
+#: Kommo sends thousands of fields for a batch of contacts.
+FIELDS_LIMIT: Final = 20_000
+#: Character sets a sender may declare; any other name is read as UTF-8.
+CHARSETS: Final = {
+    "utf-8": "utf-8",
+    "utf8": "utf-8",
+    "us-ascii": "utf-8",
+    "iso-8859-1": "cp1252",
+    "windows-1252": "cp1252",
+}
+
+_CHARSET: Final = re.compile(r"charset\s*=\s*\"?([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
+_UNSTORABLE: Final = re.compile("[\ud800-\udfff\0]")
+
+
+class Format(StrEnum):
+    """The forms a body can have."""
+
+    JSON = "json"
+    FORM = "form"
+    FORM_BRACKETS = "form-brackets"
+    XML = "xml"
+    AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodySpec:
+    """How a source's bodies are read; `json_field` names the form field that holds the JSON, where there is one."""
+
+    format: Format = Format.JSON
+    charset: str | None = None
+    fields_limit: int = FIELDS_LIMIT
+    json_field: str | None = None
+
+
+def decode(body: bytes, content_type: str, spec: BodySpec) -> Json:
+    """Return the body as a value. Raises UnreadableBodyError."""
+    if not body.strip():
+        raise UnreadableBodyError("the body is empty")
+    try:
+        if spec.format is Format.AUTO:
+            return _auto(body, content_type, spec)
+        return _READERS[spec.format](body, content_type, spec)
+    except UnreadableBodyError:
+        raise
+    except RecursionError:
+        raise UnreadableBodyError(f"the body is nested deeper than {DEPTH_LIMIT} levels") from None
+    except ValueError as fault:
+        raise UnreadableBodyError(f"the body cannot be read as {spec.format}: {type(fault).__name__}") from None
+
+
+def _auto(body: bytes, content_type: str, spec: BodySpec) -> Json:
+    """Read a body whose sender may have declared it wrongly or not at all."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    start = body.lstrip(b" \t\r\n\xef\xbb\xbf")[:1]
+    if media_type.startswith("multipart/"):
+        raise UnreadableBodyError("multipart bodies are not read; send JSON or application/x-www-form-urlencoded")
+    is_form = "form-urlencoded" in media_type
+    if "xml" in media_type and start == b"<":
+        return _xml(body, content_type, spec)
+    if "json" in media_type or start in {b"{", b"["}:
+        try:
+            return _json(body, content_type, spec)
+        except (UnreadableBodyError, ValueError, RecursionError):
+            if not is_form:
+                raise
+    elif start == b"<" and not is_form:
+        return _xml(body, content_type, spec)
+    return _form_brackets(body, content_type, spec)
+
+
+def _json(body: bytes, content_type: str, spec: BodySpec) -> Json:
+    text = _text(body, content_type, spec).lstrip("\ufeff")
+    deep = body.count(b"[") + body.count(b"{") > DEPTH_LIMIT
+    try:
+        value = _JSON.decode(text)
+    except json.JSONDecodeError as fault:
+        raise UnreadableBodyError(
+            f"the body is not JSON: {fault.msg} at line {fault.lineno}, column {fault.colno}"
+        ) from None
+    if deep:
+        _check_depth(value)
+    return clean(value) if b"\\ud" in body or b"\\uD" in body or b"\\u0000" in body else value
+
+
+def _form(body: bytes, content_type: str, spec: BodySpec) -> Json:
+    return _from_form(body, content_type, spec, _flat)
+
+
+def _form_brackets(body: bytes, content_type: str, spec: BodySpec) -> Json:
+    return _from_form(body, content_type, spec, unfold)
+
+
+def _xml(body: bytes, _content_type: str, _spec: BodySpec) -> Json:
+    return clean(read_xml(body, depth_limit=DEPTH_LIMIT))
+
+
+_READERS: Final[Mapping[Format, Callable[[bytes, str, BodySpec], Json]]] = {
+    Format.JSON: _json,
+    Format.FORM: _form,
+    Format.FORM_BRACKETS: _form_brackets,
+    Format.XML: _xml,
+}
+
+
+def _from_form(
+    body: bytes, content_type: str, spec: BodySpec, arrange: Callable[[list[tuple[str, str]]], dict[str, Json]]
+) -> Json:
+    text = _text(body, content_type, spec, fallback="cp1252")
+    if text.count("&") >= spec.fields_limit:
+        raise UnreadableBodyError(f"the form has more than {spec.fields_limit} fields")
+    pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=spec.fields_limit, errors="replace")
+    if not pairs:
+        raise UnreadableBodyError("the form has no fields")
+    fields = arrange([(_storable(name), _storable(value)) for name, value in pairs])
+    inner = fields.get(spec.json_field) if spec.json_field else None
+    return _json(inner.encode(), "", BodySpec()) if isinstance(inner, str) else fields
+
+
+def _flat(pairs: list[tuple[str, str]]) -> dict[str, Json]:
+    """Return a form's fields under their own names; one that is given several times is a list."""
+    found: dict[str, Json] = {}
+    for name, value in pairs:
+        if name not in found:
+            found[name] = value
+        elif isinstance(found[name], list):
+            found[name].append(value)
+        else:
+            found[name] = [found[name], value]
+    return found
+
+
+def _text(body: bytes, content_type: str, spec: BodySpec, *, fallback: str | None = None) -> str:
+    declared = _CHARSET.search(content_type)
+    charset = spec.charset or CHARSETS.get(declared[1].lower() if declared else "utf-8", "utf-8")
+    try:
+        return body.decode(charset)
+    except UnicodeDecodeError as fault:
+        if fallback:
+            return body.decode(fallback, "replace")
+        raise UnreadableBodyError(f"the body is not {charset}: byte {fault.start} is no part of a character") from None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise UnreadableBodyError("the body holds a number that is too large")
+    return number
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:  # Python refuses to read integers over 4,300 digits
+        raise UnreadableBodyError("the body holds a number with thousands of digits") from None
+
+
+def _no_constant(name: str) -> Json:
+    raise UnreadableBodyError(f"the body is not JSON: {name} is no number")
+
+
+_JSON: Final = json.JSONDecoder(parse_float=_finite, parse_int=_integer, parse_constant=_no_constant)
+
+
+def _check_depth(value: Json) -> None:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > DEPTH_LIMIT:
+            raise UnreadableBodyError(f"the body is nested deeper than {DEPTH_LIMIT} levels")
+        level = [
+            child
+            for one in level
+            if isinstance(one, dict | list)
+            for child in (one.values() if isinstance(one, dict) else one)
+            if isinstance(child, dict | list)
+        ]
+
+
+def _storable(text: str) -> str:
+    """Return text without what UTF-8 or a database cannot hold: lone surrogates are replaced, NUL is left out."""
+    return _UNSTORABLE.sub(lambda found: "" if found[0] == "\0" else "\ufffd", text)
+
+
+def clean(value: Json) -> Json:
+    """Return a value whose texts and names can all be stored; at most DEPTH_LIMIT levels deep."""
+    if isinstance(value, str):
+        return _storable(value)
+    if isinstance(value, list):
+        return [clean(one) for one in value]
+    if isinstance(value, dict):
+        return {_storable(name): clean(one) for name, one in value.items()}
+    return value
