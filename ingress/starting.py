@@ -9,7 +9,7 @@ from functools import partial
 from ingress import sources
 from ingress.web import Server, create_app, listen
 from rules.load import load
-from rules.vocabulary import RuleError, SettingsError
+from rules.vocabulary import LedgerError, RuleError, SettingsError
 from worker.dispatch import Dispatcher, celery_app
 from worker.ledger import Ledger, open_ledger
 from worker.rules_in_force import read_files, rules_in_force
@@ -33,10 +33,11 @@ class FrontDoor:
         self.ledger.close()
 
 
-def check_start(settings: Settings) -> None:
-    """Refuse a start that cannot work, with every reason at once; a fault in the rules is left to the last good set.
+def check_start(settings: Settings) -> bool:
+    """Refuse a start that cannot work, with every reason at once; say whether the rules folder can be accepted.
 
-    Raises SettingsError, or RuleError when the rules are faulty and no ledger exists that could hold an earlier set.
+    When it cannot, but the ledger holds an earlier set, the start goes on with that one. Raises SettingsError for what is
+    not set, RuleError for faulty rules with nothing to fall back to.
     """
     wanted = {
         "RULES": settings.rules,
@@ -55,10 +56,23 @@ def check_start(settings: Settings) -> None:
         _, faults = sources.build(book.sources, settings.environment, public_url=settings.public_url)
         if faults:
             raise RuleError(faults)
-    except RuleError as fault:
-        if not (settings.home / "ledger.sqlite3").exists():
+    except (RuleError, SettingsError) as fault:
+        if not _has_rule_set(settings.database_url):
             raise
-        log.error("the rules cannot be accepted; the last good set stays in force, if there is one:\n%s", fault)
+        log.error("the rules cannot be accepted; the last good set stays in force:\n%s", fault)
+        return False
+    return True
+
+
+def _has_rule_set(database_url: str) -> bool:
+    try:
+        ledger = open_ledger(database_url)
+    except LedgerError:  # not there yet, or of another version
+        return False
+    try:
+        return ledger.latest_rule_set() is not None
+    finally:
+        ledger.close()
 
 
 def build_front_door(settings: Settings) -> FrontDoor:
@@ -71,7 +85,10 @@ def build_front_door(settings: Settings) -> FrontDoor:
         raise RuleError(faults)
     dispatcher = Dispatcher(celery_app(broker_url))
     app = create_app(sources=built, ledger=ledger, dispatcher=dispatcher, now=utc_now, new_id=partial(new_id, "ev"))
-    server = listen(app, settings.host, settings.port)
+    try:
+        server = listen(app, settings.host, settings.port)
+    except OSError as error:
+        raise SettingsError(f"LEADWIRE_PORT: cannot listen on {settings.host}:{settings.port}: {error}") from error
     return FrontDoor(server=server, ledger=ledger, dispatcher=dispatcher)
 
 

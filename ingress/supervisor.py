@@ -28,7 +28,7 @@ import httpx
 
 from ingress import broker
 from ingress.lifeline import dies_with_me
-from rules.vocabulary import LedgerError, Problem
+from rules.vocabulary import LedgerError, Problem, SettingsError
 from worker.dispatch import wait_until_reachable
 from worker.ledger import Ledger, migrate, open_ledger
 from worker.settings import PREFIX, Settings
@@ -58,6 +58,20 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def check_port(name: str, host: str, port: int) -> None:
+    """Raise SettingsError when nothing can listen there."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise SettingsError(
+            f"{PREFIX}{name}: cannot listen on port {port} of {host}: {error.strerror}; choose another, or 0 for a free one"
+        ) from error
 
 
 @dataclass(slots=True)
@@ -118,6 +132,8 @@ class Supervisor:
 
     def _start_all(self) -> None:
         settings = self.settings
+        check_port("PORT", settings.host, settings.port)
+        check_port("FLOWER_PORT", "127.0.0.1", settings.flower_port)
         broker_url = settings.broker_url or self._start_broker()
         migrate(settings.database_url)
         self._ledger = open_ledger(settings.database_url)

@@ -21,6 +21,13 @@ from worker.sweep import Sweep
 from worker.wiring import Services, broker_of
 
 
+class TaskWaiting(Retry):
+    """A task waits for its next moment. Shows itself as its message: Flower prints the repr."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.message!r})"
+
+
 class TaskDead(Problem):
     """A task was given up. The message carries its id and verdict and nothing personal: Flower shows it."""
 
@@ -68,7 +75,7 @@ def _outcome(delivered: Delivered) -> str:
     """Return or raise what Celery is to show for one task."""
     match delivered.state:
         case TaskState.WAITING:
-            raise Retry(f"{delivered.task_id} {delivered.words}", when=delivered.due_at)
+            raise TaskWaiting(f"{delivered.task_id} {delivered.words}", when=delivered.due_at)
         case TaskState.DEAD:
             raise TaskDead(f"{delivered.task_id} dead: {delivered.words}")
         case TaskState.UNKNOWN:

@@ -13,7 +13,7 @@ import click
 
 from rules.vocabulary import Problem
 from worker import logs
-from worker.settings import Settings, environment_of
+from worker.settings import PREFIX, Settings, environment_of
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,10 @@ def up() -> None:
     from ingress.supervisor import Supervisor  # noqa: PLC0415 - likewise
 
     settings = _settings()
-    check_start(settings)
-    Supervisor(settings=settings, environment=environment_of(Path.cwd()), announce=click.echo).run()
+    environment = environment_of(Path.cwd())
+    if not check_start(settings):
+        environment[f"{PREFIX}RULES"] = ""  # every process then takes the last good set from the ledger
+    Supervisor(settings=settings, environment=environment, announce=click.echo).run()
 
 
 @click.command()
