@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
-from amqp.exceptions import ChannelError
 from celery import Celery
 from kombu import Connection, Exchange, Queue
+from kombu.transport.virtual import Channel as VirtualChannel
 
 from rules.vocabulary import ProviderName, TaskType
 from worker.ledger.rows import TaskRef
@@ -47,8 +47,6 @@ LONGEST_WINDOW_SECONDS: Final = 0.05
 WINDOW_SECONDS_PER_ID: Final = 0.004
 #: How long the publisher rests after the broker could not be reached.
 REST_SECONDS: Final = 1.0
-#: AMQP's reply code for a queue that does not exist; a number or a text, depending on the transport.
-NOT_FOUND: Final = "404"
 
 
 def celery_app(broker_url: str) -> Celery:
@@ -241,13 +239,14 @@ class QueueDepths:
 
 
 def _depth(channel: Any, name: str) -> int:
-    """Return a queue's depth. On Redis an empty queue does not exist, which the transport reports as "not found"."""
-    try:
-        depth: int = channel.queue_declare(name, passive=True).message_count
-    except ChannelError as error:
-        if str(error.reply_code) != NOT_FOUND:
-            raise
-        return 0
+    """Return a queue's depth.
+
+    Redis is asked for the length itself: kombu's passive declaration overlooks `global_keyprefix` (kombu 5.7, EXISTS is not
+    among the commands it prefixes) and takes every queue for one that does not exist.
+    """
+    if isinstance(channel, VirtualChannel):
+        return int(channel._size(name))  # noqa: SLF001 - the transport's own hook; there is no public one
+    depth: int = channel.queue_declare(name, passive=True).message_count
     return depth
 
 
@@ -262,7 +261,7 @@ def wait_until_reachable(broker_url: str, timeout_seconds: float) -> bool:
     while time.monotonic() < give_up_at:
         try:
             with app.connection_for_write(connect_timeout=2) as connection:
-                connection.connect()
+                connection.ensure_connection(max_retries=1, interval_start=0.05)
                 return True
         except Exception:  # noqa: BLE001 - as in depths
             time.sleep(0.1)

@@ -24,6 +24,7 @@ class JsonLines(logging.Formatter):
     """One JSON object a line: `at level logger message`, and `fault` with the traceback where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line."""
         line = {
             "at": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 from rules.load import load
-
 from rules.rulebook import RuleBook
 from rules.vocabulary import RuleError, SettingsError
 from worker.ledger import Ledger
