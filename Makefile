@@ -1,0 +1,47 @@
+# Leadwire in five words: install, demo, up, test, check. Everything else is `.venv/bin/leadwire --help`.
+# `install` needs Python 3.11 or later and nothing else; it runs by itself before the others, and once.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The first of these that is 3.11 or later makes the environment; name another with `make PYTHON=/path/to/python`.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test check
+
+help: ## Show this list.
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+install: $(STAMP) ## Make .venv with every run and test dependency, from the hashed lock file.
+
+$(STAMP): worker/requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { \
+		echo "leadwire needs Python 3.11 or later: install it, or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is older than Python 3.11: name another: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments: install its venv package (Debian: python3-venv)" >&2; exit 1; }
+	@echo "Installing into $(VENV) (once, about a minute) ..."
+	@"$(PYTHON)" -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r worker/requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: $(STAMP) ## Start it all with sandbox providers and example rules, post signed samples, show what became of them.
+	@$(BIN)/leadwire demo
+
+up: $(STAMP) ## Run it: broker, worker, webhook server and Flower under one supervisor (needs LEADWIRE_RULES).
+	@$(BIN)/leadwire up
+
+test: $(STAMP) ## Run the tests.
+	@$(BIN)/pytest -q
+
+check: $(STAMP) ## Run the gates: format, lint, types, import contracts, docstrings.
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check --no-cache .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/interrogate --quiet rules worker ingress || \
+		{ $(BIN)/interrogate -vv rules worker ingress | grep MISSED >&2; exit 1; }

@@ -1,0 +1,86 @@
+"""The house rules that no linter knows: sizes, docstrings, names, and who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("rules", "worker", "ingress")
+MODULE_LIMIT_LINES = 400
+FUNCTION_LIMIT_LINES = 60
+#: Names that say where something was put, not what it decides.
+DRAWERS = frozenset({"utils", "util", "helpers", "helper", "common", "misc", "manager", "base", "core", "lib"})
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _modules(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def _functions(path: Path) -> Iterator[Function]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return (node for node in ast.walk(tree) if isinstance(node, Function))
+
+
+def _called(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_import_contracts_are_kept() -> None:
+    """Imports go one way, decisions do no I/O, and every module has been given its place."""
+    run = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("path", _modules(*PACKAGES), ids=_called)
+def test_a_module_is_small_and_says_what_it_decides(path: Path) -> None:
+    """A module opens with a docstring, is named after what it decides, and can be read in one sitting."""
+    text = path.read_text(encoding="utf-8")
+
+    assert ast.get_docstring(ast.parse(text)), f"{_called(path)} opens without a docstring"
+    assert path.stem not in DRAWERS
+    assert path.parent.name not in DRAWERS
+    assert len(text.splitlines()) <= MODULE_LIMIT_LINES
+
+
+@pytest.mark.parametrize("path", _modules(*PACKAGES), ids=_called)
+def test_a_function_fits_on_a_screen(path: Path) -> None:
+    """No function is longer than sixty lines."""
+    long = [
+        f"{function.name}: {length} lines"
+        for function in _functions(path)
+        if (length := (function.end_lineno or 0) - function.lineno + 1) > FUNCTION_LIMIT_LINES
+    ]
+
+    assert [] == long
+
+
+@pytest.mark.parametrize("path", _modules("tests"), ids=_called)
+def test_every_test_says_what_holds(path: Path) -> None:
+    """Every test function has a docstring that states what holds."""
+    silent = [
+        function.name
+        for function in _functions(path)
+        if function.name.startswith("test_") and not ast.get_docstring(function)
+    ]
+
+    assert [] == silent
+
+
+def test_test_folders_are_no_packages() -> None:
+    """No `__init__.py` below tests: a package `tests/rules` would shadow the package `rules`."""
+    assert [] == [_called(path) for path in (ROOT / "tests").rglob("__init__.py")]
