@@ -13,14 +13,14 @@ from typing import Final
 
 from rules.conditions import compile_conditions, present_paths
 from rules.consistency import Reading
-from rules.document import DefaultsText, DueOn, Entry, RuleTest, RuleText, TeamTask, TeamText
+from rules.document import DefaultsText, DueOn, Entry, RuleTest, RuleText, Section, TeamTask, TeamText
 from rules.document import Retry as RetryText
 from rules.moments import At
 from rules.places import Path, Places
 from rules.rulebook import Action, Defaults, Dynamic, Member, Proof, Rule, Team, Test
 from rules.rulebook import DueOn as DueDate
 from rules.templates import Template, compile_template, is_template
-from rules.variables import Constant, Pending
+from rules.variables import Constant, Numeral, Pending
 from rules.vocabulary import Json, RetryPolicy, TaskType
 
 #: Keys of a task that `Action` has fields for; the others make up its body.
@@ -135,7 +135,11 @@ class Compiler:
         task = getattr(entry, kind)
         inside = (*path, kind.value)
         raw = self.reading.value["rules"][path[1]]["then"][path[3]][kind]
-        body = {key: self._dynamic(value, (*inside, key)) for key, value in raw.items() if key not in _FIELDS}
+        body = {
+            key: self._dynamic(_counted(value, getattr(task, key)), (*inside, key))
+            for key, value in raw.items()
+            if key not in _FIELDS
+        }
         if isinstance(task, TeamTask):
             body.setdefault("priority", "medium")
         at, expires = getattr(task, "at", None), getattr(task, "expires", None)
@@ -183,6 +187,13 @@ class Compiler:
 
     def _place(self, path: Path) -> str:
         return str(self.reading.places.of_value(path))
+
+
+def _counted(raw: Json, checked: Json) -> Json:
+    """Return a value as written, but the number that the grammar read where a variable gave one."""
+    if isinstance(raw, dict) and isinstance(checked, Section):
+        return {key: _counted(value, getattr(checked, key)) for key, value in raw.items()}
+    return checked if isinstance(raw, Numeral) and isinstance(checked, int | float) else raw
 
 
 def _always(_: Mapping[str, Json]) -> None:

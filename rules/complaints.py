@@ -33,9 +33,15 @@ def validated(document: Json, places: Places) -> Document | None:
     try:
         return Document.model_validate(document)
     except ValidationError as error:
-        for fault in error.errors(include_url=False):
-            _complain(fault, places)
+        for path, message, at_key in complaints(error, Document):
+            places.complain(path, message, at_key=at_key)
         return None
+
+
+def complaints(error: ValidationError, root: type[Section]) -> Iterator[tuple[Path, str, bool]]:
+    """Yield what the grammar refused of a `root`: where, what is said about it, and whether the key is meant."""
+    for fault in error.errors(include_url=False):
+        yield from _complaints(fault, root)
 
 
 def allowed_keys(model: type[Section]) -> list[str]:
@@ -43,41 +49,40 @@ def allowed_keys(model: type[Section]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items() if name != "calendars"]
 
 
-def _complain(fault: ErrorDetails, places: Places) -> None:
+def _complaints(fault: ErrorDetails, root: type[Section]) -> Iterator[tuple[Path, str, bool]]:
     path: Path = tuple(step for step in fault["loc"] if step not in TAGS)
     value = fault["input"]
     match fault["type"]:
         case "extra_forbidden":
-            places.complain(path, _unknown_key(path), at_key=True)
+            yield path, _unknown_key(path, root), True
         case "missing":
-            places.complain(path[:-1], _missing_key(path), at_key=True)
+            yield path[:-1], _missing_key(path, root), True
         case "value_error":
             error = fault["ctx"]["error"]
-            places.complain((*path, *getattr(error, "inside", ())), str(error))
+            for one in (error, *getattr(error, "more", ())):
+                yield (*path, *getattr(one, "inside", ())), str(one), getattr(one, "at_key", False)
         case "list_type":
             remedy = EMPTY if value is None else f"must be a list, not {kind(value)}"
-            places.complain(path, remedy + ("; begin each entry with `-`" if isinstance(value, dict) else ""))
+            yield path, remedy + ("; begin each entry with `-`" if isinstance(value, dict) else ""), False
         case _:
-            places.complain(path, EMPTY if value is None else f"must be a mapping, not {kind(value)}")
+            yield path, EMPTY if value is None else f"must be a mapping, not {kind(value)}", False
 
 
-def _unknown_key(path: Path) -> str:
-    key, model = str(path[-1]), _model_at(path[:-1])
+def _unknown_key(path: Path, root: type[Section]) -> str:
+    key, model = str(path[-1]), _model_at(path[:-1], root)
     if model is None:
         return "unknown key"
     if key in model.NOT_YET:
         return f"`{key}` is not yet supported: {model.NOT_YET[key]}"
     keys = allowed_keys(model)
-    return (
-        f"unknown key `{key}`{_elsewhere(path, model) or did_you_mean(key, keys) or ';'} allowed here: {listed(keys)}"
-    )
+    return f"unknown key `{key}`{_elsewhere(path, model, root) or did_you_mean(key, keys) or ';'} allowed here: {listed(keys)}"
 
 
-def _elsewhere(path: Path, model: type[Section]) -> str:
+def _elsewhere(path: Path, model: type[Section], root: type[Section]) -> str:
     """Say where a key belongs that is right in itself and stands one level too far in or out."""
     key = str(path[-1])
     if len(path) > 1 and isinstance(path[-2], str):
-        around = _model_at(path[:-2])
+        around = _model_at(path[:-2], root)
         if around is not None and key in allowed_keys(around):
             return f": it stands beside `{path[-2]}`, not inside it;"
     if model is Entry and key in allowed_keys(OtherTask) + allowed_keys(WhatsappTemplate) + allowed_keys(TeamTask):
@@ -85,17 +90,17 @@ def _elsewhere(path: Path, model: type[Section]) -> str:
     return ""
 
 
-def _missing_key(path: Path) -> str:
-    key, model = str(path[-1]), _model_at(path[:-1])
+def _missing_key(path: Path, root: type[Section]) -> str:
+    key, model = str(path[-1]), _model_at(path[:-1], root)
     for name, field in model.model_fields.items() if model else ():
         if (field.alias or name) == key and field.description:
             return f"missing key `{key}`: {field.description[0].lower()}{field.description[1:].rstrip('.')}"
     return f"missing key `{key}`"
 
 
-def _model_at(path: Path) -> type[Section] | None:
-    """Return the model of the section at a path of the document."""
-    found: list[Annotation] = [Document]
+def _model_at(path: Path, root: type[Section]) -> type[Section] | None:
+    """Return the model of the section at a path below `root`."""
+    found: list[Annotation] = [root]
     for step in path:
         found = [child for annotation in found for child in _children(annotation, step)]
     return next((one for annotation in found for one in _options(annotation) if _is_section(one)), None)

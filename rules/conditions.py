@@ -22,7 +22,11 @@ from rules.wording import nearest
 Test = Callable[[Mapping[str, Json]], FailedTest | None]
 
 _GROUPS: Final = ("any", "all", "not")
-_LATER: Final = ("expr",)
+#: Words of the language that are not built yet -> what to write until then.
+_LATER: Final[Mapping[str, str]] = {
+    "expr": "use the operators",
+    "changed": "test the value it has now, such as data.stage: sql, under a `when` such as deal.stage_changed",
+}
 #: So many of the failed lines of an `any` are told in its sentence; all are in its value.
 _TOLD_LIMIT: Final = 10
 #: Operators that hold for whatever is there and different, so that a missing field is easily forgotten.
@@ -115,7 +119,8 @@ class _Compiler:
         if key == "not":
             return self._not(value, path)
         if key in _LATER:
-            self.places.complain(path, f"not yet: `{key}` comes with a later version; use the operators", at_key=True)
+            message = f"not yet: `{key}` comes with a later version; {_LATER[str(key)]}"
+            self.places.complain(path, message, at_key=True)
             return _always
         return self._field(key, value, path)
 

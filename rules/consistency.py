@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Final
 
 from rules.document import Document
+from rules.moments import parse_at, parse_span
 from rules.places import Path, Places
 from rules.provider_shapes import UUID_PATTERN
 from rules.shapes import SCHEDULES
@@ -105,8 +106,11 @@ def _mappings(value: Json, path: Path) -> Iterator[tuple[Path, Mapping[str, Json
             yield (*path, index), item
 
 
-def check_all(readings: Iterable[Reading]) -> None:
-    """Complain about what is wrong with all files together and with each by itself."""
+def check_all(readings: Iterable[Reading], *, whole: bool = True) -> None:
+    """Complain about what is wrong with all files together and with each by itself.
+
+    `whole` says whether every file could be read: what is missing may stand in one that could not.
+    """
     files = list(readings)
     _unique_sections(files)
     _unique_rules(files)
@@ -127,8 +131,9 @@ def check_all(readings: Iterable[Reading]) -> None:
                 _check_assign(body.get("assign"), teams, reading.places, (*path, kind.value, "assign"))
             else:
                 _check_contact(kind, body, reading.places, (*path, kind.value))
+                _warn_of_lateness(body, reading.places, (*path, kind.value))
         _warn_of_zones(reading, defaults, files)
-    if files and not any(_mapping(reading.value).get("rules") for reading in files):
+    if whole and files and not any(_mapping(reading.value).get("rules") for reading in files):
         files[0].places.warn((), "there are no rules: every event will be recorded and ignored")
 
 
@@ -189,15 +194,33 @@ def _check_names(rule: Mapping[str, Json], places: Places, path: Path) -> None:
 
 
 def _check_types(rule: Mapping[str, Json], places: Places, path: Path) -> None:
-    """Warn about event types that look like a misspelt canonical one."""
+    """Warn about event types that look like a misspelt canonical one, and about one that stands twice."""
     when = rule.get("when")
+    seen: set[str] = set()
     for index, word in enumerate(when if isinstance(when, list) else [when]):
-        if not isinstance(word, str) or "*" in word or word in CANONICAL_EVENT_TYPES:
+        if not isinstance(word, str):
             continue
+        place = (*path, "when", index) if isinstance(when, list) else (*path, "when")
+        if word in seen:
+            places.warn(place, f"{word} stands twice in this list")
+        seen.add(word)
+        if "*" in word or word in CANONICAL_EVENT_TYPES:
+            continue
+        lowered = word.strip().lower()
         meant = nearest(word, CANONICAL_EVENT_TYPES)
-        if meant and abs(len(meant) - len(word)) <= 2 and meant.partition(".")[0][:2] == word[:2]:  # noqa: PLR2004 - a slip
-            place = (*path, "when", index) if isinstance(when, list) else (*path, "when")
+        if meant and abs(len(meant) - len(word)) <= 2 and meant.partition(".")[0][:2] == lowered[:2]:  # noqa: PLR2004 - a slip
             places.warn(place, f"{word} is no event type Leadwire knows; did you mean `{meant}`?")
+
+
+def _warn_of_lateness(body: Mapping[str, Json], places: Places, path: Path) -> None:
+    """Warn about a task that is only to be made when it is too late for it."""
+    try:
+        after, life = parse_at(body.get("at")).after, parse_span(body.get("expires"))
+    except ValueError:  # absent, a template, a variable, or refused already
+        return
+    if after is not None and after > life:
+        message = f"expires {body['expires']} after the event, before its `at` {body['at']}: it can never be made"
+        places.warn((*path, "expires"), message)
 
 
 def _check_retry(retry: Mapping[str, Json], inherited: Mapping[str, Json], places: Places, path: Path) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from pydantic.json_schema import SkipJsonSchema
 
 from rules import provider_shapes, shapes
-from rules.shapes import dynamic, fixed, present
+from rules.shapes import dynamic, fixed, present, unless_missing
 from rules.vocabulary import Json
 
 _WINDOW: Final = "calling windows come with a later version"
@@ -30,11 +30,20 @@ _VARIABLE: Final[Mapping[str, Json]] = {"type": "string", "pattern": r"\$\{"}
 _TEXT: Final[Mapping[str, Json]] = {"type": "string", "minLength": 1}
 _SPAN: Final[Mapping[str, Json]] = {"type": "string", "pattern": r"^\+?[0-9]{1,9}[smhdw]$"}
 _UUID: Final[Mapping[str, Json]] = {"type": "string", "pattern": f"^{provider_shapes.UUID_PATTERN}$"}
+_COUNTRY_ZONES: Final[Mapping[str, Json]] = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[A-Z]{2}$"},
+    "additionalProperties": {"type": "string"},
+}
 _CLOCK: Final[Mapping[str, Json]] = {"type": "string", "pattern": f"^{shapes.TIME_PATTERN}$"}
 
 
 def _or(*schemas: Mapping[str, Json]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [dict(schema) for schema in schemas]})
+
+
+def _or_null(kind: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": [kind, "null"]})
 
 
 Text = Annotated[Json, PlainValidator(fixed(shapes.text)), WithJsonSchema({**_TEXT})]
@@ -92,6 +101,11 @@ TeamPriority = Annotated[
     PlainValidator(dynamic(provider_shapes.team_priority)),
     _or({"enum": [*provider_shapes.PRIORITY_WORDS]}, _CODE),
 ]
+CountryZones = Annotated[Json, PlainValidator(shapes.country_zones), WithJsonSchema({**_COUNTRY_ZONES})]
+GivenText = Annotated[Json, PlainValidator(unless_missing(shapes.text)), _or_null("string")]
+GivenZone = Annotated[Json, PlainValidator(unless_missing(fixed(shapes.zone))), _or_null("string")]
+GivenOpen = Annotated[Json, PlainValidator(unless_missing(shapes.mapping)), _or_null("object")]
+GivenCount = Annotated[Json, PlainValidator(unless_missing(shapes.whole(0))), _or_null("integer")]
 Open = Annotated[Json, PlainValidator(shapes.mapping), WithJsonSchema({"type": "object"})]
 Assign = Annotated[
     Json,
@@ -269,14 +283,14 @@ class Entry(Section):
 class GivenContact(Section):
     """The contact of a test's event."""
 
-    id: FreeText = Field(None, description="The contact's id at its source.")
-    name: FreeText = Field(None, description="The contact's name.")
-    phone: FreeText = Field(None, description="The phone number with its country code, as events carry it.")
-    email: FreeText = Field(None, description="The e-mail address.")
-    country: FreeText = Field(None, description="The country, two letters.")
-    timezone: Zone = Field(None, description="The contact's time zone.")
-    language: FreeText = Field(None, description="The language.")
-    consent: Open = Field(None, description="What the contact agreed to.")
+    id: GivenText = Field(None, description="The contact's id at its source.")
+    name: GivenText = Field(None, description="The contact's name.")
+    phone: GivenText = Field(None, description="The phone number with its country code, as events carry it.")
+    email: GivenText = Field(None, description="The e-mail address.")
+    country: GivenText = Field(None, description="The country, two letters.")
+    timezone: GivenZone = Field(None, description="The contact's time zone.")
+    language: GivenText = Field(None, description="The language.")
+    consent: GivenOpen = Field(None, description="What the contact agreed to.")
 
 
 class GivenSubject(Section):
@@ -294,12 +308,10 @@ class Given(Section):
     source: FreeText = Field(None, description="The source's name.")
     occurred_at: Moment = Field(None, description="When it happened; default: the test's `at`.")
     received_at: Moment = Field(None, description="When it came in; default: the test's `at`.")
-    subject: Annotated[GivenSubject | None, BeforeValidator(present)] = Field(None, description="Its record.")
-    contact: Annotated[GivenContact | None, BeforeValidator(present)] = Field(None, description="Its person.")
-    changed: Open = Field(None, description="What changed, as in {data.stage: {from: mql, to: sql}}.")
-    attempt: Annotated[
-        Json, PlainValidator(fixed(shapes.whole(0))), WithJsonSchema({"type": "integer", "minimum": 0})
-    ] = Field(None, description="Which try of the sender this is.")
+    subject: GivenSubject | None = Field(None, description="Its record.")
+    contact: GivenContact | None = Field(None, description="Its person.")
+    changed: GivenOpen = Field(None, description="What changed, as in {data.stage: {from: mql, to: sql}}.")
+    attempt: GivenCount = Field(None, description="Which try of the sender this is.")
     data: Any = Field(None, description="What the source sent.")
 
 
@@ -368,7 +380,7 @@ class DefaultsText(Section):
 
     NOT_YET: ClassVar[Mapping[str, str]] = dict.fromkeys(("caps", "require", "mode"), _LATER) | {"window": _WINDOW}
     timezone: Zone = Field(None, description="The time zone of team tasks.")
-    country_zones: Annotated[dict[str, Zone] | None, BeforeValidator(shapes.countries)] = Field(
+    country_zones: CountryZones = Field(
         None, description="The zone to assume in a country that has several, as in {US: America/New_York}."
     )
     retry: Annotated[Retry | None, BeforeValidator(present)] = Field(None, description="The retry of every task.")

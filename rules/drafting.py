@@ -2,7 +2,7 @@
 
 Text from outside loses control characters (line breaks and tabs stay in descriptions) and is cut: titles at 200,
 descriptions at 2,000 characters. A description always ends in ` [lw:...]` with the first twelve characters of the task's
-key, by which the task is found again at its provider; the mark is never cut off.
+key, by which the task is found again at its provider; the mark is never cut off, and no other mark stands in a text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ _MARK_CHARACTERS: Final = 12
 
 _LINE_ENDS: Final = re.compile("\r\n?|[\u0085\u2028\u2029]")
 #: Control characters, halves of surrogate pairs, and the marks that turn the direction of writing.
-_CONTROL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+_CONTROL: Final = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+#: The mark of a task, as one from outside would look.
+_MARK: Final = re.compile(r"\[lw:[0-9a-f]{12}\]", re.IGNORECASE)
+_MARK_BEGINNING: Final = re.compile(r"\[(lw:)", re.IGNORECASE)
 _BLANK: Final = re.compile(r"[\n\t]+")
 
 
@@ -113,7 +118,7 @@ def clean(value: Json) -> Json:
 
 def titled(text: str) -> str:
     """Return a text as a title: one line, at most 200 characters."""
-    return _BLANK.sub(" ", str(clean(text))).strip()[:TITLE_LIMIT].rstrip()
+    return _unmarked(_BLANK.sub(" ", str(clean(text)))).strip()[:TITLE_LIMIT].rstrip()
 
 
 def mark(key: str) -> str:
@@ -121,8 +126,14 @@ def mark(key: str) -> str:
     return f"[lw:{key[:_MARK_CHARACTERS]}]"
 
 
+def _unmarked(text: str) -> str:
+    """Return a text without marks of tasks; where taking one out makes another, they lose their bracket."""
+    kept = _MARK.sub("", text)
+    return _MARK_BEGINNING.sub(r"\1", kept) if _MARK.search(kept) else kept
+
+
 def described(text: str, key: str) -> str:
     """Return a text as a description: at most 2,000 characters with the mark at its end."""
     ending = f" {mark(key)}"
-    kept = str(clean(text)).strip()[: DESCRIPTION_LIMIT - len(ending)].rstrip()
+    kept = _unmarked(str(clean(text))).strip()[: DESCRIPTION_LIMIT - len(ending)].rstrip()
     return f"{kept}{ending}" if kept else mark(key)

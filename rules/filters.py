@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 from functools import lru_cache
@@ -30,6 +30,8 @@ ZONE: Final = "_zone"
 TEXT_LIMIT: Final = 100_000
 
 _PLACES_LIMIT: Final = 10
+#: Longer texts are no phone number, and are not to be remembered.
+_PHONE_LIMIT: Final = 250
 _AMOUNT: Final = re.compile(r"-?[0-9]{1,30}(\.[0-9]{1,30})?", re.ASCII)
 _AMOUNT_LIMIT: Final = Decimal(10) ** 18
 _FORMAT_LIMIT: Final = 64
@@ -73,8 +75,12 @@ def e164(text: str, country: str | None) -> str | None:
     return None if number is None else phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
 
 
-@lru_cache(maxsize=4096)
 def _number(text: str, country: str | None) -> phonenumbers.PhoneNumber | None:
+    return _parsed(text, country) if len(text) + len(country or "") <= _PHONE_LIMIT else None
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str, country: str | None) -> phonenumbers.PhoneNumber | None:
     try:
         number = phonenumbers.parse(text, country.strip().upper() if country else None)
     except phonenumbers.NumberParseException:
@@ -249,7 +255,7 @@ def in_words(value: Json) -> str:
     """Return a value as it appears in a text: true and false as JSON writes them, lists and mappings as JSON."""
     if isinstance(value, str):
         return value
-    if isinstance(value, Generator):
+    if isinstance(value, range):
         value = list(value)
     if isinstance(value, bool | dict | list | tuple):
         return json.dumps(value, ensure_ascii=False, default=str)  # str names what is missing inside

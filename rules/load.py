@@ -1,12 +1,14 @@
 """Which rule files are acceptable, and what is said about those that are not.
 
 All files are read, checked and compiled as far as they go, and every fault of every file comes out at once; only without any
-fault there is a rule book. Nothing is ever accepted and ignored.
+fault there is a rule book. Nothing is ever accepted and ignored. A file that could not be read at all is a fault like any
+other, and what has no fault in itself (the sources) is handed on, so that others can look for more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
@@ -22,40 +24,80 @@ from rules.yaml_text import read
 #: The sections in which `${NAME}` can be resolved: "rules" stands for everything that is no source.
 SECTIONS: Final = frozenset({"rules", "sources"})
 
+#: What each file holds, by its name as messages print it; a Fault for one that could not be read.
+Files = Mapping[str, str | Fault]
 
-def load(files: Mapping[str, str], environment: Mapping[str, str], *, resolve: frozenset[str] = SECTIONS) -> RuleBook:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What was found in a set of files: the rule book if there is no fault, and all that can be said in any case.
+
+    `sources` are those that could be read, also beside faults; `faults` and `warnings` are in the order of the files.
+    """
+
+    book: RuleBook | None
+    sources: tuple[SourceText, ...]
+    faults: tuple[Fault, ...]
+    warnings: tuple[Fault, ...]
+
+
+def load(files: Files, environment: Mapping[str, str], *, resolve: frozenset[str] = SECTIONS) -> RuleBook:
     """Return the rule book of these files, or raise RuleError with all faults of all of them.
 
-    `files` maps each file's name, as messages shall print it, to its text, in the order that counts. `${NAME}` is taken from
-    `environment` in the sections named by `resolve`; elsewhere it stays as it is written, and what depends on its value
-    is not checked.
+    `files` maps each file's name, as messages shall print it, to its text (or the fault that kept it from being read), in
+    the order that counts. `${NAME}` is taken from `environment` in the sections named by `resolve`; elsewhere it stays as
+    it is written, and what depends on its value is not checked.
     """
+    found = inspect(files, environment, resolve=resolve)
+    if found.book is None:
+        raise RuleError(found.faults)
+    return found.book
+
+
+def inspect(files: Files, environment: Mapping[str, str], *, resolve: frozenset[str] = SECTIONS) -> Inspection:
+    """Return what these files hold and all that is wrong with them; arguments as those of `load`. Never raises."""
     resolver = Resolver(environment, resolve)
-    readings: list[Reading] = []
-    for file, text in files.items():
-        value, places = read(text, file, salvage=True)
-        reading = Reading(file=file, value=resolver.resolve(value, places), places=places)
-        reading.early_faults = len(places.faults)
-        if value is not None or not places.faults:
-            reading.document = validated(reading.value, places)
-        readings.append(reading)
-    check_all(readings)
+    texts = {file: text for file, text in files.items() if isinstance(text, str)}
+    unread = [fault for fault in files.values() if isinstance(fault, Fault)]
+    readings = [_reading(file, text, resolver) for file, text in texts.items()]
+    whole = not unread and all(reading.value is not None or not reading.places.faults for reading in readings)
+    check_all(readings, whole=whole)
     prepared = [compiling.prepare(reading) for reading in readings]
-    faults = _sorted(fault for reading in readings for fault in reading.telling())
-    if faults:
-        raise RuleError(faults)
-    return _book(files, readings, prepared)
+    faults = in_order([*unread, *(fault for reading in readings for fault in reading.telling())], files)
+    warnings = in_order((fault for reading in readings for fault in reading.places.warnings), files)
+    sources = tuple(
+        SourceText(name=name, value=value, places=reading.places, path=("sources", name))
+        for reading in readings
+        for name, value in reading.section("sources").items()
+    )
+    warnings = warnings or tuple(_no_files(files))
+    book = None if faults else _book(texts, readings, prepared, sources, warnings)
+    return Inspection(book=book, sources=sources, faults=faults, warnings=warnings)
 
 
-def _book(files: Mapping[str, str], readings: list[Reading], prepared: list[compiling.Prepared]) -> RuleBook:
+def _reading(file: str, text: str, resolver: Resolver) -> Reading:
+    value, places = read(text, file, salvage=True)
+    reading = Reading(file=file, value=resolver.resolve(value, places), places=places)
+    reading.early_faults = len(places.faults)
+    if value is not None or not places.faults:
+        reading.document = validated(reading.value, places)
+    return reading
+
+
+def _book(
+    texts: Mapping[str, str],
+    readings: list[Reading],
+    prepared: list[compiling.Prepared],
+    sources: tuple[SourceText, ...],
+    warnings: tuple[Fault, ...],
+) -> RuleBook:
     documents = [reading.document for reading in readings if reading.document]
     defaults = next((document.defaults for document in documents if document.defaults), DefaultsText())
     teams = {
         name: compiling.team(name, text) for document in documents for name, text in (document.teams or {}).items()
     }
-    warnings = _sorted(fault for reading in readings for fault in reading.places.warnings)
     return RuleBook(
-        version=version_of(files),
+        version=version_of(texts),
         rules=tuple(
             rule
             for reading, ready in zip(readings, prepared, strict=True)
@@ -63,13 +105,9 @@ def _book(files: Mapping[str, str], readings: list[Reading], prepared: list[comp
         ),
         defaults=compiling.defaults(defaults),
         teams=teams,
-        sources=tuple(
-            SourceText(name=name, value=value, places=reading.places, path=("sources", name))
-            for reading in readings
-            for name, value in reading.section("sources").items()
-        ),
-        warnings=tuple(warnings or _no_files(files)),
-        files=dict(files),
+        sources=sources,
+        warnings=warnings,
+        files=dict(texts),
     )
 
 
@@ -84,16 +122,13 @@ def version_of(files: Mapping[str, str]) -> str:
     return f"rs_{digest.hexdigest()[:16]}"
 
 
-def _no_files(files: Mapping[str, str]) -> Iterable[Fault]:
+def _no_files(files: Files) -> Iterable[Fault]:
     if not files:
         message = "there are no rule files: every event will be recorded and ignored"
         yield Fault(file="rules", line=1, column=1, path="", message=message)
 
 
-def _sorted(faults: Iterable[Fault]) -> list[Fault]:
-    """Return faults file by file in the order of reading, and in each from top to bottom."""
-    found = list(faults)
-    order: dict[str, int] = {}
-    for fault in found:
-        order.setdefault(fault.file, len(order))
-    return sorted(found, key=lambda fault: (order[fault.file], fault.line, fault.column))
+def in_order(faults: Iterable[Fault], files: Iterable[str]) -> tuple[Fault, ...]:
+    """Return faults file by file in the order of `files`, and in each from top to bottom."""
+    order = {file: number for number, file in enumerate(files)}
+    return tuple(sorted(faults, key=lambda fault: (order.get(fault.file, len(order)), fault.line, fault.column)))

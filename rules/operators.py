@@ -13,17 +13,21 @@ import operator as comparing
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import re2  # type: ignore[import-untyped]  # google-re2 ships no types
 
 from rules.showing import as_json
-from rules.times import parse_span, read_instant
+from rules.times import parse_span, read_instant, read_moment
 from rules.vocabulary import Json
 
-#: Asks a compiled test of a value that is there; the second argument is the whole view, for its `now`.
+#: Asks a compiled test of a value that is there; the second argument is the whole view, for its `now` and LOCAL.
 Holds = Callable[[Json, Mapping[str, Json]], bool]
+
+#: The name under which a view may hold how to read a local time of the contact's: naive moment -> aware UTC, ValueError
+#: where there is none. No path can name it; without it local times are UTC.
+LOCAL: Final = "_local"
 
 _PATTERN_LIMIT: Final = 1_000
 
@@ -98,10 +102,21 @@ def equal(wanted: Json, seen: Json) -> bool:
     return type(wanted) is type(seen) and wanted == seen
 
 
-def instant_of(value: Json) -> datetime | None:
-    """Return the moment a text names, as aware UTC (without an offset it is taken as UTC); None for all else."""
+def instant_of(value: Json, view: Mapping[str, Json]) -> datetime | None:
+    """Return the moment a text names, as aware UTC; None for all else. One without an offset is the contact's local time."""
     try:
-        return read_instant(value) if isinstance(value, str) else None
+        return _in_utc(read_moment(value), view) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _in_utc(moment: datetime, view: Mapping[str, Json]) -> datetime | None:
+    """Return a moment as aware UTC; None where the contact's zone has no such local time."""
+    if moment.tzinfo is not None:
+        return moment
+    local: Callable[[datetime], datetime] | None = view.get(LOCAL)
+    try:
+        return moment.replace(tzinfo=UTC) if local is None else local(moment)
     except ValueError:
         return None
 
@@ -174,7 +189,7 @@ def _true_or_false(wanted: Json) -> str | None:
 
 def _a_moment(wanted: Json) -> str | None:
     try:
-        read_instant(wanted)
+        read_moment(wanted)
     except ValueError as error:
         return str(error)
     return None
@@ -323,32 +338,48 @@ def exists(wanted: Json) -> Holds:
     return lambda _, __: wanted is True
 
 
+def _in_time(asked: Callable[[datetime, datetime], bool], wanted: Json) -> Holds:
+    bound = read_moment(wanted)
+
+    def holds(seen: Json, view: Mapping[str, Json]) -> bool:
+        moment, limit = instant_of(seen, view), _in_utc(bound, view)
+        return moment is not None and limit is not None and asked(moment, limit)
+
+    return holds
+
+
 @operator(_a_moment)
 def before(wanted: Json) -> Holds:
-    """The field is a moment before this one; what has no offset is UTC, and a date is its midnight."""
-    bound = read_instant(wanted)
-    return lambda seen, _: (moment := instant_of(seen)) is not None and moment < bound
+    """The field is a moment before this one; what has no offset is in the contact's zone, and a date is its midnight."""
+    return _in_time(comparing.lt, wanted)
 
 
 @operator(_a_moment)
 def after(wanted: Json) -> Holds:
-    """The field is a moment after this one; what has no offset is UTC, and a date is its midnight."""
-    bound = read_instant(wanted)
-    return lambda seen, _: (moment := instant_of(seen)) is not None and moment > bound
+    """The field is a moment after this one; what has no offset is in the contact's zone, and a date is its midnight."""
+    return _in_time(comparing.gt, wanted)
+
+
+def _since(asked: Callable[[timedelta, timedelta], bool], wanted: Json) -> Holds:
+    span = parse_span(wanted)
+
+    def holds(seen: Json, view: Mapping[str, Json]) -> bool:
+        moment = instant_of(seen, view)
+        return moment is not None and asked(read_instant(view["now"]) - moment, span)
+
+    return holds
 
 
 @operator(_a_span)
 def older_than(wanted: Json) -> Holds:
     """The field is a moment that lies further back than this span, counted from the moment of processing."""
-    span = parse_span(wanted)
-    return lambda seen, view: (moment := instant_of(seen)) is not None and read_instant(view["now"]) - moment > span
+    return _since(comparing.gt, wanted)
 
 
 @operator(_a_span)
 def newer_than(wanted: Json) -> Holds:
     """The field is a moment less far back than this span, counted from the moment of processing, or still to come."""
-    span = parse_span(wanted)
-    return lambda seen, view: (moment := instant_of(seen)) is not None and read_instant(view["now"]) - moment < span
+    return _since(comparing.lt, wanted)
 
 
 @operator(_not_yet)

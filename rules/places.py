@@ -17,11 +17,15 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in a file; line and column count from 1."""
+    """A place in a file; line and column count from 1.
+
+    `literal` says that a text in the form of a literal block (`|`) stands here, whose lines are those of the file.
+    """
 
     file: str
     line: int
     column: int
+    literal: bool = False
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}:{self.column}"

@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Final
 
 from rules.conditions import explain
 from rules.drafting import Draft, Scene, described, titled
 from rules.filters import ZONE
+from rules.operators import LOCAL
 from rules.plan_mindhunters import Timing, draft_mindhunters
 from rules.plan_team import draft_team
 from rules.rulebook import Action, Rule, RuleBook
+from rules.times import to_utc
 from rules.vocabulary import (
     PROVIDER_OF,
     Decision,
@@ -54,7 +57,7 @@ def decide(book: RuleBook, event: Event, *, now: datetime) -> Plan:
     decisions: list[Decision] = []
     tasks: list[Task] = []
     stopped_by: dict[str, str] = {}
-    view: Mapping[str, Json] | Exception = _view(event, now)
+    view: Mapping[str, Json] | Exception = _view(book, event, now)
     for rule in rules:
         if rule.file in stopped_by:
             reason = f"stopped by rule {stopped_by[rule.file]}, which matched before it in the same file"
@@ -73,12 +76,28 @@ def task_key(event_id: str, rule_id: str, name: str) -> str:
     return hashlib.sha256(json.dumps([event_id, rule_id, name]).encode()).hexdigest()
 
 
-def _view(event: Event, now: datetime) -> Mapping[str, Json] | Exception:
+def _view(book: RuleBook, event: Event, now: datetime) -> Mapping[str, Json] | Exception:
     """Return what conditions and templates see, or what kept it from being made."""
     try:
-        return {**event.view(), "now": instant(now)}
+        return {**event.view(), "now": instant(now), LOCAL: _local_time(book, event, None)}
     except Exception as error:  # noqa: BLE001 - what a sender nested without end must not stop the others
         return error
+
+
+def _local_time(book: RuleBook, event: Event, zone: str | None) -> Callable[[datetime], datetime]:
+    """Return how conditions read a moment without an offset: in the contact's zone, found when the first one is met.
+
+    As for `at`: of several zones the latest moment counts; with none, the zone of the rule, of the defaults, or UTC.
+    """
+
+    @cache
+    def zones() -> tuple[str, ...]:
+        return zones_of(event.contact, book.defaults).zones or (zone or book.defaults.timezone or "UTC",)
+
+    def in_utc(moment: datetime) -> datetime:
+        return max(to_utc(moment, name) for name in zones())
+
+    return in_utc
 
 
 def _decide_rule(
@@ -87,6 +106,8 @@ def _decide_rule(
     try:
         if isinstance(view, Exception):
             raise view
+        if rule.timezone is not None:
+            view = {**view, LOCAL: _local_time(book, event, rule.timezone)}
         failed = rule.test(view)
         if failed is not None:
             decision = Decision(
@@ -155,11 +176,11 @@ def _plan_task(scene: Scene, action: Action) -> Task:
 
 
 def _ending(faults: Sequence[str], timing: Timing) -> tuple[TaskState, str | None]:
-    """Return how planning leaves a task; one that comes too late anyway needs nobody to mend it."""
-    if timing.too_late:
-        return TaskState.SUPPRESSED, timing.too_late
+    """Return how planning leaves a task; an incomplete one is dead even if late, so that no later retry can send it."""
     if faults:
         return TaskState.DEAD, "; ".join(dict.fromkeys(faults))
+    if timing.too_late:
+        return TaskState.SUPPRESSED, timing.too_late
     return TaskState.PLANNED, None
 
 

@@ -16,7 +16,7 @@ from rules.moments import local_minute
 from rules.rulebook import DueOn, Team
 from rules.showing import as_json
 from rules.templates import Template
-from rules.times import is_date, parse_clock, parse_date, parse_span, read_moment, to_local, to_utc
+from rules.times import is_date, is_span, parse_clock, parse_date, parse_span, read_moment, to_local, to_utc
 from rules.vocabulary import Json, Rotation
 
 DEFAULT_PRIORITY: Final = "medium"
@@ -141,7 +141,7 @@ def _due_at(draft: Draft, due: timedelta | Template, zone: str) -> date | None:
     if text is None:
         return None
     words = text.strip() if isinstance(text, str) else ""
-    if words.startswith("+"):
+    if words.startswith("+") or is_span(words):
         return _later(draft.scene.now, parse_span(words))
     if is_date(words):
         return parse_date(words)

@@ -17,7 +17,7 @@ from rules.conditions import explain
 from rules.moments import parse_moment
 from rules.plan import decide
 from rules.rulebook import Proof, Rule, RuleBook, covers
-from rules.vocabulary import Contact, Decision, Event, Fault, Json, Plan, Subject, Task, TaskState, instant
+from rules.vocabulary import Contact, Decision, Event, Fault, Json, Plan, Subject, Task, TaskState, TaskType, instant
 from rules.wording import did_you_mean, listed, shown
 
 #: The mark at the end of every description, by which a task is found again at its provider; nobody wants it in a test.
@@ -70,6 +70,7 @@ def _difference(alone: RuleBook, rule: Rule, proof: Proof, *, now: datetime, zon
     details = [*_reasons(rule, event, plan)]
     for index, entry in enumerate(proof.expected):
         if index not in pairs:
+            details.extend(_unknown(entry[0], rule))
             details.extend(_near_miss(entry, plan.tasks, views, taken=set(pairs.values())))
     return "; ".join([f"expected {wanted}; came {came}", *details])
 
@@ -85,8 +86,8 @@ def event_of(given: Mapping[str, Json], *, at: datetime, zone: str) -> Event:
         occurred_at=parse_moment(occurred_at, zone) if occurred_at else at,
         received_at=parse_moment(received_at, zone) if received_at else at,
         subject=Subject(kind=subject["kind"], id=subject["id"]) if subject else None,
-        contact=Contact(**given.get("contact", {})),
-        changed=given.get("changed", {}),
+        contact=Contact(**(given.get("contact") or {})),
+        changed=given.get("changed") or {},
         attempt=given.get("attempt"),
         data=given.get("data", {}),
     )
@@ -187,6 +188,13 @@ def _reasons(rule: Rule, event: Event, plan: Plan) -> list[str]:
 def _why(decision: Decision) -> str:
     failed = decision.failed
     return f"{explain(failed)} ({failed.place})" if failed else decision.reason
+
+
+def _unknown(name: str, rule: Rule) -> list[str]:
+    """Say which word was meant by one that is neither a type of task nor the name of a task of this rule."""
+    known = [*TaskType, *(action.name for action in rule.actions)]
+    hint = did_you_mean(name, known) or f"; tasks are {listed(dict.fromkeys(known))}"
+    return [] if name in known else [f"no task is called {shown(name)[1:-1]}{hint}"]
 
 
 def _near_miss(

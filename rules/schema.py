@@ -10,6 +10,7 @@ from typing import Final
 
 from rules.document import Document
 from rules.operators import OPERATORS
+from rules.paths import ROOTS
 from rules.vocabulary import CANONICAL_EVENT_TYPES, Json, TaskType
 
 _SCALAR: Final = {"type": ["string", "number", "boolean", "null"]}
@@ -29,6 +30,11 @@ _WANTED: Final[Mapping[str, Json]] = {
 #: Operators whose words are known and that come with a later version.
 _NOT_YET: Final = frozenset({"changed"})
 
+#: Sections that may stand there with nothing in them, while a file is being written.
+_MAY_BE_EMPTY: Final = ("teams", "sources", "rules")
+#: Mappings that may be null: `defaults` for the same reason, the others where an event knows nothing.
+_MAY_BE_NULL: Final = ("DefaultsText", "GivenSubject", "GivenContact")
+
 
 def schema() -> dict[str, Json]:
     """Return the JSON Schema of a rule file, every key with its description."""
@@ -36,6 +42,11 @@ def schema() -> dict[str, Json]:
     definitions = made["$defs"]
     for definition in (made, *definitions.values()):
         definition.pop("title", None)
+    for described in (
+        *(made["properties"][name] for name in _MAY_BE_EMPTY),
+        *(definitions[name] for name in _MAY_BE_NULL),
+    ):
+        described["type"] = [described["type"], "null"]
     rule = definitions["RuleText"]["properties"]
     rule["if"] = {**_CONDITIONS, "description": rule["if"]["description"]}
     rule["when"]["examples"] = [*CANONICAL_EVENT_TYPES, "deal.*"]
@@ -74,7 +85,7 @@ def _conditions() -> dict[str, Json]:
             "properties": groups,
             "additionalProperties": {"$ref": "#/$defs/Test"},
             "minProperties": 1,
-            "propertyNames": {"not": {"enum": [*OPERATORS, "expr"]}},
+            "propertyNames": {"pattern": rf"^(any|all|not|({'|'.join(ROOTS)})([.\[].*)?)$"},
         },
         "Test": test,
     }

@@ -15,7 +15,7 @@ from rules.moments import At, parse_at, parse_span
 from rules.places import Path
 from rules.templates import is_template
 from rules.times import is_zone, parse_date, read_moment, zone_names
-from rules.variables import Constant, Pending
+from rules.variables import Constant, Numeral, Pending
 from rules.vocabulary import Json
 from rules.wording import did_you_mean, kind, nearest, shown
 
@@ -31,15 +31,37 @@ SCHEDULES: Final = {
     )
 }
 
+_BEGINS_LIKE_A_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
 EMPTY: Final = "is empty: give it a value, or remove it"
 
 
 class UnfitError(ValueError):
-    """A value that may not stand where it stands; `inside` leads from the value to the part that is wrong."""
+    """A value that may not stand where it stands.
 
-    def __init__(self, message: str, inside: Path = ()) -> None:
+    `inside` leads from the value to the part that is wrong, with `at_key` to that part's key; `more` are the faults of
+    other parts of the same value.
+    """
+
+    def __init__(
+        self, message: str, inside: Path = (), *, at_key: bool = False, more: tuple[UnfitError, ...] = ()
+    ) -> None:
         super().__init__(message)
         self.inside = inside
+        self.at_key = at_key
+        self.more = more
+
+
+def raise_all(faults: list[UnfitError]) -> None:
+    """Raise the faults of one value together, if there are any."""
+    if faults:
+        first = faults[0]
+        raise UnfitError(str(first), first.inside, at_key=first.at_key, more=(*first.more, *faults[1:]))
+
+
+def within(error: ValueError, step: str | int) -> UnfitError:
+    """Return the fault of a part of a value as a fault of the value."""
+    return UnfitError(str(error), (step, *getattr(error, "inside", ())))
 
 
 def fixed(check: Check) -> Check:
@@ -69,13 +91,14 @@ def _has_code(value: Json) -> bool:
 
 
 def each(check: Check, values: list[Json]) -> list[Json]:
-    """Return a list with each entry checked; the fault of the first that is wrong says which."""
-    checked = []
+    """Return a list with each entry checked; each that is wrong is a fault of its own."""
+    checked, faults = [], []
     for index, value in enumerate(values):
         try:
             checked.append(check(value))
         except ValueError as error:
-            raise UnfitError(str(error), (index,)) from error
+            faults.append(within(error, index))
+    raise_all(faults)
     return checked
 
 
@@ -99,12 +122,20 @@ def text(value: Json) -> str:
     return value
 
 
+def unless_missing(check: Check) -> Check:
+    """Return a check that also takes what an event carries where nothing is known: null, or an empty text."""
+    return lambda value: value if value is None or value == "" else check(value)
+
+
 def name(value: Json) -> str:
     """Return a name: text in one line that messages, keys and lists can carry."""
     found = text(value)
     if len(found) > NAME_LIMIT_CHARACTERS:
         raise UnfitError(f"must have at most {NAME_LIMIT_CHARACTERS} characters, not {len(found)}")
-    if not found.isprintable() or found != found.strip():
+    odd = next((letter for letter in found if not letter.isprintable()), None)
+    if odd is not None and odd not in "\r\n\x85\u2028\u2029":
+        raise UnfitError(f"must not hold the unprintable character U+{ord(odd):04X}: remove it")
+    if odd is not None or found != found.strip():
         raise UnfitError("must be one line without spaces around it")
     return found
 
@@ -169,6 +200,8 @@ def whole(least: int, most: int | None = None, because: str = "") -> Check:
     bounds = f"from {least} to {most}" if most is not None else f"of {least} or more"
 
     def checked(value: Json) -> Json:
+        if isinstance(value, Numeral):
+            value = value.number()
         if isinstance(value, str) and re.fullmatch(r"-?[0-9]+", value):
             raise UnfitError(f"must be a whole number {bounds} without quotes{because}, not the text {shown(value)}")
         if not isinstance(value, int) or isinstance(value, bool) or value < least or (most or value) < value:
@@ -182,6 +215,8 @@ def number(least: float, most: float) -> Check:
     """Return a check for a number between two bounds, both included."""
 
     def checked(value: Json) -> Json:
+        if isinstance(value, Numeral):
+            value = value.number()
         if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
             raise UnfitError(f"must be a number from {least} to {most}, not {kind(value)}")
         return float(value)
@@ -212,9 +247,12 @@ def span(value: Json) -> timedelta:
 
 def at(value: Json) -> At:
     """Return when a task is to be made: `now`, `+10m`, `next 09:00`, or a moment."""
+    written = text(value)
     try:
-        return parse_at(text(value))
+        return parse_at(written)
     except ValueError as error:
+        if _BEGINS_LIKE_A_DATE.match(written):
+            read_moment(written)  # says better what is wrong with a moment
         raise UnfitError(f'must be now, +10m, "next 09:00" or a moment such as 2026-12-01T14:00; {error}') from error
 
 
@@ -310,15 +348,22 @@ def items(what: str) -> Check:
     return checked
 
 
-def countries(value: Json) -> Json:
-    """Return a mapping whose keys are country codes."""
-    if isinstance(value, dict):
-        wrong = [key for key in value if not re.fullmatch(r"[A-Z]{2}", key)]
-        if wrong:
-            raise UnfitError(
-                f"must have country codes of two capital letters as keys, such as CL; not {shown(wrong[0])}"
-            )
-    return present(value)
+def country_zones(value: Json) -> Json:
+    """Return a mapping of country codes to zones, each pair checked by itself."""
+    if not isinstance(value, dict):
+        raise UnfitError(EMPTY if value is None else f"must be a mapping, not {kind(value)}")
+    faults = []
+    for country, one in value.items():
+        if not re.fullmatch(r"[A-Z]{2}", country):
+            meant = f"; did you mean {country.upper()}?" if re.fullmatch(r"[A-Za-z]{2}", country) else ""
+            message = f"must be a country code of two capital letters, such as CL, not {shown(country)}{meant}"
+            faults.append(UnfitError(message, (country,), at_key=True))
+        try:
+            fixed(zone)(one)
+        except ValueError as error:
+            faults.append(within(error, country))
+    raise_all(faults)
+    return value
 
 
 def expected(value: Json) -> tuple[tuple[str, dict[str, Json]], ...]:

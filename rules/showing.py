@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
@@ -12,27 +13,39 @@ from rules.vocabulary import Json
 _TEXT_LIMIT: Final = 200
 _ITEM_LIMIT: Final = 20
 _LEVEL_LIMIT: Final = 6
+#: Lists and mappings that are shown of one value.
+_VALUE_LIMIT: Final = 50
 _CUT: Final = "…"
 
 
-def cut(value: Json, levels: int = _LEVEL_LIMIT) -> Json:
+def cut(value: Json) -> Json:
     """Return a value short enough to be kept in an explanation, and JSON that every reader takes.
 
-    Long texts and lists end in `…`, deep ones become `…`; numbers JSON has no form for become text.
+    Long texts and lists end in `…`, deep ones become `…`, and so does every list after the first fifty;
+    numbers JSON has no form for become text.
     """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        return _number(value)
+    return _cut(value, _LEVEL_LIMIT, iter(range(_VALUE_LIMIT)))
+
+
+def _cut(value: Json, levels: int, left: Iterator[int]) -> Json:
+    """Cut a value; every list or mapping takes one from `left`."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int | float):
         return _number(value)
     if not isinstance(value, dict | list | tuple):
         return _text(str(value))
-    if not levels:
+    if not levels or next(left, None) is None:
         return _CUT
     kept: Json
     if isinstance(value, dict):
-        kept = {_text(str(key)): cut(value[key], levels - 1) for key in islice(value, _ITEM_LIMIT)}
+        kept = {_text(str(key)): _cut(value[key], levels - 1, left) for key in islice(value, _ITEM_LIMIT)}
         return {**kept, _CUT: _CUT} if len(value) > _ITEM_LIMIT else kept
-    kept = [cut(item, levels - 1) for item in value[:_ITEM_LIMIT]]
+    kept = [_cut(item, levels - 1, left) for item in value[:_ITEM_LIMIT]]
     return [*kept, _CUT] if len(value) > _ITEM_LIMIT else kept
 
 

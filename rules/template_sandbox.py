@@ -2,14 +2,14 @@
 
 Rules come from the operator, so this is hygiene, not a border: a slip such as `{{ "-" * 100000000 }}` must cost a message,
 not the worker. Jinja2's ImmutableSandboxedEnvironment keeps templates away from Python's insides; here the rest of it is
-closed: the statements, filters, tests and text methods listed, arithmetic on small numbers, no repetition of texts, and a
-budget of steps for every rendering. Null is undefined.
+closed: the statements, filters, tests and text methods listed, arithmetic on small numbers, no repetition of texts, and
+the budget of `rules/template_budget.py`. Null is undefined.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, cast
 
 from jinja2 import nodes, pass_context
 from jinja2.exceptions import TemplateRuntimeError, UndefinedError
@@ -18,20 +18,17 @@ from jinja2.runtime import Context, LoopContext, StrictUndefined, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.tests import TESTS as JINJA_TESTS
 from jinja2.utils import missing
-from jinja2.visitor import NodeTransformer
 
 from rules import filters
 from rules.filters import TemplateError
 from rules.showing import as_json
+from rules.template_budget import Bounding, budget_of, charged, counted, paid
 from rules.vocabulary import Json
 
-#: The name under which a rendering carries its Budget; no template can name it.
-BUDGET: Final = "_budget"
-
-STEPS_LIMIT: Final = 10_000
-_WORK_LIMIT: Final = 5_000_000
 _RANGE_LIMIT: Final = 1_000
 _NUMBER_BITS_LIMIT: Final = 256
+
+METHOD_NOT_CALLED: Final = "a text method is used without (): write upper() or the filter, | upper"
 
 #: What may be called on a text.
 TEXT_METHODS: Final = frozenset(
@@ -118,47 +115,10 @@ class MissingValue(StrictUndefined):
         return self._undefined_hint or str(self._undefined_name)
 
 
-class Budget:
-    """How much work one rendering may still do."""
-
-    __slots__ = ("steps", "work")
-
-    def __init__(self) -> None:
-        self.steps = STEPS_LIMIT
-        self.work = _WORK_LIMIT
-
-    def step(self) -> None:
-        """Count one turn of a loop."""
-        self.steps -= 1
-        if self.steps < 0:
-            raise TemplateError(f"the loops of this template take more than {STEPS_LIMIT:,} turns")
-
-    def spend(self, amount: int) -> None:
-        """Count characters or items that are worked on."""
-        self.work -= amount
-        if self.work < 0:
-            raise TemplateError(f"this template works on more than {_WORK_LIMIT:,} characters or items")
-
-
-@pass_context
-def _counted(context: Context, value: Json) -> Iterator[Json]:
-    """Yield what a loop goes through, counting its turns."""
-    budget: Budget = context[BUDGET]
-    for item in value:
-        budget.step()
-        yield item
-
-
-@pass_context
-def _charged(context: Context, value: Json) -> Json:
-    """Charge what a filter is about to work on."""
-    if isinstance(value, str | list | dict | tuple):
-        context[BUDGET].spend(len(value))
-    return value
-
-
 def _small_range(*args: int) -> range:
     """The numbers from the first to before the second, in steps of the third; at most 1,000 of them."""
+    if not args or any(type(number) is not int for number in args):
+        raise TemplateError("range takes whole numbers, such as range(3) or range(1, 4)")
     numbers = range(*args)
     if len(numbers) > _RANGE_LIMIT:
         raise TemplateError(f"range: {_RANGE_LIMIT:,} numbers are allowed")
@@ -169,43 +129,24 @@ def _is_missing(value: Json) -> bool:
     return value is None or isinstance(value, Undefined)
 
 
-class _Bounding(NodeTransformer):
-    """Puts the counting into a parsed template: before every filter, around every loop, in place of `~`."""
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 - the visitor's spelling
-        self.generic_visit(node)
-        parts = nodes.List(node.nodes, lineno=node.lineno)
-        return nodes.Filter(parts, "_concatenated", [], [], None, None, lineno=node.lineno)
-
-    def visit_Filter(self, node: nodes.Filter) -> nodes.Node:  # noqa: N802 - the visitor's spelling
-        self.generic_visit(node)
-        node.node = nodes.Filter(node.node, "_charged", [], [], None, None, lineno=node.lineno)
-        return node
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - the visitor's spelling
-        self.generic_visit(node)
-        node.iter = nodes.Filter(node.iter, "_counted", [], [], None, None, lineno=node.lineno)
-        return node
-
-
 class TemplateSandbox(ImmutableSandboxedEnvironment):
     """The one environment all templates are compiled in; it is never changed after it was made."""
 
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    intercepted_binops = frozenset({"+", "-", "*", "/", "//", "**", "%"})
 
     def __init__(self) -> None:
         super().__init__(undefined=MissingValue, autoescape=False, optimized=False, finalize=_finalized)
         self.globals = {"range": _small_range}
+        own = {**{name: JINJA_FILTERS[name] for name in _PLAIN_FILTERS}, **filters.REPLACED, **filters.DOCUMENTED}
         self.filters = {
-            **{name: JINJA_FILTERS[name] for name in _PLAIN_FILTERS},
-            **filters.REPLACED,
-            **filters.DOCUMENTED,
-            "_concatenated": filters.concatenated,
-            "_charged": _charged,
-            "_counted": _counted,
+            **{name: paid(name, made) for name, made in own.items()},
+            "default": filters.default,  # looks at no part of the value
+            "_concatenated": paid("~", filters.concatenated),
+            "_charged": charged,
+            "_counted": counted,
         }
         self.tests = {
-            **{name: JINJA_TESTS[name] for name in _PLAIN_TESTS},
+            **{name: paid(name, cast("Callable[..., Any]", JINJA_TESTS[name])) for name in _PLAIN_TESTS},
             "defined": lambda value: not _is_missing(value),
             "undefined": _is_missing,
             "none": _is_missing,
@@ -213,7 +154,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
     def bounded(self, template: nodes.Template) -> nodes.Template:
         """Return a parsed template with the counting put in, ready to be compiled."""
-        counted = _Bounding().visit(template)
+        counted = Bounding().visit(template)
         counted.set_environment(self)
         assert isinstance(counted, nodes.Template)
         return counted
@@ -236,9 +177,13 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         """Return an item of a mapping, a list or a text; what is absent or null is missing."""
         if isinstance(obj, MissingValue):
             return obj[argument]
+        if isinstance(argument, Undefined):
+            str(argument)  # raises with its name
+        if not isinstance(argument, str | int):
+            raise TemplateError(f"[{as_json(argument, 40)}]: write the name of a field or the number of an item")
         found = None
         if isinstance(obj, dict):
-            found = obj.get(argument) if isinstance(argument, str) else obj.get(str(argument))
+            found = obj.get(str(argument))
         elif isinstance(obj, list | tuple | str) and isinstance(argument, int) and -len(obj) <= argument < len(obj):
             found = obj[argument]
         return MissingValue(name=str(argument)) if found is None else found
@@ -247,42 +192,65 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
     def _no_attribute(name: str, allowed: Iterable[str], of_what: str) -> MissingValue:
         return MissingValue(hint=f"{name}: {of_what} has only {', '.join(sorted(allowed))}", name=name)
 
+    def call(self, context: Context, obj: Any, /, *args: Any, **named: Any) -> Any:
+        """Call `range` or a text method, which pays for the text as often as for its arguments."""
+        for own in ("_loop_vars", "_block_vars"):  # what Jinja2 adds for macros
+            named.pop(own, None)
+        if obj is _small_range:
+            return _small_range(*args, *named.values())
+        text = getattr(obj, "__self__", None)
+        if isinstance(obj, Undefined) or not isinstance(text, str):
+            shown = "" if isinstance(obj, LoopContext) else as_json(obj, 80)
+            raise TemplateError(f"{shown or 'loop'} is followed by (), but only a text method or range can be")
+        return paid(f"{obj.__name__}()", lambda _, *given, **more: obj(*given, **more))(context, text, *args, **named)
+
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Calculate, within bounds: `*`, `**` and `%` on numbers only, and no number over 256 bits."""
+        """Calculate, within bounds: on numbers only, none over 256 bits; `+` also joins two texts or two lists."""
         for value in (left, right):
             if isinstance(value, Undefined):
                 str(value)  # raises with its name
-        if operator == "+":
-            return self._sum(context, left, right)
-        if not _is_number(left) or not _is_number(right):
-            raise TemplateError(f"{as_json(left, 80)} {operator} {as_json(right, 80)}: both must be numbers")
-        if isinstance(left, int) and isinstance(right, int):
-            bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
-            if bits > _NUMBER_BITS_LIMIT:
-                raise TemplateError(f"{as_json(left, 80)} {operator} {as_json(right, 80)}: the numbers are too large")
-        return super().call_binop(context, operator, left, right)
+        complaint = None
+        if operator == "+" and (isinstance(left, str | list) or isinstance(right, str | list)):
+            if type(left) is type(right):
+                budget_of(context).spend(len(left) + len(right))
+                return left + right
+            complaint = "to join texts, write ~ instead of +"
+        elif not _is_number(left) or not _is_number(right):
+            complaint = "both must be numbers"
+        elif _too_large(operator, left, right):
+            complaint = "the numbers are too large"
+        try:
+            if complaint is None:
+                return super().call_binop(context, operator, left, right)
+        except ZeroDivisionError:
+            complaint = "nothing can be divided by zero; test for it with if"
+        except OverflowError:
+            complaint = "the numbers are too large"
+        raise TemplateError(f"{as_json(left, 80)} {operator} {as_json(right, 80)}: {complaint}")
 
-    @staticmethod
-    def _sum(context: Context, left: Any, right: Any) -> Any:
-        if isinstance(left, str | list) or isinstance(right, str | list):
-            if type(left) is not type(right):
-                raise TemplateError(f"{as_json(left, 80)} + {as_json(right, 80)}: to join texts, write ~ instead of +")
-            context[BUDGET].spend(len(left) + len(right))
-        return left + right
+
+def _too_large(operator: str, left: float, right: float) -> bool:
+    if not isinstance(left, int) or not isinstance(right, int):
+        return False
+    bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
+    return bits > _NUMBER_BITS_LIMIT
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _finalized(value: Json) -> Json:
+@pass_context
+def _finalized(context: Context, value: Json) -> Json:
     """Return a value as it is written into a text; a null is missing like everything absent."""
     if isinstance(value, str):
         return value
     if value is None:
         raise TemplateError("a null stands where a text is made: give it a default(...)")
+    if isinstance(value, dict | list | tuple):
+        budget_of(context).charge(value)
     if callable(value) and not isinstance(value, Undefined):
-        raise TemplateError("a text method is used without (): write upper() or the filter, | upper")
+        raise TemplateError(METHOD_NOT_CALLED)
     return filters.in_words(value)
 
 

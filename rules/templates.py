@@ -7,7 +7,7 @@ of its value; any other is a text. A template that cannot be rendered raises Tem
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
@@ -20,15 +20,17 @@ from jinja2.runtime import Undefined
 from rules import paths
 from rules.filters import TEXT_LIMIT, ZONE, TemplateError
 from rules.places import Path, Places, written
+from rules.template_budget import BUDGET, Budget
+from rules.template_complaints import about_missing, about_rendering, about_syntax
 from rules.template_sandbox import (
     ALLOWED_NODES,
-    BUDGET,
     FILTERS,
+    METHOD_NOT_CALLED,
     SANDBOX,
     TESTS,
     TEXT_METHODS,
-    Budget,
     MissingNameError,
+    MissingValue,
 )
 from rules.vocabulary import Fault, Json
 from rules.wording import nearest
@@ -66,9 +68,9 @@ class Template:
         except MissingNameError as error:
             raise TemplateError(_missing_name(str(error), self.text, view)) from None
         except UndefinedError as error:
-            raise TemplateError(str(error)) from None
-        except Exception as error:  # noqa: BLE001 - whatever a template does, only its own task ends
-            raise TemplateError(f"{type(error).__name__}: {error}"[:300]) from None
+            raise TemplateError(about_missing(str(error))) from None
+        except Exception as error:
+            raise TemplateError(about_rendering(error)) from error
 
     @property
     def optional_fields(self) -> tuple[str, ...]:
@@ -86,8 +88,8 @@ def compile_template(text: str, places: Places, path: Path) -> Template | None:
     reading = _reading(text)
     place = places.of_value(path)
     for line, message in reading.complaints:
-        # A text of several lines is a block that begins on the line below its key.
-        below = line if "\n" in text else 0
+        # Only in a literal block are the lines of the text those of the file; it begins below its `|`.
+        below = line if place.literal else 0
         inside = f"line {line} of the text: " if "\n" in text else ""
         places.faults.append(
             Fault(
@@ -122,23 +124,26 @@ def _reading(text: str) -> _Reading:
         return reading
     try:
         template = SANDBOX.parse(text)
-        _check_levels(template, _LEVEL_LIMIT)
+        deep = _too_deep(template, _LEVEL_LIMIT)
     except TemplateSyntaxError as error:
-        reading.complaints.append((error.lineno, (error.message or "it cannot be read").rstrip(".")))
+        reading.complaints.append((error.lineno, about_syntax(error.message or "")))
     except RecursionError:
         reading.complaints.append((1, "nested too deep"))
     except (ValueError, OverflowError):  # Python's own limit on reading numbers
         reading.complaints.append((1, "a number in it has too many digits"))
     else:
+        if deep is not None:
+            reading.complaints.append((deep, "nested too deep"))
+            return reading
         _Reader(reading, {name.name for name in template.find_all(nodes.Name) if name.ctx == "store"}).read(template)
     return reading
 
 
-def _check_levels(node: nodes.Node, levels: int) -> None:
+def _too_deep(node: nodes.Node, levels: int) -> int | None:
+    """Return the line of a node that stands too deep, or None."""
     if not levels:
-        raise TemplateSyntaxError("nested too deep", getattr(node, "lineno", 1) or 1)
-    for child in node.iter_child_nodes():
-        _check_levels(child, levels - 1)
+        return getattr(node, "lineno", 1) or 1
+    return next((line for child in node.iter_child_nodes() if (line := _too_deep(child, levels - 1)) is not None), None)
 
 
 class _Reader:
@@ -161,6 +166,8 @@ class _Reader:
         if not isinstance(node, ALLOWED_NODES) or (isinstance(node, nodes.For) and node.recursive):
             self._complain(node, f"templates have no {_tag(node)}; there is {{{{ }}}}, if, for and set")
             return
+        if isinstance(node, nodes.Pair) and not (isinstance(node.key, nodes.Const) and isinstance(node.key.value, str)):
+            self._complain(node, "the names in a mapping are texts in quotes, such as {'name': contact.name}")
         if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr) and node.node.attr in TEXT_METHODS:
             self._visit(node.node.node, guarded=guarded)
             for argument in [*node.args, *node.kwargs]:
@@ -253,7 +260,9 @@ def _expression(template: JinjaTemplate) -> Callable[[dict[str, Json]], Json]:
         context = template.new_context(known)
         for _ in template.root_render_func(context):
             pass
-        return _plain(context.vars["result"])
+        result = context.vars["result"]
+        known[BUDGET].charge(result)
+        return _plain(result)
 
     return program
 
@@ -292,11 +301,15 @@ def _json(value: Json) -> Json:
         raise TemplateError(f"{value} is no number that JSON can hold")
     if isinstance(value, dict):
         return {str(key): _json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | range | Generator):
+    if isinstance(value, list | tuple | range):
         return [_json(item) for item in value]
-    if isinstance(value, Undefined):
+    if isinstance(value, MissingValue):
         str(value)
-    raise TemplateError(f"the expression gives no text, number, list or mapping but a {type(value).__name__}")
+    if isinstance(value, Undefined):
+        raise TemplateError("the if in this expression did not hold and has no else: write {{ a if b else c }}")
+    raise TemplateError(
+        METHOD_NOT_CALLED if callable(value) else "the expression gives no text, number, list or mapping"
+    )
 
 
 def _missing_name(last: str, text: str, view: Mapping[str, Json]) -> str:

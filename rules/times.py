@@ -45,6 +45,11 @@ def parse_span(text: object) -> timedelta:
     return span
 
 
+def is_span(text: str) -> bool:
+    """Say whether a text has the form of a span, as `2h` and `+2h` have."""
+    return _SPAN.fullmatch(text) is not None
+
+
 def parse_clock(text: object) -> time:
     """Read a time of day, `HH:MM` or `HH:MM:SS` on the 24-hour clock; ValueError otherwise."""
     found = _CLOCK.fullmatch(text) if isinstance(text, str) else None

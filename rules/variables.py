@@ -1,9 +1,10 @@
 """Which variable a `${NAME}` in a rule file stands for, and that its value is never read as anything but text.
 
-A value from the environment becomes part of a text and nothing else: it is not read as YAML again, and template marks in it are
-not marks. `$${` stands for a literal `${`. Names beginning with `LEADWIRE_` are the worker's own settings, some of them
-secret, and out of reach. A fault may show what a variable of a rule holds (an agent
-that is no UUID, say), cut short; the secrets of sources are read elsewhere and never shown.
+A value from the environment becomes part of a text and nothing else: it is not read as YAML again, and template marks in it
+are not marks. Only where one `${NAME}` is the whole value and a number is wanted, a plain number is read from it. `$${` stands
+for a literal `${`. Names beginning with `LEADWIRE_` are the worker's own settings, some of them secret, and out of reach. A
+fault may show what a variable of a rule holds (an agent that is no UUID, say), cut short; the secrets of sources are read
+elsewhere and never shown.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from rules.vocabulary import Json
 from rules.wording import did_you_mean, shown
 
 _REFERENCE: Final = re.compile(r"\$\$\{|\$\{(?P<inside>[^}\n]*)(?P<end>\}?)")
+_ALONE: Final = re.compile(r"\$\{[^}\n]*\}")
+#: A number as rule files write it; more digits than these are no number anybody means.
+_PLAIN_NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?", re.ASCII)
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 #: Where template code begins -> where it ends.
 _MARKS: Final = {"{{": "}}", "{%": "%}", "{#": "#}"}
@@ -35,6 +39,16 @@ class Constant(str):
     """Text that is finished although it may look like a template: it came from a variable."""
 
     __slots__ = ()
+
+
+class Numeral(str):
+    """Text that one variable alone gave and that is a plain number: it counts as one where a number is wanted."""
+
+    __slots__ = ()
+
+    def number(self) -> int | float:
+        """Return the number."""
+        return float(self) if "." in self else int(self)
 
 
 class Pending(str):
@@ -83,6 +97,8 @@ class Resolver:
         result = _REFERENCE.sub(lookup.plain, text)
         if lookup.failed:
             return Pending(text)
+        if (takes_templates or path[0] == "defaults") and _ALONE.fullmatch(text) and _PLAIN_NUMBER.fullmatch(result):
+            return Numeral(result)
         return Constant(result) if takes_templates and is_template(result) else result
 
 

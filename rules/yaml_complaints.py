@@ -6,6 +6,7 @@ of the file. Here each of its complaints becomes the likely mistake and its reme
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -34,6 +35,11 @@ _PLAIN: Final[Mapping[str, str]] = {
     "found undefined tag handle": "tags are not supported: quote it if it is text",
 }
 
+#: Something follows a value inside `[ ]` or `{ }` that cannot.
+_UNSEPARATED: Final = frozenset({"did not find expected ',' or ']'", "did not find expected ',' or '}'"})
+_WORD_LIMIT: Final = 100
+_WORD_BEFORE: Final = re.compile(r"[^\s{}\[\],]{1,200}\Z")
+
 
 def complaint_about(error: yaml.MarkedYAMLError, text: str) -> tuple[str, int, int]:
     """Return what is wrong with the text, and the line and column (counted from 0) where to look."""
@@ -46,7 +52,9 @@ def complaint_about(error: yaml.MarkedYAMLError, text: str) -> tuple[str, int, i
         return ("this quote is never closed", begun.line, begun.column) if begun else ("unexpected end", line, column)
     if text[index : index + 1] == "{" and problem.startswith("did not find expected ','"):
         return _brace_inside(text[max(index - 1, 0) : index + 2]), line, column
-    if problem in {"did not find expected ',' or ']'", "did not find expected ',' or '}'"} and begun:
+    if problem in _UNSEPARATED and text[index : index + 1] == "[" and (found := _WORD_BEFORE.search(text[:index])):
+        return _brackets_inside(text[found.start() :]), line, column - len(found.group())
+    if problem in _UNSEPARATED and begun:
         bracket = "[" if problem.endswith("']'") else "{"
         what = f"this `{bracket}` is not closed, or a `,` is missing before line {line + 1}, column {column + 1}"
         return what, begun.line, begun.column
@@ -75,6 +83,13 @@ def _brace_inside(around: str) -> str:
     if around.endswith("{{"):
         return "YAML reads `{{` as a mapping: quote it, the whole text"
     return "a `,` is missing before this `{`, or the text it stands in needs quotes"
+
+
+def _brackets_inside(text: str) -> str:
+    """Say that a text such as `data.list[1].x` needs quotes; `text` begins with it."""
+    found = re.match(r"[^\s{},:]+", text)
+    word = found.group() if found else ""
+    return f'inside {{ }} or [ ] a path with brackets must be quoted, as in "{word[:_WORD_LIMIT]}"'
 
 
 def _bad_start(character: str, before: str) -> str:

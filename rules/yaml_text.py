@@ -87,6 +87,7 @@ class _Node:
     keys: dict[str, tuple[int, int]] = field(default_factory=dict)
     size: int = 1
     height: int = 0
+    literal: bool = False
 
     def add(self, child: _Node) -> None:
         self.size += child.size
@@ -155,7 +156,7 @@ class _Builder:
             self._key(event)
             return
         self._refuse_tag(event)
-        node = _Node(*_begin(event), event.value)
+        node = _Node(*_begin(event), event.value, literal=event.style == "|")
         if event.implicit[0]:
             self._resolve(node)
         self._place(node, event.anchor)
@@ -351,7 +352,7 @@ class _Marks(Mapping[Path, Position]):
                 raise KeyError(path)
             node = child
         if not self._keys:
-            return Position(self._file, node.line + 1, node.column + 1)
+            return Position(self._file, node.line + 1, node.column + 1, node.literal)
         if mark is None:
             raise KeyError(path)
         return Position(self._file, mark[0] + 1, mark[1] + 1)

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rules.load import load, version_of
+from rules.load import inspect, load, version_of
 from rules.moments import At
 from rules.rulebook import DueOn, Member, Team
 from rules.templates import Template
-from rules.vocabulary import RetryPolicy, RuleError, TaskType
+from rules.vocabulary import Fault, RetryPolicy, RuleError, TaskType
 
 AGENT = "11111111-1111-4111-8111-111111111111"
 USER = "aaaaaaaa-0000-4000-8000-000000000001"
@@ -130,6 +130,75 @@ rules:
     assert isinstance(third.assign[1], Template)
     assert {"priority": "medium"} == third.body
     assert RetryPolicy() == third.retry
+
+
+def test_a_file_that_cannot_be_read_hides_nothing_of_the_others():
+    """A fault in the place of a text stands among the others, in the order of the files."""
+    unread = Fault(file="b.yaml", line=1, column=1, path="", message="cannot be read: Permission denied")
+
+    with pytest.raises(RuleError) as caught:
+        load({"a.yaml": "x: 1", "b.yaml": unread, "c.yaml": "y: 1"}, {})
+
+    assert ["a.yaml", "b.yaml", "c.yaml"] == [fault.file for fault in caught.value.faults]
+    assert unread == caught.value.faults[1]
+
+
+def test_an_inspection_tells_sources_and_warnings_beside_faults():
+    """What can be read is handed on although something else is faulty; nobody says there are no rules then."""
+    found = inspect({"a.yaml": "sources: {crm: {}}\nwrong: 1\n", "b.yaml": "rules: ["}, {})
+
+    assert (None, ["crm"], ()) == (found.book, [source.name for source in found.sources], found.warnings)
+    assert ["a.yaml", "b.yaml"] == [fault.file for fault in found.faults]
+
+
+def test_a_variable_can_give_a_number():
+    """Where one variable is the whole value and a number is wanted, it is one; everywhere else it is text."""
+    keys = ', priority: "${N}", redial: {max: "${N}"}, title: "${N}", extra_fields: {n: "${N}"}'
+    beside = '        retry: {strategy: exponential, max_attempts: "${N}", factor: "${HALF}"}\n'
+    (rule_,) = book(call(keys, beside), {"N": "5", "HALF": "1.5"}).rules
+    (action,) = rule_.actions
+
+    assert (5, {"max": 5}, "5", {"n": "5"}) == tuple(
+        action.body[key] for key in ("priority", "redial", "title", "extra_fields")
+    )
+    assert (5, 1.5) == (action.retry.max_attempts, action.retry.factor)
+
+
+@pytest.mark.parametrize("value", ["five", "11", "5.5", " 5", "05", "5" * 30, "true"])
+def test_a_variable_that_is_no_fitting_number_is_refused(value):
+    """What the variable holds is checked like a number that is written there."""
+    (fault,) = faults(call(', priority: "${N}"'), N=value)
+
+    assert "must be a whole number from 1 to 10" in fault
+
+
+def test_a_number_from_a_variable_is_text_in_conditions():
+    """A comparison for equality means the text that the variable holds."""
+    (rule_,) = book(rule(f"      - make_call: {{agent: {AGENT}}}\n", '    if: {data.x: "${N}"}\n'), {"N": "5"}).rules
+
+    assert rule_.test({"data": {"x": "5"}}) is None
+    assert rule_.test({"data": {"x": 5}}) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        (call(", at: +2d, expires: 24h"), "it can never be made"),
+        (rule(f"      - make_call: {{agent: {AGENT}}}\n").replace("lead.created", "Lead.Created"), "`lead.created`?"),
+        (rule(f"      - make_call: {{agent: {AGENT}}}\n").replace("lead.created", "[a.b, c, a.b]"), "stands twice"),
+    ],
+)
+def test_what_is_sound_and_hardly_meant_is_a_warning(text, warning):
+    """A task too late for itself, a type in other letters, a type that is listed twice."""
+    (told,) = book(text).warnings
+
+    assert warning in told.message
+
+
+def test_a_task_within_its_life_is_no_warning():
+    """Templates, equal spans and moments say nothing about being too late."""
+    for keys in (", at: +24h, expires: 24h", ", at: '{{ data.x | default(now) }}', expires: 1h", ", expires: 1h"):
+        assert () == book(call(keys)).warnings
 
 
 def test_order_is_file_then_place():

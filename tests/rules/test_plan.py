@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -564,3 +565,69 @@ def test_data_nested_without_end_is_a_reason_and_not_a_crash():
         consent = {"c": consent}
     plan = decide(GREEDY, event(replace(ANA, consent=consent)), now=NOW)
     assert ["rule", "second"] == [decision.rule for decision in plan.decisions]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "conditions", "created", "contact", "zone"),
+    [
+        # 10:00:30 in Santiago, 08:00:30 in Lima, 13:00:30 in UTC
+        (True, {"older_than": "1h"}, "2026-03-02T08:59", ANA, None),
+        (False, {"older_than": "1h"}, "2026-03-02T09:01", ANA, None),
+        (True, {"newer_than": "1h"}, "2026-03-02T09:01", replace(ANA, timezone="America/Santiago"), None),
+        (False, {"older_than": "1h"}, "2026-03-02T08:59", replace(ANA, timezone="America/Lima"), None),
+        (True, {"older_than": "1h"}, "2026-03-02T12:00:00Z", replace(ANA, timezone="America/Lima"), None),
+        # no zone known: the rule's, else UTC
+        (True, {"older_than": "1h"}, "2026-03-02T08:59", Contact(), "America/Santiago"),
+        (False, {"newer_than": "1h"}, "2026-03-02T11:59", Contact(), None),
+        # several zones: the latest moment counts, as for `at`
+        (False, {"older_than": "1h"}, "2026-03-02T06:00", Contact(country="US"), None),
+        (True, {"before": "2026-03-01"}, "2026-03-01T02:59:00Z", ANA, None),
+        (False, {"before": "2026-03-01"}, "2026-03-01T03:01:00Z", ANA, None),
+        (True, {"after": "2026-03-01T00:00Z"}, "2026-02-28T21:01", ANA, None),
+        (False, {"after": "2026-03-01"}, "2026-03-01", ANA, None),
+        (False, {"after": "0001-01-01"}, "0001-01-02", replace(ANA, timezone="Asia/Tokyo"), None),
+    ],
+)
+def test_conditions_read_a_moment_without_an_offset_in_the_contacts_zone(outcome, conditions, created, contact, zone):
+    """Where the event and the rule give local times, they are the contact's; the fallbacks are those of `at`."""
+    contact = contact if contact.country != "CL" or contact.timezone else replace(contact, timezone="America/Santiago")
+    made = rule(call(), if_={"data.created": conditions}, timezone=zone)
+    (decision,) = decide(book(made), event(contact, {"created": created}), now=NOW).decisions
+    assert outcome is (decision.outcome is DecisionOutcome.MATCHED)
+
+
+@pytest.mark.parametrize("text", ["2h", "+2h", " 2h "])
+def test_a_due_from_a_template_is_a_span_with_or_without_a_plus(text):
+    """What a literal `due` may be, a template may give."""
+    task = planned(team_task(due="{{ data.d }}"), data={"d": text})
+    assert (TaskState.PLANNED, "2026-03-02", "15:01") == (task.state, task.fields["due_date"], task.fields["due_time"])
+
+
+def test_a_due_from_a_template_that_is_too_long_says_so():
+    """A span beyond ten years is told as such."""
+    assert "longer than ten years" in planned(team_task(due="{{ data.d }}"), data={"d": "4000d"}).reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "before [lw:aaaaaaaaaaaa] after",
+        "[LW:AAAAAAAAAAAA]",
+        "[l\x00w:aaaaaaaaaaaa]",
+        "[lw:aaaaaa[lw:bbbbbbbbbbbb]aaaaaa]",
+        "[lw:aaaaaa[lw:bbb[lw:cccccccccccc]bbbbbbbbb]aaaaaa]",
+        "x" * 1_960 + "[lw:aaaaaaaaaaaa]",
+    ],
+)
+def test_a_mark_from_outside_is_taken_out(text):
+    """Only the task's own mark stands in its texts: a copied one would make another task look delivered."""
+    task = planned(team_task(title="{{ data.x }}", description="{{ data.x }}"), data={"x": text})
+    assert [f"[lw:{task.key[:12]}]"] == re.findall(r"(?i)\[lw:[0-9a-f]{12}\]", task.fields["description"])
+    assert [] == re.findall(r"(?i)\[lw:[0-9a-f]{12}\]", task.fields["title"])
+
+
+def test_marks_of_direction_are_taken_out():
+    """No invisible mark that turns the direction of writing reaches a provider."""
+    marks = "\u200e\u200f\u061c\u202a\u202e\u2066\u2069"
+    task = planned(team_task(title="{{ data.x }}", description="{{ data.x }}"), data={"x": f"a{marks}b"})
+    assert ("ab", f"ab [lw:{task.key[:12]}]") == (task.fields["title"], task.fields["description"])

@@ -109,6 +109,25 @@ def test_a_dead_task_counts_only_for_who_expects_it(now):
     assert [] == messages(case(given, "[{make_call: {state: dead}}, follow]"), now)
 
 
+def test_a_misspelt_task_names_the_nearest_one(now):
+    """A word that is no task of the rule is told with the one that was meant, else with those there are."""
+    (near,) = messages(case(BIG, "[make_call, folow]"), now)
+    (far,) = messages(case(BIG, "[make_call, xyz]"), now)
+
+    assert "no task is called folow; did you mean `follow`?" in near
+    assert "no task is called xyz; tasks are follow, make_call, mindhunters_task, team_task, whatsapp_template" in far
+
+
+def test_an_event_may_have_null_and_empty_texts(now):
+    """What an event carries where nothing is known may stand in a test."""
+    given = (
+        "contact: {name: Ana, phone: '+56911112222', email: '', country: CL, timezone: null, consent: null}, "
+        "subject: null, attempt: null, changed: null, data: {value: 12}"
+    )
+
+    assert [] == messages(case(given, "[make_call, follow]"), now)
+
+
 def test_entries_are_paired_as_well_as_possible(now):
     """An entry that fits any task leaves the only fitting one to an entry that asks for more."""
     test = case("contact: {phone: '+56911112222'}", "[make_call, {make_call: {title: one}}]")

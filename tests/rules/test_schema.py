@@ -54,6 +54,9 @@ def test_the_examples_are_valid(example, validator):
         with_rule(**{"if": {"data.x": {"greater": 1}}}),
         with_rule(**{"if": {"data.x": {"changed": 1}}}),
         with_rule(**{"if": {"expr": "a > b"}}),
+        with_rule(**{"if": {"dta.x": 1}}),
+        with_rule(**{"if": {"datax": 1}}),
+        with_rule(when=None),
         with_rule(**{"if": {"any": [{"data.x": {"gtt": 1}}]}}),
         with_rule(tests=[{"name": "x", "given": {"contakt": {}}, "expect": []}]),
         with_rule(title=None),
@@ -67,13 +70,16 @@ def test_what_is_wrong_is_marked(document, validator):
 @pytest.mark.parametrize(
     "document",
     [
-        with_rule(**{"if": {"data.x": 1, "data.y": None, "not": {"data.z": {"in": [1]}}, "any": [{"a": True}]}}),
+        with_rule(**{"if": {"data.x": 1, "data.y": None, "not": {"data.z": {"in": [1]}}, "any": [{"data.a": True}]}}),
         with_rule(
             then=[{"make_call": {"agent": "${SALES_AGENT}", "priority": "{{ data.p }}"}, "retry": {"delay": "1h"}}]
         ),
         with_rule(then=[{"team_task": {"assign": "closers", "due": {"date": "2026-12-01"}}}]),
         with_rule(then=[{"team_task": {"assign": "{{ data.owner }}", "due": "+2h"}}]),
         {"sources": {"x": {"extend": "generic", "anything": [1]}}},
+        {"version": 1, "defaults": None, "teams": None, "sources": None, "rules": None},
+        with_rule(tests=[{"name": "x", "given": {"contact": {"name": None}, "subject": None}, "expect": []}]),
+        with_rule(**{"if": {"data.list[1].x": 1, "contact": None, "changed.data": {"exists": True}}}),
     ],
 )
 def test_what_is_right_is_not_marked(document, validator):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rules.times import is_zone, parse_clock, parse_date, parse_span, read_instant, read_moment, zone
+from rules.times import is_span, is_zone, parse_clock, parse_date, parse_span, read_instant, read_moment, zone
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,9 @@ def test_zones_are_those_of_the_iana_database():
     assert not any(is_zone(name) for name in ("GMT-3", "localtime", "../etc/passwd", "America", "", None, 5, "\0"))
     with pytest.raises(ValueError, match="did you mean America/Santiago"):
         zone("America/Santigo")
+
+
+def test_the_form_of_a_span_is_known():
+    """A whole number and a unit, with or without a plus before it."""
+    assert all(is_span(text) for text in ("2h", "+2h", "90s"))
+    assert not any(is_span(text) for text in ("", "2", "h", "2 h", "-2h", "2026-12-01"))

@@ -308,3 +308,11 @@ def test_json_is_read_as_it_is(value):
     assert [] == places.faults
     assert value == found
     assert all(places.of_value(path).line >= 1 for path in places.values)
+
+
+@pytest.mark.parametrize(
+    ("literal", "text"), [(True, "a: |\n  x"), (False, "a: >\n  x"), (False, "a: x"), (False, 'a: "x"')]
+)
+def test_a_literal_block_is_known_as_one(literal, text):
+    """Only in a literal block are the lines of the text those of the file."""
+    assert literal is read(text, "f.yaml")[1].of_value(("a",)).literal
