@@ -8,12 +8,13 @@ publishes nothing, and the sweep does the waking.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from celery import Celery, signals
 from celery.exceptions import Retry
 
-from rules.vocabulary import Problem, TaskState, TaskType
+from rules.vocabulary import PROVIDER_OF, Problem, ProviderName, TaskState, TaskType
 from worker.deliver import Delivered, deliver
 from worker.dispatch import CELERY_TASK_OF, EVENTS_QUEUE, PROCESS_EVENT, QUEUE_OF, QueueDepths, celery_app
 from worker.process import process_events
@@ -49,7 +50,7 @@ def create(services: Services) -> Celery:
         return process_events(services, event_ids)
 
     for type_ in TaskType:
-        app.task(name=CELERY_TASK_OF[type_], throws=(TaskDead, TaskUnknown))(_delivering(services))
+        app.task(name=CELERY_TASK_OF[type_], throws=(TaskDead, TaskUnknown))(_delivering(services, PROVIDER_OF[type_]))
 
     sweep = Sweep(services, QueueDepths(app))
     _KEPT.append((process_event, sweep))
@@ -59,14 +60,14 @@ def create(services: Services) -> Celery:
     return app
 
 
-def _delivering(services: Services) -> Callable[..., str]:
+def _delivering(services: Services, provider: ProviderName) -> Callable[..., str]:
     def run(
         task_ids: str | list[str], rule: str | None = None, attempt: int | None = None, tasks: int | None = None
     ) -> str:
         del rule, attempt, tasks  # labels for Flower
         if isinstance(task_ids, str):
-            return _outcome(deliver(services, [task_ids])[0])
-        return _summary(deliver(services, task_ids))
+            return _outcome(deliver(services, provider, [task_ids])[0])
+        return _summary(deliver(services, provider, task_ids))
 
     return run
 
@@ -92,9 +93,14 @@ def _summary(outcomes: Sequence[Delivered]) -> str:
     return ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
 
 
-def run(services: Services, name: str) -> None:
-    """Work until told to stop (SIGTERM lets running calls end); the process is the worker from here on."""
+def run(services: Services, name: str, ready_file: Path | None = None) -> None:
+    """Work until told to stop (SIGTERM lets running calls end); the process is the worker from here on.
+
+    `ready_file` is made when the worker begins to take messages.
+    """
     app = create(services)
+    if ready_file is not None:
+        signals.worker_ready.connect(lambda **_: ready_file.touch(), weak=False)
     queues = ",".join((EVENTS_QUEUE, *QUEUE_OF.values()))
     app.worker_main(
         [

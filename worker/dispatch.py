@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from secrets import token_hex
 from typing import Any, Final, TypeVar
 
 from celery import Celery
@@ -45,6 +46,10 @@ MESSAGE_EXPIRES_SECONDS: Final = 120
 WAITING_LIMIT: Final = 20_000
 LONGEST_WINDOW_SECONDS: Final = 0.05
 WINDOW_SECONDS_PER_ID: Final = 0.004
+#: Messages that may stand in one queue; while more do, the sweep sends what comes later, when there is room.
+DEPTH_LIMIT: Final = 200
+#: How often the publisher looks how deep a queue is.
+DEPTH_SECONDS: Final = 0.5
 #: How long the publisher rests after the broker could not be reached.
 REST_SECONDS: Final = 1.0
 
@@ -113,6 +118,8 @@ class Dispatcher:
         self._tasks: deque[TaskRef] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._looked_seconds: dict[str, float] = {}
+        self._is_deep: dict[str, bool] = {}
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._thread.start()
 
@@ -171,12 +178,14 @@ class Dispatcher:
     def _publish(self, event_ids: list[str], tasks: list[TaskRef]) -> int:
         """Publish these, in as few messages as are right; returns the number of ids in the largest burst."""
         with self._app.producer_pool.acquire(block=True, timeout=2) as producer:
-            if event_ids:
+            tasks = [task for task in tasks if self._has_room(producer.channel, QUEUE_OF[task.provider])]
+            if event_ids and self._has_room(producer.channel, EVENTS_QUEUE):
                 self._send(producer, PROCESS_EVENT, EVENTS_QUEUE, [event_ids], {})
             if len(tasks) <= SINGLE_DELIVERY_LIMIT:
                 for task in tasks:
                     labels = {"rule": task.rule, "attempt": task.attempts + 1}
-                    message_id = f"{task.id}:{task.epoch + 1}"
+                    # Never the same twice: a worker that met one expired copy discards every later one of its id for hours.
+                    message_id = f"{task.id}:{task.epoch + 1}:{token_hex(3)}"
                     self._send(
                         producer, CELERY_TASK_OF[task.type], QUEUE_OF[task.provider], [task.id], labels, message_id
                     )
@@ -188,6 +197,14 @@ class Dispatcher:
                     ids = [task.id for task in group]
                     self._send(producer, CELERY_TASK_OF[type_], QUEUE_OF[group[0].provider], [ids], {"tasks": len(ids)})
         return max(len(event_ids), len(tasks))
+
+    def _has_room(self, channel: Any, queue: str) -> bool:
+        """Say whether a queue may take more; looked up at most every `DEPTH_SECONDS`."""
+        now_seconds = time.monotonic()
+        if now_seconds - self._looked_seconds.get(queue, 0.0) >= DEPTH_SECONDS:
+            self._looked_seconds[queue] = now_seconds
+            self._is_deep[queue] = _depth(channel, queue) >= DEPTH_LIMIT
+        return not self._is_deep[queue]
 
     def _send(
         self,

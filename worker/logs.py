@@ -16,7 +16,6 @@ QUIET: Final = (
     "celery.app.trace",
     "celery.worker.strategy",
     "tornado.access",
-    "waitress.queue",
 )
 
 
@@ -51,3 +50,4 @@ def set_up(log_format: str, level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns whenever a request waits for a thread

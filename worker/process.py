@@ -1,40 +1,85 @@
 """Event -> planned tasks: what `process_event` does.
 
 Planning is pure and the recording is one transaction that checks the event is still unplanned, so a message that comes
-twice, or two workers with the same event, change nothing.
+twice, or two workers with the same event, change nothing. Events that were dispatched before are decided one at a time: one
+that crashes the process must not take its neighbours with it.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rules.plan import decide
-from rules.vocabulary import EventState, Plan
-from worker.ledger import StoredEvent
+from rules.vocabulary import EventState, LedgerBusyError, Plan, Task, TaskState
+from worker.ledger import StoredEvent, TaskRef
 from worker.wiring import Services, utc_now
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class Tally:
+    """What a message came to."""
+
+    planned: int = 0
+    ignored: int = 0
+    tasks: int = 0
+
+
 def process_events(services: Services, event_ids: Sequence[str]) -> str:
     """Decide and plan these events, and dispatch what is due; returns a summary without anything personal."""
-    events = services.ledger.events_to_process(event_ids, utc_now())
+    tally = Tally()
+    fresh, suspects = services.ledger.fresh_events(event_ids)
+    _process(services, fresh, tally)
+    for event_id in suspects:
+        _process(services, services.ledger.events_to_process([event_id], utc_now()), tally)
+    return f"{tally.planned} of {len(event_ids)} events planned, {tally.ignored} ignored, {tally.tasks} tasks"
+
+
+def _process(services: Services, events: Sequence[StoredEvent], tally: Tally) -> None:
     plans = [plan for event in events if (plan := _plan(services, event)) is not None]
     if not plans:
-        return f"0 of {len(event_ids)} events planned"
+        return
+    try:
+        _record(services, plans, tally)
+    except LedgerBusyError:
+        raise  # nothing is wrong with the events: the sweep repeats them
+    except Exception as error:  # noqa: BLE001 - one event's row may be at fault: each is tried alone
+        if len(plans) == 1:
+            _failed(services, plans[0].event_id, "recording", error)
+            return
+        for event in events:
+            _process(services, [event], tally)
+
+
+def _record(services: Services, plans: Sequence[Plan], tally: Tally) -> None:
     due = services.ledger.record_plans(plans, utc_now())
-    services.dispatcher.tasks(due)
-    tasks = sum(len(plan.tasks) for plan in plans)
-    ignored = sum(plan.state is EventState.IGNORED for plan in plans)
-    return f"{len(plans)} of {len(event_ids)} events planned, {ignored} ignored, {tasks} tasks"
+    # A task that planning ended is told of too, so that Flower shows it under its own name.
+    ended = [_ref(task) for plan in plans for task in plan.tasks if task.state is TaskState.DEAD]
+    services.dispatcher.tasks([*due, *ended])
+    tally.planned += len(plans)
+    tally.ignored += sum(plan.state is EventState.IGNORED for plan in plans)
+    tally.tasks += sum(len(plan.tasks) for plan in plans)
+
+
+def _ref(task: Task) -> TaskRef:
+    return TaskRef(
+        id=task.id, type=task.type, provider=task.provider, rule=task.rule, name=task.name, attempts=0, epoch=0
+    )
 
 
 def _plan(services: Services, stored: StoredEvent) -> Plan | None:
     """Return the event's plan; an event whose planning fails is noted in the ledger, and its neighbours go on."""
     try:
         return decide(services.book, stored.event, now=utc_now())
-    except Exception as error:
-        log.exception("event %s cannot be planned", stored.event.id)
-        services.ledger.event_failed(stored.event.id, f"planning failed: {type(error).__name__}: {error}", utc_now())
+    except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this event alone
+        _failed(services, stored.event.id, "planning", error)
         return None
+
+
+def _failed(services: Services, event_id: str, step: str, error: Exception) -> None:
+    """Note a failure in the ledger; the log gets no message of it, since that may quote the payload."""
+    log.error("event %s: %s failed with %s; see `leadwire show`", event_id, step, type(error).__name__)
+    services.ledger.event_failed(event_id, f"{step} failed: {type(error).__name__}: {error}", utc_now())

@@ -14,9 +14,9 @@ from rules.vocabulary import RetryPolicy, TaskState, Verdict
 from worker.wire import Reading
 
 #: How long a provider is left alone after an answer that no other of its tasks would fare better with (a rejected
-#: credential, a wrong URL). The first task after it is the probe: delivered, it ends the pause; otherwise the next begins.
+#: credential, a wrong URL). Then one task is let through as a probe (see `worker/ledger/pauses.py`).
 PROVIDER_PAUSE: Final = timedelta(seconds=60)
-#: The shortest wait after a Retry-After that comes sooner than the policy's own delay; doubled with every such answer.
+#: The shortest wait after a Retry-After that comes sooner than the policy's own delay.
 FIRST_PATIENCE: Final = timedelta(seconds=5)
 
 
@@ -33,10 +33,9 @@ class NextStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """What was tried before: `attempt` is this attempt's number (from 1), `deferrals` the claims that cost nothing."""
+    """What was tried before: `attempt` is this attempt's number (from 1)."""
 
     attempt: int
-    deferrals: int
     first_attempt_at: datetime
 
 
@@ -65,8 +64,8 @@ def _retry(reading: Reading, policy: RetryPolicy, history: History, *, now: date
     due_at, counted = own_at, True
     if reading.retry_after_at is not None:
         # The provider said when. Sooner than the policy's own delay, its word costs no attempt; a provider that says so
-        # again and again is asked less and less often, until the policy's own delay is reached.
-        patience = FIRST_PATIENCE * 2 ** min(history.deferrals, 20)
+        # again and again is asked less and less often: a wait is never shorter than all the waiting before it.
+        patience = max(FIRST_PATIENCE, now - history.first_attempt_at)
         asked_at = min(reading.retry_after_at, now + policy.cap)
         due_at = max(asked_at, min(own_at, now + patience))
         counted = due_at >= own_at

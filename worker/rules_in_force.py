@@ -1,57 +1,116 @@
 """Which rule set is in force: the folder's, if it can be accepted; else the last good one that the ledger keeps.
 
-An accepted set is stored in the ledger under its content hash, which every decision and task carries.
+An accepted set is stored in the ledger under its content hash, which every decision and task carries. Only regular files
+are ever opened: a pipe in the folder would hold everything up, a device would never end. What cannot be read is a fault
+of that file and hides nothing of the others.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from rules.load import load
-from rules.rulebook import RuleBook
-from rules.vocabulary import RuleError, SettingsError
+from rules.load import Files, in_order, inspect, load
+from rules.rulebook import RuleBook, SourceText
+from rules.vocabulary import Fault, RuleError, SettingsError
 from worker.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 #: A little over the limit of one rule file, so that reading stops early and the loader still sees it is too large.
 READ_LIMIT_BYTES: Final = 1_048_576 + 1
+SUFFIXES: Final = frozenset({".yaml", ".yml"})
+#: So many entries of a sub-folder are looked at for rule files that would not be read.
+SUBFOLDER_ENTRIES: Final = 1_000
 
-Files = Mapping[str, str]
+_KINDS: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
-def read_files(place: Path, *, shown_as: str | None = None) -> dict[str, str]:
+def read_files(place: Path, *, shown_as: str | None = None) -> dict[str, str | Fault]:
     """Return the text of every `.yaml` and `.yml` file of a folder, or of the one file `place` is, by name.
 
     Files come in the order of their names; hidden ones are left out. Names are as messages print them: relative to the
     folder, or below `shown_as` when the caller wants its own spelling of the folder. Bytes that are not UTF-8 come as
-    surrogates, for the loader to complain about. Raises SettingsError when `place` cannot be read.
+    surrogates, for the loader to complain about. What cannot be read comes as the fault that says why. Raises
+    SettingsError when there is nothing at `place`.
     """
-    if not place.exists():
+    whole = shown_as or str(place)
+    try:
+        mode = place.stat().st_mode
+        if not stat.S_ISDIR(mode):
+            name = place.name if shown_as is None and stat.S_ISREG(mode) else whole
+            return {name: _text_of(place, name)}
+        names = sorted(path.name for path in place.iterdir() if _counts(path.name))
+    except (FileNotFoundError, NotADirectoryError):
         raise SettingsError(
             f"{shown_as or place}: there is no such file or folder: set LEADWIRE_RULES to your rules folder"
-        )
-    if place.is_file():
-        return {shown_as or place.name: _text_of(place)}
-    names = sorted(
-        path.name
-        for path in place.iterdir()
-        if path.suffix in {".yaml", ".yml"} and not path.name.startswith(".") and not path.is_dir()
-    )
-    prefix = f"{shown_as.rstrip('/')}/" if shown_as else ""
-    return {prefix + name: _text_of(place / name) for name in names}
+        ) from None
+    except OSError as error:
+        return {whole: _unread(whole, f"cannot be read: {error.strerror}")}
+    prefix = _prefix(shown_as)
+    return {prefix + one: _text_of(place / one, prefix + one) for one in names}
 
 
-def _text_of(path: Path) -> str:
+def unread_folders(place: Path, *, shown_as: str | None = None) -> list[Fault]:
+    """Return a warning for each sub-folder that holds rule files: only the folder itself is read."""
+    prefix = _prefix(shown_as)
     try:
+        below = sorted(path for path in place.iterdir() if not path.name.startswith(".") and path.is_dir())
+    except OSError:
+        return []
+    message = "sub-folders are not read, and this one holds rule files: move them one level up"
+    return [
+        _unread(prefix + folder.name, message) for folder in below if not _counts(folder.name) and _holds_rules(folder)
+    ]
+
+
+def _holds_rules(folder: Path) -> bool:
+    try:
+        return any(_counts(path.name) for path in islice(folder.rglob("*"), SUBFOLDER_ENTRIES))
+    except OSError:
+        return False
+
+
+def _counts(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+
+
+def _prefix(shown_as: str | None) -> str:
+    return f"{shown_as.rstrip('/')}/" if shown_as else ""
+
+
+def _text_of(path: Path, name: str) -> str | Fault:
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            what = next((words for holds, words in _KINDS if holds(mode)), "no file")
+            return _unread(name, f"is {what}: rules stand in files; move it or give it another name")
         with path.open("rb") as file:
             return file.read(READ_LIMIT_BYTES).decode("utf-8", "surrogateescape")
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+        linked = os.path.islink(path)  # noqa: PTH114 - never raises, also where the folder may not be searched
+        target = f" (it is a link to {path.readlink()})" if linked else ""
+        return _unread(name, f"cannot be read: {error.strerror}{target}")
+
+
+def _unread(name: str, message: str) -> Fault:
+    return Fault(file=name, line=1, column=1, path="", message=message)
+
+
+def _nothing_more(_: Sequence[SourceText]) -> Sequence[Fault]:
+    return ()
 
 
 def rules_in_force(
@@ -61,16 +120,17 @@ def rules_in_force(
     *,
     resolve: frozenset[str],
     now: datetime,
+    faults_of: Callable[[Sequence[SourceText]], Sequence[Fault]] = _nothing_more,
 ) -> RuleBook:
     """Return the rule set to decide with, and keep it in the ledger.
 
-    `resolve` names the sections whose variables this process needs. Raises RuleError (all faults) or SettingsError when the
-    folder cannot be accepted and the ledger knows no earlier set.
+    `resolve` names the sections whose variables this process needs; `faults_of` is its own word on the sources. Raises
+    RuleError (all faults) or SettingsError when the folder cannot be accepted and the ledger knows no earlier set.
     """
     try:
         if place is None:
             raise SettingsError("LEADWIRE_RULES is not set: it names the folder with your rule files")
-        book = load(read_files(place), environment, resolve=resolve)
+        book = accepted(read_files(place), environment, resolve=resolve, faults_of=faults_of)
     except (RuleError, SettingsError) as fault:
         kept = ledger.latest_rule_set()
         if kept is None:
@@ -80,3 +140,25 @@ def rules_in_force(
         return load(files, environment, resolve=resolve)
     ledger.store_rule_set(book.version, book.files, now)
     return book
+
+
+def accepted(
+    files: Files,
+    environment: Mapping[str, str],
+    *,
+    resolve: frozenset[str],
+    faults_of: Callable[[Sequence[SourceText]], Sequence[Fault]],
+) -> RuleBook:
+    """Return the rule book of these files; raises RuleError with the faults of rules and sources together."""
+    found = inspect(files, environment, resolve=resolve)
+    faults = together(found.faults, faults_of(found.sources), files)
+    if faults or found.book is None:
+        raise RuleError(faults)
+    return found.book
+
+
+def together(first: Sequence[Fault], then: Sequence[Fault], files: Files) -> tuple[Fault, ...]:
+    """Return faults of two kinds in the order of the files; where both are at one place, the first counts."""
+    taken = {(fault.file, fault.line, fault.column) for fault in first}
+    more = (fault for fault in then if (fault.file, fault.line, fault.column) not in taken)
+    return in_order([*first, *more], files)

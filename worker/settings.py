@@ -119,11 +119,12 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
         """Read the settings; raises SettingsError with every fault."""
         reader = _Reader(environment)
-        home = Path(reader.text("HOME")).expanduser().absolute()
-        rules = reader.text("RULES")
+        home = reader.place("HOME")
+        if os.path.exists(home) and not os.path.isdir(home):  # noqa: PTH110, PTH112 - these never raise, whatever the path
+            reader.faults.append(f"{PREFIX}HOME: {home} is not a folder: name one, or one that can be made")
         settings = cls(
             home=home,
-            rules=Path(rules).expanduser().absolute() if rules else None,
+            rules=reader.place("RULES") if reader.text("RULES") else None,
             database_url=reader.text("DATABASE_URL") or f"sqlite:///{home / 'ledger.sqlite3'}",
             broker_url=reader.url("BROKER_URL", ("redis", "rediss", "redis+socket", "unix", "amqp", "amqps")),
             host=reader.text("HOST"),
@@ -146,8 +147,14 @@ class Settings:
 
 
 def environment_of(working_folder: Path) -> dict[str, str]:
-    """Return the process's environment with that folder's `.env` beneath it."""
-    from_file = {name: value for name, value in dotenv_values(working_folder / ".env").items() if value is not None}
+    """Return the process's environment with that folder's `.env` beneath it; raises SettingsError for one unreadable."""
+    file = working_folder / ".env"
+    try:
+        from_file = {name: value for name, value in dotenv_values(file).items() if value is not None}
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file}: is not UTF-8 text: save it as UTF-8") from error
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from error
     return {**from_file, **os.environ}
 
 
@@ -161,6 +168,14 @@ class _Reader:
     def text(self, name: str) -> str:
         default = next(variable.default for variable in VARIABLES if variable.name == name)
         return self.environment.get(PREFIX + name, "").strip() or default
+
+    def place(self, name: str) -> Path:
+        text = self.text(name)
+        try:
+            return Path(text).expanduser().absolute()
+        except RuntimeError:  # what Python raises for ~nobody
+            self.faults.append(f"{PREFIX}{name}: {text}: there is no such home folder: write the whole path")
+            return Path(text).absolute()
 
     def secret(self, name: str) -> Secret | None:
         text = self.text(name)

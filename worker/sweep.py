@@ -13,20 +13,18 @@ from datetime import timedelta
 from typing import Final
 
 from rules.vocabulary import LedgerError
-from worker.dispatch import EVENTS_QUEUE, QUEUE_OF, QueueDepths
+from worker.dispatch import DEPTH_LIMIT, EVENTS_QUEUE, QUEUE_OF, QueueDepths
 from worker.wiring import Services, awake_seconds, utc_now
 
 log = logging.getLogger(__name__)
 
-#: Due work starts within a second of its moment.
+#: Due work starts within a second of its moment, where a thread and a place in its queue are free.
 PERIOD_SECONDS: Final = 0.5
-#: Messages that may stand in one queue before the sweep adds no more.
-DEPTH_LIMIT: Final = 200
 #: Events found at once; they travel a hundred to a message.
 EVENTS_LIMIT: Final = 1000
 #: How long a message is given before it counts as lost: short when its queue is empty, long while others stand before it.
 GRACE_EMPTY: Final = timedelta(seconds=5)
-GRACE_WAITING: Final = timedelta(seconds=60)
+GRACE_WAITING: Final = timedelta(seconds=30)
 #: How often expired leases are looked for.
 LEASES_SECONDS: Final = 5.0
 
@@ -79,8 +77,11 @@ class Sweep:
             self._services.dispatcher.events(self._services.ledger.overdue_events(now, grace, EVENTS_LIMIT))
 
     def _tasks(self, depths: Mapping[str, int]) -> None:
-        room = {name: max(0, DEPTH_LIMIT - depths[queue]) for name, queue in QUEUE_OF.items()}
-        idle = {name: limit for name, limit in room.items() if not depths[QUEUE_OF[name]]}
+        room = {
+            name: 0 if self._services.hands[name].slots.is_full() else max(0, DEPTH_LIMIT - depths[queue])
+            for name, queue in QUEUE_OF.items()
+        }
+        idle = {name: limit for name, limit in room.items() if limit and not depths[QUEUE_OF[name]]}
         busy = {name: limit for name, limit in room.items() if limit and name not in idle}
         for limits, grace in ((idle, GRACE_EMPTY), (busy, GRACE_WAITING)):
             if limits:

@@ -22,9 +22,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsendable:
-    """The task cannot be put into a request the provider would accept; `reason` is its complaint and the remedy."""
+    """The task cannot be put into a request the provider would accept; `reason` is its complaint and the remedy.
+
+    `too_late` when all that is wrong is the time: it would expire before the provider could act.
+    """
 
     reason: str
+    too_late: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,12 +50,35 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{milliseconds:012x}{secrets.token_hex(8)}"
 
 
+class Slots:
+    """How many threads of this worker one provider may hold, so that a slow one never holds them all."""
+
+    def __init__(self, number: int) -> None:
+        self._free = threading.Semaphore(number)
+
+    def take(self, patience_seconds: float) -> bool:
+        """Take a slot; False when none came free in time. Who takes one gives it back."""
+        return self._free.acquire(timeout=patience_seconds)
+
+    def give(self) -> None:
+        """Give a slot back."""
+        self._free.release()
+
+    def is_full(self) -> bool:
+        """Say whether all are taken at this moment."""
+        if self._free.acquire(blocking=False):
+            self._free.release()
+            return False
+        return True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hand:
     """One provider as the worker reaches it."""
 
     provider: Provider
     transport: Transport
+    slots: Slots
     #: Sends the ids of one message side by side.
     pool: ThreadPoolExecutor
 
@@ -94,7 +117,10 @@ def build_worker(settings: Settings, *, owner: str) -> Services:
         ledger=ledger,
         dispatcher=Dispatcher(celery_app(broker_url)),
         book=book,
-        hands={name: _hand(name, url, credential) for name, (url, credential) in credentials.items()},
+        hands={
+            name: _hand(name, url, credential, slots=max(1, settings.worker_threads // 2))
+            for name, (url, credential) in credentials.items()
+        },
         owner=owner,
     )
 
@@ -124,10 +150,11 @@ def _credentials(settings: Settings) -> Mapping[ProviderName, tuple[str, Secret]
     return {name: (url, credential) for name, ((_, url), (_, credential)) in wanted.items() if url and credential}
 
 
-def _hand(name: ProviderName, url: str, credential: Secret) -> Hand:
+def _hand(name: ProviderName, url: str, credential: Secret, *, slots: int) -> Hand:
     provider = providers.load(name)
     return Hand(
         provider=provider,
         transport=Transport(url, provider.authorise(credential.reveal())),
+        slots=Slots(slots),
         pool=ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix=f"send-{name}"),
     )

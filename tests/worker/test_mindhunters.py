@@ -14,6 +14,7 @@ from worker.providers.answers import REASON_CHARACTERS, one_line
 from worker.providers.mindhunters import PROVIDER
 from worker.wire import Answered, NeverSent, NoAnswer, Request, Unsendable
 
+AFTERWARDS = "then have the event sent again; what was mended at the provider needs leadwire retry only."
 NOW = datetime(2026, 3, 2, 13, 0, 0, 250_000, tzinfo=UTC)
 AGENT = "228d7a0d-9072-4ca8-939b-959b75cc606a"
 OTHER = "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb"
@@ -187,7 +188,7 @@ def test_what_cannot_be_sent(expected, fields, more) -> None:
     reason = prepared(fields, **more)
     assert isinstance(reason, str)
     assert expected in reason
-    assert reason.endswith("Correct it, then run leadwire retry for this task.")
+    assert reason.endswith("Correct the rule or the data, then have the event sent again.")
 
 
 def test_all_complaints_come_at_once() -> None:
@@ -335,39 +336,33 @@ def test_what_silence_means(expected, sent) -> None:
     ("expected", "status", "body"),
     [
         (
-            (
-                "422 The data is invalid; scheduled_at: must be in the future. "
-                "Check this machine's clock, then run leadwire retry for this task."
-            ),
+            ("422 The data is invalid; scheduled_at: must be in the future. Check this machine's clock, " + AFTERWARDS),
             422,
             refusal("The data is invalid.", field="scheduled_at", details="must be in the future"),
         ),
         (
             (
                 "422 The given data was invalid; scheduled_at: must be in the future; title: too long. "
-                "Check this machine's clock, then run leadwire retry for this task."
+                "Check this machine's clock, " + AFTERWARDS
             ),
             422,
             LARAVEL,
         ),
         (
-            (
-                "404 No such agent. Compare `agent` of the rule with the agents of the workspace, "
-                "then run leadwire retry for this task."
-            ),
+            ("404 No such agent. Compare `agent` of the rule with the agents of the workspace, " + AFTERWARDS),
             404,
             refusal("No such agent", code="AGENT_NOT_FOUND"),
         ),
         (
             (
                 "422 type: must be one of call, message. Leadwire sends the documented names of types and never others: "
-                "ask Mindhunters which ones this workspace takes, then run leadwire retry for this task."
+                "ask Mindhunters which ones this workspace takes, " + AFTERWARDS
             ),
             422,
             refusal("", field="type", details="must be one of call, message", code=""),
         ),
         (
-            "409 webhook_limit_reached. Correct the rule or the contact, then run leadwire retry for this task.",
+            "409 webhook_limit_reached. Correct the rule or the contact, " + AFTERWARDS,
             409,
             refusal("", code="webhook_limit_reached"),
         ),
@@ -402,7 +397,7 @@ def test_reasons_are_bounded_and_readable() -> None:
     assert len(reason) <= REASON_CHARACTERS
     assert reason.isprintable()
     assert reason.startswith("422 [31mred line two long ")
-    assert reason.endswith("Correct `title` of the rule, then run leadwire retry for this task.")
+    assert reason.endswith("Correct `title` of the rule, " + AFTERWARDS)
 
 
 JSON = st.recursive(

@@ -15,9 +15,9 @@ BUSY = Reading(verdict=Verdict.BUSY, reason="503 overloaded")
 MINUTES = timedelta(minutes=1)
 
 
-def follow(reading, policy=None, *, attempt=1, deferrals=0, first_attempt_at=NOW, chance=0.0):
+def follow(reading, policy=None, *, attempt=1, first_attempt_at=NOW, chance=0.0):
     """Return what follows this reading now."""
-    history = History(attempt=attempt, deferrals=deferrals, first_attempt_at=first_attempt_at)
+    history = History(attempt=attempt, first_attempt_at=first_attempt_at)
     return next_step(reading, policy or RetryPolicy(), history, now=NOW, chance=chance)
 
 
@@ -72,10 +72,10 @@ def test_a_sooner_retry_after_is_kept_and_costs_no_attempt():
 
 
 def test_a_provider_that_always_says_soon_is_asked_less_and_less_often():
-    """Waits double from five seconds to the own delay, from which on each try counts."""
+    """Each wait is as long as all before it, up to the own delay, from which on each try counts."""
     soon = Reading(verdict=Verdict.BUSY, reason="503", retry_after_at=NOW)
-    steps = [follow(soon, deferrals=n) for n in (0, 1, 2, 9, 10, 50)]
-    assert [5, 10, 20, 2560, 3600, 3600] == [(step.due_at - NOW).total_seconds() for step in steps]
+    steps = [follow(soon, first_attempt_at=NOW - timedelta(seconds=n)) for n in (0, 5, 10, 3599, 3600, 90_000)]
+    assert [5, 5, 10, 3599, 3600, 3600] == [(step.due_at - NOW).total_seconds() for step in steps]
     assert [False, False, False, False, True, True] == [step.counted for step in steps]
 
 

@@ -62,3 +62,28 @@ def test_a_dotenv_file_lies_beneath_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("LEADWIRE_PORT", "2")
     found = environment_of(tmp_path)
     assert ("2", "x") == (found["LEADWIRE_PORT"], found["ONLY_THERE"])
+
+
+@pytest.mark.parametrize("content", [b"A=1\nB=\xff\n", b"\xff\xfeA=1\n"])
+def test_an_env_file_that_is_not_utf_8_is_named(tmp_path, content):
+    """Such a file is a fault of the settings that names it."""
+    (tmp_path / ".env").write_bytes(content)
+    with pytest.raises(SettingsError, match=r"\.env: is not UTF-8 text"):
+        environment_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("LEADWIRE_HOME", "/dev/null", "/dev/null is not a folder"),
+        ("LEADWIRE_HOME", "~no-such-user-here/x", "there is no such home folder"),
+        ("LEADWIRE_RULES", "~no-such-user-here/x", "there is no such home folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_one_is_told_with_its_variable(variable, value, words):
+    """A data folder that is a device and the home of nobody are faults, beside all others."""
+    with pytest.raises(SettingsError) as told:
+        Settings.from_environment({variable: value, "LEADWIRE_PORT": "many"})
+    assert f"{variable}: " in str(told.value)
+    assert words in str(told.value)
+    assert "LEADWIRE_PORT" in str(told.value)

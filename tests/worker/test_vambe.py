@@ -14,6 +14,7 @@ from worker.providers.answers import REASON_CHARACTERS
 from worker.providers.vambe import PROVIDER
 from worker.wire import Answered, NeverSent, NoAnswer, Request, Unsendable
 
+AFTERWARDS = "then have the event sent again; what was mended at the provider needs leadwire retry only."
 NOW = datetime(2026, 3, 2, 13, 0, tzinfo=UTC)
 ANA = "228d7a0d-9072-4ca8-939b-959b75cc606a"
 LUIS = "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb"
@@ -137,7 +138,7 @@ def test_what_cannot_be_sent(expected, fields) -> None:
     reason = prepared(fields)
     assert isinstance(reason, str)
     assert expected in reason
-    assert reason.endswith("Correct it, then run leadwire retry for this task.")
+    assert reason.endswith("Correct the rule or the data, then have the event sent again.")
 
 
 def refusal(status: int, message: str, *errors: tuple[str, str]) -> Answered:
@@ -216,7 +217,7 @@ def test_when_the_probe_has_to_tell(expected, answer) -> None:
             (
                 "400 Validation failed; title: Title must be at least 1 character; "
                 "priority: Priority must be one of: low, medium, high. "
-                "Correct `title` of the rule, then run leadwire retry for this task."
+                "Correct `title` of the rule, " + AFTERWARDS
             ),
             refusal(
                 400,
@@ -228,7 +229,7 @@ def test_when_the_probe_has_to_tell(expected, answer) -> None:
         (
             (
                 "404 Invalid responsibleIds. Compare `assign` of the rule with the users that GET /team-members/all lists, "
-                "then run leadwire retry for this task."
+                + AFTERWARDS
             ),
             refusal(404, "Invalid responsibleIds"),
         ),

@@ -77,6 +77,11 @@ def retry(task_id: str, now: datetime) -> Callable[[Connection], StoredTask]:
         if task.state not in _REVIVED:
             why = _NO_RETRY[task.state].format(id=task.id, due_at=instant(task.due_at))
             raise LedgerError(f"task {task.id} is {task.state}: {why}")
+        if task.state == TaskState.DEAD and task.epoch == 0:
+            # It died while it was planned: its fields are incomplete, and a half-made touch must never leave.
+            raise LedgerError(
+                f"task {task.id} was never complete ({task.reason}): correct the rule or the data, and have the event sent again"
+            )
         return _change(
             connection,
             task,

@@ -60,6 +60,7 @@ _WHY_NOT: Final = {
 class _Terms:
     """On what terms tasks are claimed in one call."""
 
+    connection: Connection
     now: datetime
     at: int
     lease_until_at: datetime
@@ -74,7 +75,7 @@ def claim(
 
     def work(connection: Connection) -> list[Claim | NotClaimed]:
         found = {row.id: stored_task(row) for row in _FOUND.rows(connection, ids)}
-        terms = _Terms(now, micros(now), now + lease, label(owner), pauses.in_force(connection, now))
+        terms = _Terms(connection, now, micros(now), now + lease, label(owner), pauses.in_force(connection, now))
         answers: list[Claim | NotClaimed] = []
         ended: list[dict[str, Any]] = []
         answered: set[str] = set()
@@ -104,13 +105,25 @@ def _answer(
     if task.due_at > terms.now:
         why = f"it is not due before {instant(task.due_at)}"
         return NotClaimed(task_id=task_id, state=task.state, why=why, due_at=task.due_at)
-    pause = terms.paused.get(task.provider)
-    if pause is not None and pause.paused_until_at is not None:
-        until_at = pause.paused_until_at
-        why = f"{task.provider} is paused until {instant(until_at)}: {pause.reason}"
-        ended.append(_change(task, TaskState.WAITING, until_at, why, terms))
-        return NotClaimed(task_id=task_id, state=TaskState.WAITING, why=why, due_at=until_at)
-    return _claimed(task, terms)
+    until_at = _paused_until(task.provider, terms)
+    if until_at is None:
+        return _claimed(task, terms)
+    # The pause's reason quotes the provider and may be personal: it goes to the ledger, `why` goes anywhere.
+    why = f"{task.provider} is paused until {instant(until_at)}"
+    ended.append(_change(task, TaskState.WAITING, until_at, f"{why}: {terms.paused[task.provider].reason}", terms))
+    return NotClaimed(task_id=task_id, state=TaskState.WAITING, why=why, due_at=until_at)
+
+
+def _paused_until(provider: ProviderName, terms: _Terms) -> datetime | None:
+    """Return until when the provider's pause keeps this task; None lets it through, be it as the pause's probe."""
+    pause = terms.paused.get(provider)
+    if pause is None:
+        return None
+    probed = pauses.let_probe_through(terms.connection, pause, terms.now)
+    if probed is not None:
+        terms.paused[provider] = probed
+        return None
+    return pause.paused_until_at
 
 
 def _claimed(task: StoredTask, terms: _Terms) -> Claim:

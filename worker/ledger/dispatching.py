@@ -53,6 +53,23 @@ _OLDEST_DUE: Final = (
     Statement(select(func.min(tasks.c.due_at)).where(TASK_TIMED)),
     Statement(select(func.min(tasks.c.due_at)).where(TASK_QUEUED)),
 )
+_PUT_BACK: Final = ForIds(
+    lambda ids: (
+        update(tasks)
+        .where(tasks.c.id.in_(ids), TASK_QUEUED)
+        .values(state=TaskState.WAITING, updated_at=bindparam("now"))
+        .returning(tasks.c.id)
+    )
+)
+
+
+def put_back(ids: Sequence[str], now: datetime) -> Callable[[Connection], None]:
+    """Return the work that takes queued tasks off the broker's account: due as before, for the sweep to dispatch."""
+
+    def work(connection: Connection) -> None:
+        _PUT_BACK.rows(connection, ids, {"now": micros(now)})
+
+    return work
 
 
 def oldest_due(connection: Connection) -> datetime | None:

@@ -72,6 +72,17 @@ class Ledger:
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 
+    def fresh_events(self, ids: Sequence[str]) -> tuple[list[StoredEvent], list[str]]:
+        """Return those to be decided that were dispatched once, and the ids of those dispatched before.
+
+        The latter may have crashed their processing: they are asked for one at a time with `events_to_process`, so that a
+        poisonous one takes no neighbour with it.
+        """
+        with reading(self._readers) as connection:
+            found = planning.open_events(connection, ids)
+        suspects = planning.suspects_of(found)
+        return [event for event in found if event.dispatches == 1], suspects
+
     def events_to_process(self, ids: Sequence[str], now: datetime) -> list[StoredEvent]:
         """Return those of the events that still have to be decided, in the order of `ids`.
 
@@ -123,6 +134,10 @@ class Ledger:
         with reading(self._readers) as connection:
             ids = dispatching.due_task_ids(connection, now, grace, limit_per_provider)
         return self._writer.write(dispatching.dispatch_tasks(ids, now, grace)) if ids else []
+
+    def put_back(self, ids: Sequence[str], now: datetime) -> None:
+        """Make queued tasks wait again, due as they were: nobody has a thread for them now."""
+        self._writer.write(dispatching.put_back(ids, now))
 
     def claim(self, ids: Sequence[str], now: datetime, lease: timedelta, owner: str) -> list[Claim | NotClaimed]:
         """Take the right to send each task, or learn why not; one answer for each id, in order.

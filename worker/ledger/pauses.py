@@ -1,14 +1,15 @@
 """When a provider is left alone, and what sets its tasks free again.
 
-A pause that an attempt brought about ends with the next attempt that is delivered; one that a person ordered (`held`) ends
-only at its moment or by `resume`. Tasks that meet a pause wait for exactly its end, which is how they are found when it
-ends early.
+A pause that an attempt brought about ends when the provider answers a task to the point; at its moment one claim is let
+through as a probe and the others wait for another while. One that a person ordered (`held`) ends at its moment or by
+`resume`. Tasks that meet a pause wait for exactly its end, which is how they are found when it ends early.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, select, update
@@ -19,10 +20,18 @@ from worker.ledger.rows import ProviderState
 from worker.ledger.statements import Statement, columns_of, upsert
 from worker.ledger.tables import TASK_TIMED, providers, tasks
 
+#: How long the others wait while one task probes a provider after its pause.
+PROBE_INTERVAL: Final = timedelta(seconds=60)
+
 _STATES: Final = Statement(select(providers).order_by(providers.c.name))
-_PAUSED: Final = Statement(select(providers).where(providers.c.paused_until_at > bindparam("now")))
+_PAUSED: Final = Statement(select(providers).where(providers.c.paused_until_at.is_not(None)))
 _PAUSE_OF: Final = Statement(
     select(providers).where(providers.c.name == bindparam("provider"), providers.c.paused_until_at.is_not(None))
+)
+_PROBED: Final = Statement(
+    update(providers)
+    .where(providers.c.name == bindparam("provider"))
+    .values(paused_until_at=bindparam("until"), updated_at=bindparam("now"))
 )
 _NEW_PAUSE: Final = upsert(providers)
 _PAUSE: Final = Statement(
@@ -45,9 +54,22 @@ _FREE: Final = Statement(
 
 
 def in_force(connection: Connection, now: datetime) -> dict[ProviderName, ProviderState]:
-    """Return the pauses that hold at this moment."""
-    found = _PAUSED.rows(connection, {"now": micros(now)})
-    return {state.name: state for state in map(_state, found)}
+    """Return the pauses that stand: those that hold at this moment, and those whose end no probe has confirmed yet."""
+    found = [_state(row) for row in _PAUSED.rows(connection)]
+    return {state.name: state for state in found if not (state.held and _is_over(state, now))}
+
+
+def let_probe_through(connection: Connection, state: ProviderState, now: datetime) -> ProviderState | None:
+    """Return the pause that the claims after this one meet, when this one is the probe of a pause whose moment has come."""
+    if not _is_over(state, now):
+        return None
+    until_at = now + PROBE_INTERVAL
+    _PROBED.run(connection, {"provider": state.name, "until": micros(until_at), "now": micros(now)})
+    return replace(state, paused_until_at=until_at)
+
+
+def _is_over(state: ProviderState, now: datetime) -> bool:
+    return state.paused_until_at is None or state.paused_until_at <= now
 
 
 def states(connection: Connection) -> list[ProviderState]:

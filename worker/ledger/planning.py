@@ -1,7 +1,8 @@
 """How an event is decided once: the one whose transaction finds it `received` records what follows, all of it or nothing.
 
 A try is counted before an event is handed out that was dispatched before: its processing may have killed the process that
-would have counted. `event_failed` counts only what was not counted so.
+would have counted. Until `PLANNING_LEASE` is over it is then handed to nobody else, so that messages which come twice do
+not count twice. `event_failed` counts only what was not counted so.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ TRIES_LIMIT: Final = 5
 #: The wait after the first try that failed; it doubles with each.
 BACK_OFF: Final = timedelta(seconds=5)
 
+#: How long a suspect belongs to the one who was given it; planning takes milliseconds.
+PLANNING_LEASE: Final = timedelta(seconds=15)
+
 _GIVEN_UP: Final = f"given up: processing it was begun {TRIES_LIMIT} times and never ended; it may crash the worker"
 
 _OPEN: Final = ForIds(lambda ids: select(events).where(events.c.id.in_(ids), EVENT_OPEN))
@@ -39,7 +43,7 @@ _LOCK_OPEN: Final = ForIds(
 _GIVE_UP: Final = ForIds(
     lambda ids: (
         update(events)
-        .where(events.c.id.in_(ids), EVENT_OPEN, events.c.tries >= TRIES_LIMIT)
+        .where(events.c.id.in_(ids), EVENT_OPEN, events.c.due_at <= bindparam("now"), events.c.tries >= TRIES_LIMIT)
         .values(state=EventState.FAILED, reason=_GIVEN_UP)
         .returning(events.c.id)
     )
@@ -47,8 +51,8 @@ _GIVE_UP: Final = ForIds(
 _COUNT_TRY: Final = ForIds(
     lambda ids: (
         update(events)
-        .where(events.c.id.in_(ids), EVENT_OPEN)
-        .values(tries=events.c.tries + 1, dispatched_at=bindparam("now"))
+        .where(events.c.id.in_(ids), EVENT_OPEN, events.c.due_at <= bindparam("now"))
+        .values(tries=events.c.tries + 1, dispatched_at=bindparam("now"), due_at=bindparam("lease_end"))
         .returning(events.c.id, events.c.tries)
     )
 )
@@ -97,8 +101,9 @@ def count_tries(ids: Sequence[str], now: datetime) -> Callable[[Connection], Map
     """Return the work that counts a try of each and gives up on those that had all; its result is the tries by id."""
 
     def work(connection: Connection) -> Mapping[str, int]:
-        _GIVE_UP.rows(connection, ids)
-        return {row.id: row.tries for row in _COUNT_TRY.rows(connection, ids, {"now": micros(now)})}
+        at = {"now": micros(now), "lease_end": micros(now + PLANNING_LEASE)}
+        _GIVE_UP.rows(connection, ids, at)
+        return {row.id: row.tries for row in _COUNT_TRY.rows(connection, ids, at)}
 
     return work
 

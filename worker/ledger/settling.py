@@ -32,7 +32,7 @@ _SETTLE: Final = Statement(
         reason=bindparam("new_reason"),
         attempts=tasks.c.attempts - bindparam("given_back", type_=tasks.c.attempts.type),
         first_attempt_at=case(
-            (tasks.c.attempts > bindparam("given_back", type_=tasks.c.attempts.type), tasks.c.first_attempt_at),
+            (tasks.c.attempts > bindparam("never_begun", type_=tasks.c.attempts.type), tasks.c.first_attempt_at),
             else_=null(),
         ),
         lease_until_at=None,
@@ -133,6 +133,7 @@ def give_back(claim: Claim, now: datetime) -> Callable[[Connection], bool]:
         "new_verdict": None,
         "new_status": None,
         "given_back": 1,
+        "never_begun": 1,
         "is_deferred": True,
         "now": at,
     }
@@ -148,7 +149,7 @@ def give_back(claim: Claim, now: datetime) -> Callable[[Connection], bool]:
 
 def release(owner_prefix: str, now: datetime) -> Callable[[Connection], list[str]]:
     """Return the work that makes `unknown` what dead owners were sending; its result is the ids."""
-    why = "the worker died while the request may have been on its way"
+    why = "the worker ended while the request may have been on its way"
 
     def work(connection: Connection) -> list[str]:
         held = _OF_OWNER.rows(connection, {"prefix": owner_prefix})
@@ -185,6 +186,7 @@ def _outcome(claim: Claim, settlement: Settlement, at: int) -> dict[str, Any]:
         "new_verdict": settlement.verdict,
         "new_status": settlement.status,
         "given_back": 0 if settlement.counted else 1,
+        "never_begun": 0,
         "is_deferred": not settlement.counted,
         "now": at,
     }
@@ -196,12 +198,15 @@ def _deliver_late(connection: Connection, row: dict[str, Any]) -> bool:
     if current is None:
         return False
     state = TaskState(current.state)
-    if state == TaskState.DELIVERED and current.external_id is not None:
-        return bool(current.external_id == row["new_external_id"])
     remark = _REMARKS.get(state)
+    if state == TaskState.DELIVERED and current.external_id is not None:
+        if current.external_id == row["new_external_id"]:
+            return True
+        remark = f"executed twice: also as {row['new_external_id']}"
     late = {name: row[name] for name in ("this_id", "new_state", "new_reason", "new_external_id", "now")}
     if remark is not None:
-        late |= {"new_state": state, "new_reason": _with_remark(current.reason, remark)}
+        kept = current.external_id if state == TaskState.DELIVERED else row["new_external_id"]
+        late |= {"new_state": state, "new_reason": _with_remark(current.reason, remark), "new_external_id": kept}
     _LATE.run(connection, late)
     return remark is None
 
@@ -216,7 +221,7 @@ def _mind_providers(connection: Connection, settled: Sequence[tuple[Claim, Settl
     """Pause or free each provider as its last telling outcome says."""
     telling: dict[ProviderName, Settlement] = {}
     for claim, settlement in settled:
-        if settlement.pause_until_at is not None or settlement.verdict == Verdict.DELIVERED:
+        if settlement.pause_until_at is not None or _shows_life(settlement):
             telling[claim.task.provider] = settlement
     for provider, settlement in telling.items():
         if settlement.pause_until_at is None:
@@ -224,6 +229,12 @@ def _mind_providers(connection: Connection, settled: Sequence[tuple[Claim, Settl
             continue
         reason = settlement.pause_reason or settlement.reason or "its answer asked for a pause"
         pauses.pause_after_attempt(connection, provider, settlement.pause_until_at, reason, now)
+
+
+def _shows_life(settlement: Settlement) -> bool:
+    """Say whether the provider spoke about the task itself: its credential and its address are good then."""
+    refused = settlement.verdict == Verdict.REFUSED and settlement.status is not None
+    return refused or settlement.verdict == Verdict.DELIVERED
 
 
 def _give_up(connection: Connection, held: Sequence[Any], why: str, at: int) -> list[str]:

@@ -37,7 +37,7 @@ _UNAUTHORISED: Final = 401
 _FORBIDDEN: Final = 403
 
 _LOOK: Final = (
-    "It may have been executed: look for its mark [lw:...] at the provider, "
+    "It may have been executed: look for its mark at the provider, "
     "then run leadwire settle with --delivered or --not-delivered"
 )
 

@@ -50,7 +50,7 @@ WIRE_NAMES: Final[Mapping[str, str]] = {
     "auto_queue": "auto_queue",
 }
 
-_RETRY: Final = "then run leadwire retry for this task"
+_RETRY: Final = "then have the event sent again; what was mended at the provider needs leadwire retry only"
 
 #: What to do about a complaint, by the field or code it names.
 REMEDIES: Final[Mapping[str, str]] = {
@@ -105,7 +105,15 @@ class Mindhunters:
         }
         extra = shapes.extra_fields(WIRE_NAMES)
         if shapes.complaints:
-            return Unsendable(reason=answers.reason("Not sent:", "; ".join(shapes.complaints), f"Correct it, {_RETRY}"))
+            too_late = body["expires_at"] is None and task.expires_at is not None and len(shapes.complaints) == 1
+            return Unsendable(
+                too_late=too_late,
+                reason=answers.reason(
+                    "Not sent:",
+                    "; ".join(shapes.complaints),
+                    "Correct the rule or the data, then have the event sent again",
+                ),
+            )
         known = {name: value for name, value in body.items() if value is not None}
         return Request(method="POST", path="/tasks", json={**known, **extra})
 
@@ -178,6 +186,7 @@ def _expiry(expires_at: datetime | None, scheduled_at: datetime, shapes: Shapes)
             f"it would expire at {_instant(expires_at)}, which is not after the earliest moment the provider can act, "
             f"{_instant(scheduled_at)}: give `expires` more time"
         )
+        return None
     return _instant(expires_at)
 
 

@@ -46,7 +46,7 @@ WIRE_NAMES: Final[Mapping[str, str]] = {
 #: A moment that differs by less is the same moment, rounded.
 TOLERANCE: Final = timedelta(minutes=1)
 
-_RETRY: Final = "then run leadwire retry for this task"
+_RETRY: Final = "then have the event sent again; what was mended at the provider needs leadwire retry only"
 _ASSIGN: Final = f"Compare `assign` of the rule with the users that GET /team-members/all lists, {_RETRY}"
 
 #: Words of a 404 about something a task names; the documented case is the first.
@@ -81,7 +81,13 @@ class Vambe:
         }
         extra = shapes.extra_fields(WIRE_NAMES)
         if shapes.complaints:
-            return Unsendable(reason=answers.reason("Not sent:", "; ".join(shapes.complaints), f"Correct it, {_RETRY}"))
+            return Unsendable(
+                reason=answers.reason(
+                    "Not sent:",
+                    "; ".join(shapes.complaints),
+                    "Correct the rule or the data, then have the event sent again",
+                )
+            )
         return Request(method="POST", path="/tasks", json={**body, **extra})
 
     def read(self, sent: Sent, now: datetime, request: Request | None = None) -> Reading:

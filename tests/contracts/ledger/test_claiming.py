@@ -220,3 +220,38 @@ def test_two_processes_claim_each_task_once(desk):
     assert Counter({f"tk_{number}": 1 for number in range(200)}) == Counter(claimed[0] + claimed[1])
     for number in range(2):
         assert {f"w-{number}"} >= {desk.ledger.task(task_id).owner for task_id in claimed[number]}
+
+
+def test_after_a_pause_one_task_probes_for_all(desk):
+    """When an answer's pause is over one claim goes through; the others wait until the provider has answered to the point."""
+    desk.planned(*(desk.task(f"tk_{number}") for number in range(4)))
+    paused = desk.busy(
+        desk.at(60), verdict=Verdict.PAUSE, counted=False, pause_until_at=desk.at(60), pause_reason="401"
+    )
+    desk.ledger.settle(desk.claim("tk_0"), paused, desk.now)
+    probe, *others = desk.ledger.claim(["tk_0", "tk_1", "tk_2", "tk_3"], desk.at(60), desk.lease, "w")
+    assert isinstance(probe, Claim)
+    assert [desk.at(120)] * 3 == [other.due_at for other in others]
+    desk.ledger.settle(probe, desk.ended(TaskState.DEAD), desk.at(61))
+    assert [desk.at(61)] * 3 == [desk.ledger.task(f"tk_{number}").due_at for number in (1, 2, 3)]
+
+
+def test_what_is_said_of_a_paused_provider_quotes_nobody(desk):
+    """The reason of a pause may hold a person's data: it is in the ledger, and not in what a message's outcome says."""
+    desk.planned(desk.task("tk_0"), desk.task("tk_1"))
+    paused = desk.busy(
+        desk.at(60), verdict=Verdict.PAUSE, counted=False, pause_until_at=desk.at(60), pause_reason="Ana"
+    )
+    desk.ledger.settle(desk.claim("tk_0"), paused, desk.now)
+    (other,) = desk.ledger.claim(["tk_1"], desk.at(1), desk.lease, "w")
+    assert "Ana" not in other.why
+    assert "Ana" in desk.ledger.task("tk_1").reason
+
+
+def test_queued_tasks_can_be_put_back(desk):
+    """A task nobody has a thread for waits again, due as it was; one that is being sent stays so."""
+    desk.planned(desk.task("tk_1"), desk.task("tk_2"))
+    desk.claim("tk_2")
+    desk.ledger.put_back(["tk_1", "tk_2"], desk.at(5))
+    assert [TaskState.WAITING, TaskState.SENDING] == [desk.state("tk_1"), desk.state("tk_2")]
+    assert desk.now == desk.ledger.task("tk_1").due_at

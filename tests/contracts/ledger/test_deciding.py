@@ -219,3 +219,23 @@ def test_overdue_events_are_bounded_and_oldest_first(desk):
         desk.record(desk.incoming(f"ev_{number}"), received_at=desk.at(number))
     assert ["ev_1", "ev_2"] == desk.ledger.overdue_events(desk.at(60), GRACE, 2)
     assert ["ev_3"] == desk.ledger.overdue_events(desk.at(60), GRACE, 2)
+
+
+def test_a_suspect_is_handed_to_one_at_a_time(desk):
+    """Messages that come twice neither plan an event twice nor count its tries twice; after the lease it is free again."""
+    desk.record(desk.incoming("ev_1"))
+    desk.ledger.overdue_events(desk.at(60), GRACE, 100)
+    assert ["ev_1"] == [event.id for event in desk.ledger.events_to_process(["ev_1"], desk.at(60))]
+    assert [] == [event.id for event in desk.ledger.events_to_process(["ev_1"], desk.at(61)) for _ in range(9)]
+    assert 1 == desk.ledger.event("ev_1").tries
+    assert [2] == [event.tries for event in desk.ledger.events_to_process(["ev_1"], desk.at(80))]
+
+
+def test_fresh_events_are_told_from_suspects(desk):
+    """Those dispatched once come with their content, those dispatched before by id, and neither is counted."""
+    desk.record(desk.incoming("ev_1"))
+    desk.ledger.overdue_events(desk.at(60), GRACE, 100)
+    desk.record(desk.incoming("ev_2"))
+    fresh, suspects = desk.ledger.fresh_events(["ev_1", "ev_2", "ev_none"])
+    assert (["ev_2"], ["ev_1"]) == ([event.id for event in fresh], suspects)
+    assert 0 == desk.ledger.event("ev_1").tries

@@ -201,3 +201,11 @@ def test_a_ledger_that_takes_writes_says_so(desk):
     """The check commits and leaves nothing behind."""
     for _ in range(3):
         assert desk.ledger.writable() is None
+
+
+def test_a_task_that_was_never_complete_is_not_retried(desk):
+    """What died while it was planned lacks a part of what the rule asked for: no command sends the rest of it."""
+    desk.planned(desk.task("tk_1", state=TaskState.DEAD, reason="title: data.name is missing"))
+    with pytest.raises(LedgerError, match=r"never complete \(title: data.name is missing\).*event sent again"):
+        desk.ledger.retry("tk_1", desk.now)
+    assert TaskState.DEAD is desk.state()

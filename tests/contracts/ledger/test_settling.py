@@ -77,13 +77,13 @@ def test_no_new_moment_keeps_the_old_one(desk):
 
 
 def test_an_uncounted_attempt_is_given_back(desk):
-    """A deferral costs no attempt; it stays in the history as deferred, and the next try is again the first."""
+    """A deferral costs no attempt; it stays in the history as deferred, and the task's time runs from its first request."""
     claim = desk.claimed()
     assert desk.ledger.settle(claim, desk.busy(desk.at(10), counted=False), desk.at(2))
-    assert (0, None) == (desk.ledger.task("tk_1").attempts, desk.ledger.task("tk_1").first_attempt_at)
+    assert (0, desk.now) == (desk.ledger.task("tk_1").attempts, desk.ledger.task("tk_1").first_attempt_at)
     assert (True, Verdict.BUSY) == (last_attempt(desk).deferred, last_attempt(desk).verdict)
     again = desk.claim(now=desk.at(10))
-    assert (1, 2, desk.at(10)) == (again.attempt, again.epoch, again.first_attempt_at)
+    assert (1, 2, desk.now) == (again.attempt, again.epoch, again.first_attempt_at)
 
 
 def test_a_later_uncounted_attempt_keeps_the_first_ones_moment(desk):
@@ -211,7 +211,7 @@ def test_a_dead_workers_tasks_become_unknown(desk):
     assert {"tk_1", "tk_2"} == set(desk.ledger.release("host:7:", desk.at(5)))
     task = desk.ledger.task("tk_1")
     expected = (
-        "the worker died while the request may have been on its way; "
+        "the worker ended while the request may have been on its way; "
         "settle with: leadwire settle tk_1 --delivered|--not-delivered"
     )
     assert (TaskState.UNKNOWN, expected, None) == (task.state, task.reason, task.lease_until_at)
