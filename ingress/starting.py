@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
+from typing import Final
 
 from ingress import sources
 from ingress.web import Server, create_app, listen
-from rules.load import load
-from rules.vocabulary import LedgerError, RuleError, SettingsError
+from rules.load import SECTIONS
+from rules.rulebook import SourceText
+from rules.vocabulary import Fault, LedgerError, RuleError, SettingsError
 from worker.dispatch import Dispatcher, celery_app
 from worker.ledger import Ledger, open_ledger
-from worker.rules_in_force import read_files, rules_in_force
+from worker.rules_in_force import accepted, read_files, rules_in_force
 from worker.settings import Secret, Settings
 from worker.wiring import FRONT_DOOR_SECTIONS, broker_of, new_id, utc_now
 
 log = logging.getLogger(__name__)
+
+#: A sender is told to come again before it hangs up: the most impatient ones wait two to five seconds.
+BUSY_AFTER: Final = timedelta(seconds=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,34 +59,55 @@ def check_start(settings: Settings) -> bool:
         )
     assert settings.rules is not None
     try:
-        book = load(read_files(settings.rules), settings.environment)
-        _, faults = sources.build(book.sources, settings.environment, public_url=settings.public_url)
-        if faults:
-            raise RuleError(faults)
+        accepted(
+            read_files(settings.rules),
+            settings.environment,
+            resolve=SECTIONS,
+            faults_of=partial(_source_faults, settings),
+        )
     except (RuleError, SettingsError) as fault:
-        if not _has_rule_set(settings.database_url):
+        if not _last_good_set_works(settings):
             raise
         log.error("the rules cannot be accepted; the last good set stays in force:\n%s", fault)
         return False
     return True
 
 
-def _has_rule_set(database_url: str) -> bool:
+def _source_faults(settings: Settings, texts: Sequence[SourceText]) -> Sequence[Fault]:
+    return sources.build(texts, settings.environment, public_url=settings.public_url)[1]
+
+
+def _last_good_set_works(settings: Settings) -> bool:
+    """Say whether the ledger holds a rule set that can be accepted under today's variables."""
     try:
-        ledger = open_ledger(database_url)
+        ledger = open_ledger(settings.database_url)
     except LedgerError:  # not there yet, or of another version
         return False
     try:
-        return ledger.latest_rule_set() is not None
+        kept = ledger.latest_rule_set()
     finally:
         ledger.close()
+    if kept is None:
+        return False
+    try:
+        accepted(kept[1], settings.environment, resolve=SECTIONS, faults_of=partial(_source_faults, settings))
+    except RuleError:
+        return False
+    return True
 
 
 def build_front_door(settings: Settings) -> FrontDoor:
     """Put the front door together. Raises Problem with what is missing."""
     broker_url = broker_of(settings)
     ledger = open_ledger(settings.database_url)
-    book = rules_in_force(settings.rules, ledger, settings.environment, resolve=FRONT_DOOR_SECTIONS, now=utc_now())
+    book = rules_in_force(
+        settings.rules,
+        ledger,
+        settings.environment,
+        resolve=FRONT_DOOR_SECTIONS,
+        now=utc_now(),
+        faults_of=partial(_source_faults, settings),
+    )
     built, faults = sources.build(book.sources, settings.environment, public_url=settings.public_url)
     if faults:
         raise RuleError(faults)

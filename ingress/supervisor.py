@@ -7,17 +7,16 @@ folder, so that the lock is free only when the last of them is gone: two supervi
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
-import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -27,6 +26,7 @@ from typing import Final
 import httpx
 
 from ingress import broker
+from ingress.data_folder import instance_id, lock_folder, operator_token
 from ingress.lifeline import dies_with_me
 from rules.vocabulary import LedgerError, Problem, SettingsError
 from worker.dispatch import wait_until_reachable
@@ -36,12 +36,12 @@ from worker.wiring import utc_now
 
 log = logging.getLogger(__name__)
 
-#: How long a start waits for the processes of an earlier one to go.
-LEFTOVERS_SECONDS: Final = 5.0
 #: How long a child may take to be ready.
 READY_SECONDS: Final = 30.0
-#: Running calls get this long after SIGTERM; then they are settled as unknown.
-STOP_SECONDS: Final[Mapping[str, float]] = {"worker": 20.0, "ingress": 5.0, "flower": 3.0, "broker": 3.0}
+#: Running calls get this long after SIGTERM; then they are settled as unknown. The others end beside them.
+STOP_SECONDS: Final = 20.0
+#: The broker has nothing to save.
+STOP_BROKER_SECONDS: Final = 3.0
 FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 30.0
 #: A child that ran this long starts with the first pause again.
@@ -49,7 +49,12 @@ STEADY_SECONDS: Final = 60.0
 LOOK_SECONDS: Final = 0.2
 #: How often the ledger is asked whether due work moves, and how long it may stand still before the worker is restarted.
 PROGRESS_SECONDS: Final = 5.0
-STALLED_SECONDS: Final = 45.0
+#: More than a lost message (30 s until the sweep repeats it) and a slow attempt (30 s) explain.
+STALLED_SECONDS: Final = 75.0
+#: A log that has grown over this is put aside as `NAME.log.1`, in place of the one put aside before.
+LOG_LIMIT_BYTES: Final = 20 * 1024 * 1024
+#: What provider credentials are called: only the worker gets them.
+CREDENTIALS: Final = (f"{PREFIX}MINDHUNTERS_TOKEN", f"{PREFIX}VAMBE_API_KEY")
 
 
 def free_port() -> int:
@@ -150,19 +155,20 @@ class Supervisor:
             f"{PREFIX}FLOWER_PORT": str(flower_port),
             f"{PREFIX}OPERATOR_TOKEN": token,
         }
-        without_credentials = {
-            name: value
-            for name, value in shared.items()
-            if name not in {f"{PREFIX}MINDHUNTERS_TOKEN", f"{PREFIX}VAMBE_API_KEY"}
-        }
+        # Set to nothing and not left out: else a child would find them in the `.env` file it reads itself.
+        without_credentials = shared | dict.fromkeys(CREDENTIALS, "")
         front = f"http://{_reachable(settings.host)}:{port}"
         flower = f"http://127.0.0.1:{flower_port}"
-        self._start(self._child("worker", ["worker", "--owner", self._instance], shared, lambda: True))
+        ready_file = settings.home / "worker-ready"
+        worker = ["worker", "--owner", self._instance, "--ready-file", str(ready_file)]
+        ready_file.unlink(missing_ok=True)
+        self._start(self._child("worker", worker, shared, ready_file.exists))
         self._start(self._child("ingress", ["ingress"], without_credentials, lambda: _answers(f"{front}/healthz")))
         self._start(self._child("flower", ["flower"], without_credentials, lambda: _answers(f"{flower}/healthcheck")))
         for child in self._children:
             self._wait_until_ready(child)
-        self._tell(front, flower, token)
+        if not self._stop:
+            self._tell(front, flower, token)
 
     def _start_broker(self) -> str:
         folder = self.settings.home / "broker"
@@ -171,10 +177,11 @@ class Supervisor:
         path.unlink(missing_ok=True)
         url = broker.broker_url(path)
         command = broker.command(broker.find_server(), folder, path)
-        child = Child("broker", command, dict(self.environment), self._log_path("broker"), path.is_socket)
+        environment = {"PATH": os.defpath, "HOME": str(folder)}
+        child = Child("broker", command, environment, self._log_path("broker"), path.is_socket)
         self._start(child)
         self._wait_until_ready(child)
-        if not wait_until_reachable(url, READY_SECONDS):
+        if not self._stop and not wait_until_reachable(url, READY_SECONDS):
             raise Problem(f"the broker does not answer; its log: {child.log_path}")
         return url
 
@@ -201,18 +208,19 @@ class Supervisor:
                 pass_fds=[self._lock],
                 start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops children in order
             )
-        child.started_seconds = time.monotonic()
+        child.started_seconds = self._still_since_seconds = time.monotonic()
         child.restart_at_seconds = None
 
     def _wait_until_ready(self, child: Child) -> None:
         give_up_at = time.monotonic() + READY_SECONDS
-        while not child.is_ready():
-            ended = child.process is not None and child.process.poll() is not None
-            if self._stop:
+        while not self._stop:
+            # Looked at before anything answers: on its port somebody else might.
+            if child.process is not None and child.process.poll() is not None:
+                raise Problem(f"{child.name} ended with {child.process.returncode}:\n{_tail(child.log_path)}")
+            if child.is_ready():
                 return
-            if ended or time.monotonic() > give_up_at:
-                how = f"ended with {child.process.returncode}" if ended and child.process else "is not ready"
-                raise Problem(f"{child.name} {how}:\n{_tail(child.log_path)}")
+            if time.monotonic() > give_up_at:
+                raise Problem(f"{child.name} is not ready after {READY_SECONDS:.0f} s:\n{_tail(child.log_path)}")
             time.sleep(0.05)
 
     def _tell(self, front: str, flower: str, token: str) -> None:
@@ -234,10 +242,26 @@ class Supervisor:
             if process is not None and process.poll() is not None:
                 self._ended(child, process.returncode, now_seconds)
             elif child.restart_at_seconds is not None and now_seconds >= child.restart_at_seconds:
-                self._start(child)
+                self._restart(child, now_seconds)
         if now_seconds - self._asked_seconds >= PROGRESS_SECONDS:
             self._asked_seconds = now_seconds
             self._check_progress(now_seconds)
+            self._put_logs_aside()
+
+    def _restart(self, child: Child, now_seconds: float) -> None:
+        try:
+            self._start(child)
+        except OSError as error:
+            log.error("%s cannot be started: %s; again in %.0f s", child.name, error, child.pause_seconds)
+            child.restart_at_seconds = now_seconds + child.pause_seconds
+
+    def _put_logs_aside(self) -> None:
+        """Keep the logs from filling the disk; children append to the same file, so it is copied and emptied."""
+        for child in self._children:
+            with suppress(OSError):
+                if child.log_path.stat().st_size > LOG_LIMIT_BYTES:
+                    shutil.copyfile(child.log_path, child.log_path.with_suffix(".log.1"))
+                    os.truncate(child.log_path, 0)
 
     def _ended(self, child: Child, code: int, now_seconds: float) -> None:
         if now_seconds - child.started_seconds > STEADY_SECONDS:
@@ -264,79 +288,44 @@ class Supervisor:
             worker = next(child for child in self._children if child.name == "worker")
             if worker.process is not None:
                 log.error("work due since %s does not move: the worker is restarted", oldest_at)
-                worker.process.kill()
+                _end([worker.process], STOP_SECONDS)
 
     def _release_leases(self) -> None:
         """What a dead worker of ours held is unknown at once: no need to wait for its lease to end."""
         assert self._ledger is not None
         try:
             for task_id in self._ledger.release(self._instance, utc_now()):
-                log.warning("task %s: its worker died; it is unknown whether it was executed", task_id)
+                log.warning("task %s: its worker ended; it is unknown whether it was executed", task_id)
         except LedgerError as error:
             log.warning("the leases of the dead worker stand until they end: %s", error)
 
     # Stopping
 
     def _stop_all(self) -> None:
-        for name in ("flower", "ingress", "worker", "broker"):
-            for child in self._children:
-                if child.name == name and child.process is not None:
-                    _end(child.process, STOP_SECONDS[name])
-        broker.remove_socket(self.settings.home)
+        """End everything within 30 s: the broker last, and what a worker left open is settled as unknown at once."""
+        running = {child.name: child.process for child in self._children if child.process is not None}
+        own_broker = running.pop("broker", None)
+        _end(list(running.values()), STOP_SECONDS)
         if self._ledger is not None:
             self._release_leases()
             self._ledger.close()
+        if own_broker is not None:
+            _end([own_broker], STOP_BROKER_SECONDS)
+            with suppress(OSError, Problem):
+                broker.remove_socket(self.settings.home)
 
 
-def lock_folder(home: Path) -> int:
-    """Take the folder's lock and return its descriptor, waiting for the processes of an earlier start to go."""
-    descriptor = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    give_up_at = time.monotonic() + LEFTOVERS_SECONDS
-    while True:
+def _end(processes: Sequence[subprocess.Popen[bytes]], patience_seconds: float) -> None:
+    """Ask these processes to end, all at once, and kill those that have not ended in time."""
+    give_up_at = time.monotonic() + patience_seconds
+    for process in processes:
+        process.terminate()
+    for process in processes:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > give_up_at:
-                os.close(descriptor)
-                raise Problem(
-                    f"{home}: another `leadwire up` works here: stop it first, or choose another LEADWIRE_HOME"
-                ) from None
-            time.sleep(0.1)
-        else:
-            return descriptor
-
-
-def instance_id(home: Path) -> str:
-    """Return the name that leases taken under this folder begin with, the same at every start."""
-    return _kept(home / "instance", lambda: f"up-{secrets.token_hex(6)}")
-
-
-def operator_token(settings: Settings) -> str:
-    """Return Flower's password: the one that was set, else the one the first start made."""
-    if settings.operator_token:
-        return settings.operator_token.reveal()
-    return _kept(settings.home / "operator-token", lambda: secrets.token_urlsafe(18))
-
-
-def _kept(path: Path, make: Callable[[], str]) -> str:
-    with suppress(FileNotFoundError):
-        text = path.read_text().strip()
-        if text:
-            return text
-    text = make()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    return text
-
-
-def _end(process: subprocess.Popen[bytes], patience_seconds: float) -> None:
-    process.terminate()
-    try:
-        process.wait(patience_seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+            process.wait(max(0.0, give_up_at - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _answers(url: str) -> bool:

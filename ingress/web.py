@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -31,6 +32,8 @@ THREADS: Final = 8
 CONNECTIONS: Final = 1_000
 CHANNEL_TIMEOUT_SECONDS: Final = 20
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+#: How long an answer about readiness is good for.
+READINESS_SECONDS: Final = 1.0
 #: Where the counts of a process are found: `app.extensions[COUNTS]`.
 COUNTS: Final = "leadwire.counts"
 
@@ -115,6 +118,7 @@ def create_app(
     app = Flask("leadwire", static_folder=None)
     app.url_map.strict_slashes = False
     counts = app.extensions[COUNTS] = Counts()
+    readiness = Readiness(ledger)
     app.extensions[_READ_LIMIT] = lambda: _largest(in_force(), body_limit_bytes)
     in_force: Callable[[], Sources] = sources if callable(sources) else lambda: sources
 
@@ -142,7 +146,8 @@ def create_app(
         return _say(200, status="ok")
 
     def readyz() -> Response:
-        reasons = _unready(ledger, in_force())
+        reasons = [] if in_force() is not None else ["no valid sources are loaded: run `leadwire check`"]
+        reasons += readiness.reasons()
         return _say(503 if reasons else 200, status="not ready" if reasons else "ready", reasons=reasons)
 
     app.add_url_rule("/webhooks/<name>", "webhook", webhook, methods=METHODS, provide_automatic_options=False)
@@ -173,14 +178,6 @@ def listen(app: Flask, host: str, port: int) -> Server:
     )
 
 
-def serve(app: Flask, host: str, port: int, *, announce: Callable[[str, int], None] | None = None) -> None:
-    """Listen and serve until SystemExit or KeyboardInterrupt; `announce` is told the address once it listens."""
-    server = listen(app, host, port)
-    if announce:
-        announce(server.host, server.port)
-    server.run()
-
-
 def _largest(sources: Sources, body_limit_bytes: int) -> int:
     return max([body_limit_bytes, *(source.body_limit_bytes or 0 for source in (sources or {}).values())])
 
@@ -205,18 +202,34 @@ def _received(body: bytes) -> Received:
     )
 
 
-def _unready(ledger: Storage, sources: Sources) -> list[str]:
-    """Return why this process cannot record webhooks now; none: it can."""
-    reasons = []
-    if sources is None:
-        reasons.append("no valid sources are loaded: run `leadwire check`")
-    try:
-        ledger.writable()
-    except Problem as fault:
-        reasons.append(str(fault))
-    except Exception as fault:  # noqa: BLE001 - a probe reports, whatever it meets
-        reasons.append(f"the ledger cannot be written: {type(fault).__name__}")
-    return reasons
+class Readiness:
+    """Whether the ledger takes writes, asked of it once a second at the most: a public probe must not cost a sync each."""
+
+    def __init__(self, ledger: Storage) -> None:
+        self._ledger = ledger
+        self._asking = Lock()
+        self._reasons: list[str] = ["the ledger is being asked for the first time"]
+        self._asked_seconds = -READINESS_SECONDS
+
+    def reasons(self) -> list[str]:
+        """Return why the ledger cannot be written; none: it can. While one caller asks, others get what was known before."""
+        if self._asking.acquire(blocking=False):
+            try:
+                if time.monotonic() - self._asked_seconds >= READINESS_SECONDS:
+                    self._reasons = self._ask()
+                    self._asked_seconds = time.monotonic()
+            finally:
+                self._asking.release()
+        return self._reasons
+
+    def _ask(self) -> list[str]:
+        try:
+            self._ledger.writable()
+        except Problem as fault:
+            return [str(fault)]
+        except Exception as fault:  # noqa: BLE001 - a probe reports, whatever it meets
+            return [f"the ledger cannot be written: {type(fault).__name__}"]
+        return []
 
 
 def _failed(fault: Exception) -> Response:
@@ -249,4 +262,4 @@ def _say(code: int, **members: object) -> Response:
     return Response(body, status=code, content_type=JSON_TYPE)
 
 
-__all__ = ["COUNTS", "Counts", "Outcome", "Server", "Sources", "Storage", "create_app", "listen", "serve"]
+__all__ = ["COUNTS", "Counts", "Outcome", "Server", "Sources", "Storage", "create_app", "listen"]

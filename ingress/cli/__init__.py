@@ -1,8 +1,8 @@
 """The command line `leadwire`: which commands exist, where each lives, and how a fault ends one.
 
 A command's module is imported when the command is called, so that `leadwire check` never waits for Celery. A fault that
-is the operator's to mend (`Problem`) is its message on standard error and exit code 1, a wrong use is exit code 2, and
-neither is ever a traceback.
+is the operator's to mend (`Problem`, or what the operating system refuses) is its message on standard error and exit
+code 1, a wrong use is exit code 2, and neither is ever a traceback.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 
 import click
 
-from ingress.cli.words import printable
+from ingress.cli.words import printable, shortened
 from rules.vocabulary import Problem
 
 #: Every command and the module of this package that holds it, in the order of `leadwire --help`.
@@ -95,11 +95,24 @@ def _run(arguments: Sequence[str] | None) -> int:
         return error.exit_code
     except click.Abort:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; what is still buffered must not complain at the interpreter's end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has seen enough
+        _drop_output()
         return BROKEN_PIPE
+    except OSError as error:
+        what = (
+            f"{shortened(str(error.filename))}: cannot be read or written" if error.filename else "cannot read or write"
+        )
+        with suppress(OSError):
+            click.echo(f"{what}: {error.strerror or error}", err=True)
+        _drop_output()
+        return 1
     except Problem as problem:
         click.echo("\n".join(printable(line) for line in str(problem).split("\n")), err=True)
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _drop_output() -> None:
+    """Send what is still buffered nowhere, so that it does not complain at the interpreter's end."""
+    with suppress(OSError, ValueError):  # a stream that a test put in its place has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -16,15 +17,21 @@ from ingress.cli.documents import (
     planned_task_document,
     task_document,
 )
-from ingress.cli.words import as_json, counted, decision_lines, document, person, printable
-from rules.complaints import allowed_keys
-from rules.document import Given, GivenContact
+from ingress.cli.words import as_json, counted, decision_lines, document, person, printable, shortened
+from rules.complaints import complaints
+from rules.document import Given
 from rules.load import load
+from rules.places import written
 from rules.plan import decide
 from rules.prove import event_of
 from rules.rulebook import RuleBook
-from rules.vocabulary import Event, EventState, Plan, Problem, RuleError, Task, TaskState, instant
+from rules.vocabulary import Event, EventState, Json, Plan, Problem, RuleError, Task, TaskState, instant
 from worker.ledger import StoredEvent, StoredTask
+
+#: No webhook is larger, and a file without an end is never read on.
+EVENT_LIMIT_BYTES: Final = 1024 * 1024
+#: Longer numbers cannot be kept exactly by anybody who reads them.
+DIGIT_LIMIT: Final = 300
 
 #: What a state means for the person who reads it, and what can be done.
 STATE_WORDS: Mapping[TaskState, str] = {
@@ -96,35 +103,54 @@ def _plan_lines(plan: Plan) -> Iterable[str]:
 
 
 def _event_in(path: Path, book: RuleBook, now: datetime) -> Event:
-    name = "standard input" if str(path) == "-" else str(path)
+    name = "standard input" if str(path) == "-" else shortened(str(path))
+    given = _json_in(path, name)
+    if not isinstance(given, dict) or not given.get("type"):
+        raise Problem(f'{name}: must be an object such as {{"type": "lead.created", "contact": {{}}, "data": {{}}}}')
     try:
-        given = json.loads(sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes())
-        if not isinstance(given, dict) or not given.get("type"):
-            raise Problem(
-                f'{name}: must be an object such as {{"type": "lead.created", "contact": {{}}, "data": {{}}}}'
-            )
         Given.model_validate(given)
         return event_of(given, at=now, zone=book.defaults.timezone or "UTC")
+    except ValidationError as error:
+        told = (f"{name}: {written(at)}: {message}" for at, message, _ in complaints(error, Given))
+        raise Problem("\n".join(told)) from error
+    except ValueError as error:
+        raise Problem(f"{name}: {error}") from error
+
+
+def _json_in(path: Path, name: str) -> Json:
+    """Return what a JSON file holds, `-` for standard input. Raises Problem with what is wrong and where."""
+    try:
+        if str(path) == "-":
+            content = sys.stdin.buffer.read(EVENT_LIMIT_BYTES + 1)
+        else:
+            with path.open("rb") as file:
+                content = file.read(EVENT_LIMIT_BYTES + 1)
     except OSError as error:
         raise Problem(f"{name}: cannot be read: {error.strerror}") from error
+    if len(content) > EVENT_LIMIT_BYTES:
+        raise Problem(f"{name}: is larger than 1 MiB, and no webhook may be")
+    try:
+        return json.loads(content.decode("utf-8-sig"), parse_int=_whole, parse_constant=_no_number)
+    except UnicodeDecodeError as error:
+        wrong = f"byte {error.start + 1} (0x{content[error.start]:02x}) is not UTF-8"
+        raise Problem(f"{name}: {wrong}: save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        message = f"cannot be read as JSON from here on: {error.msg[0].lower()}{error.msg[1:]}"
+        raise Problem(f"{name}:{error.lineno}:{error.colno}: {message}") from error
+    except ValueError as error:
+        raise Problem(f"{name}: {error}") from error
     except RecursionError as error:
         raise Problem(f"{name}: nested too deep") from error
-    except ValidationError as error:
-        raise Problem("\n".join(f"{name}: {line}" for line in _given_complaints(error))) from error
-    except ValueError as error:
-        raise Problem(f"{name}: is not an event as JSON: {error}") from error
 
 
-def _given_complaints(error: ValidationError) -> Iterable[str]:
-    for fault in error.errors(include_url=False):
-        place = ".".join(str(step) for step in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            allowed = allowed_keys(GivenContact if len(fault["loc"]) > 1 else Given)
-            yield f"{place}: unknown key; allowed: {', '.join(sorted(allowed))}"
-        elif fault["type"] == "missing":
-            yield f"{place}: is missing"
-        else:
-            yield f"{place}: {fault['msg'].removeprefix('Value error, ')}"
+def _whole(digits: str) -> int:
+    if len(digits) > DIGIT_LIMIT:
+        raise ValueError(f"holds a number of {len(digits)} digits, which nobody keeps exactly: quote it if it is text")
+    return int(digits)
+
+
+def _no_number(word: str) -> Json:
+    raise ValueError(f"holds {word}, which is no number in JSON")
 
 
 def _head(event: Event) -> list[str]:

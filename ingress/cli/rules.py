@@ -6,6 +6,7 @@ check. `explain` tells each rule's decision, from the ledger or, for a file, wit
 
 from __future__ import annotations
 
+import errno
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,13 +15,14 @@ import click
 from ingress import sources
 from ingress.cli.explaining import explain_file, explain_stored
 from ingress.cli.surroundings import existing_ledger, settings_in_force
-from ingress.cli.words import counted, document, printable
-from rules.load import load
+from ingress.cli.words import counted, document, printable, shortened
+from ingress.sources.schema import definitions as source_definitions
+from rules.load import Files, in_order, inspect, load
 from rules.prove import prove
 from rules.rulebook import RuleBook
 from rules.schema import schema as rules_schema
 from rules.vocabulary import Fault, Problem, RuleError
-from worker.rules_in_force import read_files
+from worker.rules_in_force import read_files, together, unread_folders
 from worker.settings import Settings
 from worker.wiring import WORKER_SECTIONS, utc_now
 
@@ -33,12 +35,13 @@ def check(ctx: click.Context, path: str | None, *, json_wanted: bool) -> None:
     """Read rule files, resolve their variables, build their sources and run the rules' own tests.
 
     PATH is a folder or one file; without it, what LEADWIRE_RULES names. In a folder every file named *.yaml or *.yml
-    counts, hidden ones do not. Exit code: 0 good, 1 faults, 2 wrong use.
+    counts; hidden ones and sub-folders do not. Exit code: 0 good, 1 faults, 2 wrong use.
     """
     settings = settings_in_force()
     place, shown_as = rules_place(settings, path)
     files = read_files(place, shown_as=shown_as)
     book, faults, warnings = _read(files, settings)
+    warnings = [*warnings, *unread_folders(place, shown_as=shown_as)]
     if json_wanted:
         click.echo(document(_result(files, book, faults, warnings)))
     else:
@@ -65,7 +68,7 @@ def explain(what: str | None, rules_path: str | None, *, last: bool, json_wanted
     if bool(what) == last:
         raise click.UsageError("name one event: EVENT_ID, --last, or a FILE with an event as JSON")
     settings = settings_in_force()
-    if what and (what == "-" or Path(what).exists() or what.endswith(".json") or "/" in what):
+    if what and (what == "-" or _is_there(Path(what)) or what.endswith(".json") or "/" in what):
         place, shown_as = rules_place(settings, rules_path)
         book = _to_explain_with(read_files(place, shown_as=shown_as), settings)
         click.echo(explain_file(Path(what), book, now=utc_now(), json_wanted=json_wanted))
@@ -75,7 +78,7 @@ def explain(what: str | None, rules_path: str | None, *, last: bool, json_wanted
     with existing_ledger(settings) as ledger:
         stored = ledger.event(what) if what else ledger.last_event()
         if stored is None:
-            nothing = f"{what}: no event has this id: see `leadwire events`"
+            nothing = f"{shortened(what or '')}: no event has this id: see `leadwire events`"
             raise Problem(nothing if what else "no event came in yet: `leadwire send SOURCE` posts a sample")
         kept = ledger.rule_set(stored.rule_set) if stored.rule_set else None
         text = explain_stored(stored, ledger.tasks_of(stored.id), kept, settings.environment, json_wanted=json_wanted)
@@ -85,7 +88,10 @@ def explain(what: str | None, rules_path: str | None, *, last: bool, json_wanted
 @click.command()
 def schema() -> None:
     """Print the JSON Schema of rule files, for editors that complete and check while you type."""
-    click.echo(document(rules_schema()))
+    made = rules_schema()
+    made["$defs"] |= source_definitions()
+    made["properties"]["sources"]["additionalProperties"] = {"$ref": "#/$defs/SourceDoc"}
+    click.echo(document(made))
 
 
 def rules_place(settings: Settings, path: str | None) -> tuple[Path, str]:
@@ -94,14 +100,26 @@ def rules_place(settings: Settings, path: str | None) -> tuple[Path, str]:
         raise click.UsageError("say which rules: a PATH, or LEADWIRE_RULES in the environment")
     place = Path(path) if path is not None else settings.rules
     assert place is not None
-    if not place.exists():
-        raise click.UsageError(f"{path or place}: there is no such file or folder")
+    if path == "" or not _is_there(place):
+        named = shortened(str(path or place)) if path != "" else "PATH is empty"
+        raise click.UsageError(f"{named}: there is no such file or folder")
     if path is None and place.is_relative_to(Path.cwd()):
         return place, str(place.relative_to(Path.cwd()))
     return place, path or str(place)
 
 
-def _to_explain_with(files: dict[str, str], settings: Settings) -> RuleBook:
+def _is_there(place: Path) -> bool:
+    """Say whether there is something at a place, readable or not; a name that no file can have is not there."""
+    try:
+        place.stat()
+    except PermissionError:
+        return True
+    except (OSError, ValueError) as error:
+        return getattr(error, "errno", None) == errno.ELOOP
+    return True
+
+
+def _to_explain_with(files: Files, settings: Settings) -> RuleBook:
     """Return the rule set; where all that is wrong is unset variables, with them as written, and a word about it."""
     try:
         return load(files, settings.environment, resolve=WORKER_SECTIONS)
@@ -116,24 +134,21 @@ def _to_explain_with(files: dict[str, str], settings: Settings) -> RuleBook:
     return book
 
 
-def _read(files: dict[str, str], settings: Settings) -> tuple[RuleBook | None, list[Fault], list[Fault]]:
+def _read(files: Files, settings: Settings) -> tuple[RuleBook | None, list[Fault], list[Fault]]:
     """Return the rule set, all that keeps it from being put in force, and what its author should know."""
-    try:
-        book = load(files, settings.environment)
-    except RuleError as error:
-        return None, list(error.faults), []
-    built, faults = sources.build(book.sources, settings.environment, public_url=settings.public_url)
-    warnings = [*book.warnings, *(warning for source in built.values() for warning in source.warnings)]
-    return book, [*faults, *prove(book, now=utc_now())], warnings
+    found = inspect(files, settings.environment)
+    built, source_faults = sources.build(found.sources, settings.environment, public_url=settings.public_url)
+    proved = prove(found.book, now=utc_now()) if found.book else []
+    faults = together(found.faults, [*source_faults, *proved], files)
+    warned = [*found.warnings, *(warning for source in built.values() for warning in source.warnings)]
+    return found.book, list(faults), list(in_order(warned, files))
 
 
 def _tests(book: RuleBook) -> int:
     return sum(len(rule.proofs) for rule in book.rules)
 
 
-def _result(
-    files: dict[str, str], book: RuleBook | None, faults: list[Fault], warnings: list[Fault]
-) -> dict[str, object]:
+def _result(files: Files, book: RuleBook | None, faults: list[Fault], warnings: list[Fault]) -> dict[str, object]:
     return {
         "good": not faults,
         "files": list(files),
@@ -146,7 +161,7 @@ def _result(
     }
 
 
-def _closing(shown_as: str, files: dict[str, str], book: RuleBook | None, faults: list[Fault]) -> str:
+def _closing(shown_as: str, files: Files, book: RuleBook | None, faults: list[Fault]) -> str:
     if faults or book is None:
         of = counted(len({fault.file for fault in faults}), "file")
         return (

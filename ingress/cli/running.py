@@ -54,7 +54,10 @@ def ingress() -> None:
 
 @click.command()
 @click.option("--owner", default="", help="What the leases of this worker begin with; `up` sets it.", hidden=True)
-def worker(owner: str) -> None:
+@click.option(
+    "--ready-file", type=click.Path(path_type=Path), help="Made when work begins; `up` waits for it.", hidden=True
+)
+def worker(owner: str, ready_file: Path | None) -> None:
     """Process events and deliver tasks."""
     from worker.celery_app import run  # noqa: PLC0415 - heavy, and only needed here
     from worker.wiring import build_worker  # noqa: PLC0415 - likewise
@@ -63,7 +66,7 @@ def worker(owner: str) -> None:
     name = f"{owner or 'worker'}-{os.getpid()}-{secrets.token_hex(3)}"
     services = build_worker(settings, owner=name)
     try:
-        run(services, "leadwire" if owner else name)
+        run(services, "leadwire" if owner else name, ready_file)
     finally:
         services.close()
 

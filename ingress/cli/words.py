@@ -33,10 +33,15 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 
+def shortened(text: str) -> str:
+    """Return what was typed on the command line as messages repeat it: printable, and cut at 300 characters."""
+    shown = printable(text)
+    return shown if len(shown) <= VALUE_LIMIT else f"{shown[: VALUE_LIMIT - 1]}…"
+
+
 def as_json(value: Json) -> str:
     """Return a value as one line of JSON for a person: letters as they are, cut at 300 characters."""
-    text = printable(json.dumps(value, ensure_ascii=False, default=str))
-    return text if len(text) <= VALUE_LIMIT else f"{text[: VALUE_LIMIT - 1]}…"
+    return shortened(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def document(value: Json) -> str:

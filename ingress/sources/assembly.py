@@ -32,6 +32,7 @@ from ingress.sources.verifiers import Verifier, compile_verifier
 from rules.places import Path, Places
 from rules.rulebook import SourceText
 from rules.vocabulary import Fault, Json
+from rules.wording import kind
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 #: Shorter secrets can be found by trying.
@@ -52,10 +53,10 @@ def build(
         assembly = _Assembly(text, environment, public_url)
         source = assembly.source()
         if text.name in sources:
-            assembly.complain((), f'a source named "{text.name}" stands in another file already')
+            assembly.complain((), f'a source named "{text.name}" stands in another file already', at_key=True)
         if source and not assembly.faults:
             sources[text.name] = replace(source, warnings=tuple(assembly.places.warnings))
-        faults += assembly.faults
+        faults += sorted(assembly.faults, key=lambda fault: (fault.line, fault.column))
     return sources, faults
 
 
@@ -95,7 +96,8 @@ class _Assembly:
     def _unset(self, value: Json, path: Path) -> None:
         """Complain about unset variables of a source that is faulty anyway, so that one run tells all."""
         if isinstance(value, Mapping) and set(value) == {"env"} and isinstance(value["env"], str):
-            if not self.environment.get(value["env"], "").strip():
+            own = value["env"].startswith("LEADWIRE_")  # refused already, set or not
+            if not own and not self.environment.get(value["env"], "").strip():
                 self.complain(path, f"{value['env']} is not set, or empty")
             return
         pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
@@ -118,8 +120,11 @@ class _Assembly:
                 )
                 return None
             return own
+        if not isinstance(name, str):
+            self.complain(("extend",), f"must be the name of one preset, such as generic, not {kind(name)}")
+            return None
         if name not in PRESETS:
-            near = get_close_matches(str(name), PRESETS, n=1)
+            near = get_close_matches(name, PRESETS, n=1)
             hint = f", did you mean {near[0]}" if near else ""
             self.complain(("extend",), f'there is no preset "{name}"{hint}; presets: {", ".join(PRESETS)}')
             return None

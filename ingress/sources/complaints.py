@@ -1,6 +1,7 @@
 """How a fault in a source is worded and where it points: plain English, the place, the nearest right word.
 
-Values are never quoted: next to a misspelt key there may stand a secret.
+Values are never quoted, for next to a misspelt key there may stand a secret; but one that should have been a word of a
+closed list is.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from rules.places import Path, Places
-from rules.wording import did_you_mean, listed
+from rules.wording import did_you_mean, kind, listed
 
 #: What a key holds, for the message when it is missing.
 _NEEDED: Final = {
@@ -48,7 +49,8 @@ def _complain(fault: ErrorDetails, model: type[BaseModel], places: Places, at: P
         case "literal_error" | "enum":
             words = [word.strip("' ") for word in str(context["expected"]).replace(" or ", ", ").split(",")]
             meant = did_you_mean(fault["input"], words) if isinstance(fault["input"], str) else ""
-            places.complain(path, f"is not one of the words known here{meant or ';'} allowed: {listed(words)}")
+            given = kind(fault["input"])
+            places.complain(path, f"{given} is not one of the words known here{meant or ';'} allowed: {listed(words)}")
         case other:
             places.complain(path, _WORDS.get(other, "cannot stand here").format(**context))
 

@@ -186,6 +186,8 @@ class AuthDoc(EntryDoc):
     def _some_way(self) -> Self:
         if self.any_of is not None and self.kind():
             raise ValueError(f"has both any_of and {self.kind()}: move {self.kind()} into any_of")
+        if self.any_of == []:
+            raise ValueError(f"any_of is an empty list: list at least one way in, each with one of: {', '.join(KINDS)}")
         if not self.any_of and not self.kind():
             raise ValueError(f"needs any_of, or one of: {', '.join(KINDS)}")
         return self

@@ -95,6 +95,29 @@ def test_a_reader_that_has_seen_enough_is_no_fault(folder, history):
     assert "" == err
 
 
+@pytest.mark.parametrize("arguments", [("schema",), ("check", "rules")])
+def test_a_full_disk_is_one_line(folder, arguments):
+    """Output that cannot be written ends with 1 and one line that says why."""
+    (folder / "rules").mkdir()
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*PROGRAM, *arguments], check=False, cwd=folder, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+
+    assert (1, "cannot read or write: No space left on device\n") == (done.returncode, done.stderr)
+
+
+def test_what_the_system_refuses_is_one_line_with_the_name(run, folder, monkeypatch):
+    """A data folder that cannot be made is named, without a traceback."""
+    (folder / "file").touch()
+    monkeypatch.setenv("LEADWIRE_HOME", str(folder / "file" / "home"))
+
+    said = run("migrate")
+
+    assert (1, "") == (said.code, said.out)
+    assert f"{folder / 'file' / 'home'}: cannot be read or written: Not a directory\n" == said.err
+
+
 def test_the_sandbox_serves_until_it_is_told_to_stop(folder):
     """`sandbox` prints how to use it, shows its page, misbehaves by script, and ends well on SIGTERM."""
     (folder / "faults.json").write_text(json.dumps([{"provider": "vambe", "answer": {"status": 503}}]))

@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
+from jsonschema import Draft202012Validator
+
+from ingress.sources import PRESETS, preset
 
 SMALL = json.dumps({"type": "lead.created", "contact": {"country": "CL"}, "data": {"value": 9000}})
 
@@ -95,8 +100,74 @@ def test_whatever_is_in_the_folder_there_is_no_traceback(run, folder):
     said = run("check", "odd")
 
     assert 1 == said.code
-    assert "Traceback" not in said.out + said.err
-    assert "link.yaml" in said.out + said.err
+    assert ["odd/binary.yaml:1:1", "odd/folder.yaml:1:1", "odd/link.yaml:1:1"] == [
+        line.partition(": ")[0] for line in said.out.splitlines()[:-1]
+    ]
+
+
+def test_faults_of_rules_and_sources_come_in_one_run(run, rules):
+    """A fault of a rule hides none of a source nor a warning, and the list follows the files from top to bottom."""
+    (rules / "a.yaml").write_text("sources:\n  shop: {extend: generc}\nwrong: 1\n")
+    (rules / "b.yaml").write_text("wrong: 1\nsources:\n  web: {extend: generic, secrets: [{env: UNSET_ONE}]}\n")
+    (rules / "c.yaml").symlink_to("nowhere")
+    (rules / "d.yaml").write_text(
+        "rules: [{id: w, when: Lead.Created, then: [{team_task: {assign: [22222222-2222-4222-8222-222222222222]}}]}]\n"
+    )
+
+    result = json.loads(run("check", "--json").out)
+
+    assert ["a.yaml:2", "a.yaml:3", "b.yaml:1", "b.yaml:3", "c.yaml:1"] == [
+        f"{fault['file'].removeprefix('my-rules/')}:{fault['line']}" for fault in result["faults"]
+    ]
+    assert any("did you mean `lead.created`?" in warning["message"] for warning in result["warnings"])
+
+
+def test_a_name_no_file_can_have_is_wrong_use(run):
+    """A name that is too long, or none at all, is no place to check."""
+    for path in ("x" * 5_000, ""):
+        said = run("check", path)
+
+        assert (2, "") == (said.code, said.out)
+        assert "no such file or folder" in said.err
+        assert len(said.err) < 1_000
+
+
+def test_an_event_id_may_be_longer_than_a_file_name(run, history):
+    """`explain` of a very long word looks for an event, and does not repeat it all."""
+    said = run("explain", "x" * 5_000)
+
+    assert 1 == said.code
+    assert "no event has this id" in said.err
+    assert len(said.err) < 1_000
+
+
+@pytest.mark.parametrize("place", ["closed", "closed/leads.yaml"])
+def test_a_folder_without_permission_is_told_in_words(folder, place):
+    """What may not be read is a fault at the place, also as JSON."""
+    (folder / "closed").mkdir()
+    (folder / "closed" / "leads.yaml").write_text("rules: []\n")
+    (folder / "closed").chmod(0)
+    as_anybody = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
+    program = [*as_anybody, sys.executable, "-m", "ingress.cli", "check", place, "--json"]
+
+    done = subprocess.run(program, check=False, cwd=folder, capture_output=True, text=True)
+    (folder / "closed").chmod(0o700)
+
+    assert (1, "") == (done.returncode, done.stderr)
+    assert [(place, "cannot be read: Permission denied")] == [
+        (fault["file"], fault["message"]) for fault in json.loads(done.stdout)["faults"]
+    ]
+
+
+def test_rule_files_below_the_folder_are_a_warning(run, folder):
+    """A folder that holds rule files in sub-folders only is good, and `check` says what it does not read."""
+    (folder / "only" / "sub").mkdir(parents=True)
+    (folder / "only" / "sub" / "a.yaml").write_text("rules: []\n")
+
+    said = run("check", "only")
+
+    assert 0 == said.code
+    assert "warning: only/sub:1:1: sub-folders are not read" in said.out
 
 
 def test_a_single_yml_file_may_be_checked(run, rules):
@@ -203,6 +274,47 @@ def test_a_file_that_is_no_event_is_told_in_words(run, rules, text):
 
     assert 1 == said.code
     assert "standard input" in said.err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b'{"type": "a", "contact": 5}', "contact: must be a mapping, not the number 5"),
+        (b'{"type": "a", "subject": {"kind": "x", "idd": "1"}}', "subject.idd: unknown key `idd`; did you mean `id`?"),
+        (b'{"type": "a", "dat": 1}', "dat: unknown key `dat`; did you mean `data`?"),
+        (b'{"type": "a", "data": %s}' % (b"1" * 5_000), "holds a number of 5000 digits"),
+        (b'{"type": "a", "data": NaN}', "holds NaN, which is no number"),
+        (b'{"type": "\xff"}', "byte 11 (0xff) is not UTF-8"),
+        (b'{"type":\n a}', "event.json:2:2: cannot be read as JSON from here on"),
+        (b" " * 1_100_000, "larger than 1 MiB"),
+    ],
+)
+def test_what_is_wrong_with_an_event_is_told_as_in_rule_files(run, rules, folder, text, words):
+    """The place, the nearest right word and the keys that are allowed there, and nothing in terms of Python."""
+    (folder / "event.json").write_bytes(text)
+
+    said = run("explain", "event.json")
+
+    assert 1 == said.code
+    assert words in said.err
+
+
+def test_an_event_may_hold_null_as_real_ones_do(run, rules):
+    """What an event has as null or empty where nothing is known can be explained."""
+    contact = dict.fromkeys(("id", "name", "phone", "email", "country", "timezone", "language", "consent"))
+    event = {"type": "lead.created", "contact": {**contact, "email": ""}, "subject": None, "attempt": None}
+
+    assert 0 == run("explain", "-", stdin=json.dumps(event)).code
+
+
+def test_the_schema_marks_misspelt_keys_of_sources(run):
+    """The schema knows what a source may hold, and takes every shipped one and what extends it."""
+    validator = Draft202012Validator(json.loads(run("schema").out))
+    own = {"extend": "generic", "secrets": [{"env": "X"}], "split": None, "body": {"format": "${FORMAT}"}}
+
+    assert validator.is_valid({"sources": {name: dict(preset(name)) for name in PRESETS} | {"own": own}})
+    for wrong in ({"extnd": "generic"}, {"auth": {"hmac": {"heder": "X"}}}, {"extend": "nobody"}, {"enrich": {}}):
+        assert not validator.is_valid({"sources": {"own": wrong}})
 
 
 def test_the_schema_is_a_document(run):

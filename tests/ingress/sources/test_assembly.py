@@ -51,6 +51,7 @@ def test_the_documented_sources_work_as_printed() -> None:
     ("text", "sentence"),
     [
         ("{extend: hubspt, secrets: [{env: KEY}]}", '1:10: extend: there is no preset "hubspt", did you mean hubspot'),
+        ("{extend: [generic]}", "1:10: extend: must be the name of one preset, such as generic, not a list"),
         ("{extend: generic}", "secrets: is missing; name the variable"),
         ("{extend: generic, secrets: []}", "1:28: secrets: is an empty list"),
         ("{extend: generic, secrets: [{env: UNSET}]}", "1:29: secrets.0: UNSET is not set, or empty"),
@@ -60,7 +61,7 @@ def test_the_documented_sources_work_as_printed() -> None:
         ("{extend: generic, secrets: [7]}", "must name the variable that holds the secret"),
         ("{event: {type: event}}", "has no auth"),
         ("{auth: {}, event: {type: event}}", "needs any_of, or one of: hmac, hash_concat"),
-        ("{auth: {any_of: []}, event: {type: event}}", "needs any_of, or one of"),
+        ("{auth: {any_of: []}, event: {type: event}}", "any_of is an empty list: list at least one way in"),
         ("{auth: {any_of: [{name: x}]}, event: {type: event}}", "auth.any_of.0: needs one of: hmac"),
         (
             "{auth: {hmac: {header: X}, basic: {}}, secrets: [{env: KEY}], event: {type: e}}",
@@ -108,13 +109,13 @@ def test_the_documented_sources_work_as_printed() -> None:
         ("{extend: generic, secrets: [{env: KEY}], split: 7}", "must be a path such as"),
         (
             "{extend: generic, secrets: [{env: KEY}], body: {format: yaml}}",
-            "allowed: auto, form, form-brackets, json, xml",
+            '"yaml" is not one of the words known here; allowed: auto, form, form-brackets, json, xml',
         ),
         ("{extend: generic, secrets: [{env: KEY}], region: Chile}", "region: must be two capital letters"),
         ("{extend: generic, secrets: [{env: KEY}], ack: {status: 404}}", "ack.status: must be 299 or less"),
         (
             "{extend: generic, secrets: [{env: KEY}], ack: {busy_status: 410}}",
-            "ack.busy_status: is not one of the words",
+            "ack.busy_status: the number 410 is not one of the words",
         ),
         ("{extend: generic, secrets: [{env: KEY}], ack: 7}", "ack: must be a mapping"),
         ("{extend: generic, secrets: [{env: KEY}], enrich: {url: x}}", "enrich: is not yet supported"),
@@ -160,6 +161,21 @@ def test_all_faults_come_at_once(find_faults) -> None:
     found = find_faults("{extend: generic, secrets: [{env: UNSET}], boddy: 1, region: x}", ENV)
 
     assert 3 == len(found)
+
+
+def test_faults_come_as_they_stand_in_the_file(find_faults) -> None:
+    """Whatever finds a fault, the list runs from top to bottom."""
+    found = find_faults("{extend: generic, secrets: [{env: UNSET}], boddy: 1, region: x, contact: {fone: y}}", ENV)
+
+    assert sorted(fault.column for fault in found) == [fault.column for fault in found]
+    assert 4 == len(found)
+
+
+def test_a_setting_of_leadwire_as_a_secret_is_one_fault(find_faults) -> None:
+    """That it is not set would be no help: it cannot be used, set or not."""
+    (fault,) = find_faults("{extend: generic, secrets: [{env: LEADWIRE_OPERATOR_TOKEN}]}", ENV)
+
+    assert "a setting of Leadwire itself" in fault.message
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "a b", "ñ", "a" * 64, "../x"])

@@ -1,0 +1,47 @@
+"""A provider that takes its time."""
+
+import uuid
+
+import httpx
+
+from rules.vocabulary import ProviderName, TaskState
+
+
+def test_a_slow_provider_does_not_delay_the_other(own_line):
+    """While calls hang by the dozen, team tasks go on at once, and every call is made once in the end."""
+    own_line.settings["LEADWIRE_WORKER_THREADS"] = "6"
+    own_line.start()
+    own_line.sandbox.script([{"provider": "mindhunters", "match": {}, "times": 12, "answer": {"delay_seconds": 4}}])
+    for _ in range(12):
+        own_line.post(own_line.event("lead.updated", name=uuid.uuid4().hex))
+    assert own_line.until(lambda: 3 == len([t for t in own_line.tasks() if t.state is TaskState.SENDING]))
+    names = [uuid.uuid4().hex for _ in range(10)]
+    for name in names:
+        own_line.post(own_line.event("deal.created", name=name))
+    wanted = {f"Person {name}" for name in names}
+    assert own_line.until(lambda: wanted == {task["title"] for task in own_line.sandbox.tasks("vambe")})
+    calls = [t for t in own_line.tasks() if t.provider is ProviderName.MINDHUNTERS]
+    assert any(t.state is not TaskState.DELIVERED for t in calls)
+    assert own_line.until(lambda: 12 == len(own_line.sandbox.tasks("mindhunters")), 60)
+
+    def delivered():
+        return [t for t in own_line.tasks() if t.state is TaskState.DELIVERED]
+
+    assert own_line.until(lambda: 22 == len(delivered()), 30)
+    assert all(1 == t.attempts for t in delivered())
+
+
+def test_what_planning_ends_is_seen_in_flower(own_line):
+    """A task that is dead before any request shows in Flower as FAILURE under its own name."""
+    own_line.settings["LEADWIRE_OPERATOR_TOKEN"] = "fake-operator-token"
+    own_line.start()
+    own_line.post(own_line.event("lead.updated", name="Nobody", phone=None))
+
+    def shown():
+        url = f"{own_line.state['flower_url']}/api/tasks"
+        tasks = httpx.get(url, auth=("operator", "fake-operator-token"), timeout=10).json()
+        return [task for task in tasks.values() if "leadwire.make_call" == task["name"] and "FAILURE" == task["state"]]
+
+    (task,) = own_line.until(shown)
+    assert "dead" in task["exception"]
+    assert "Nobody" not in str(task)
