@@ -38,7 +38,7 @@ CELERY_TASK_OF: Final[Mapping[TaskType, str]] = {type_: f"leadwire.{type_}" for 
 
 #: Ids that one message carries at the most.
 IDS_PER_MESSAGE: Final = 100
-#: Deliveries carry one id each, so that Flower shows every touch, until more than this many wait to be published.
+#: Deliveries carry one id each, so that Flower shows every touch, until more than this many wait.
 SINGLE_DELIVERY_LIMIT: Final = 50
 #: A message that nobody took for this long is worth nothing: the sweep has repeated it.
 MESSAGE_EXPIRES_SECONDS: Final = 120
@@ -49,7 +49,7 @@ WINDOW_SECONDS_PER_ID: Final = 0.004
 #: Messages that may stand in one queue; while more do, the sweep sends what comes later, when there is room.
 DEPTH_LIMIT: Final = 200
 #: How often the publisher looks how deep a queue is.
-DEPTH_SECONDS: Final = 0.5
+DEPTH_SECONDS: Final = 0.1
 #: How long the publisher rests after the broker could not be reached.
 REST_SECONDS: Final = 1.0
 
@@ -119,7 +119,7 @@ class Dispatcher:
         self._changed = threading.Condition()
         self._closing = False
         self._looked_seconds: dict[str, float] = {}
-        self._is_deep: dict[str, bool] = {}
+        self._depths: dict[str, int] = {}
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._thread.start()
 
@@ -178,33 +178,39 @@ class Dispatcher:
     def _publish(self, event_ids: list[str], tasks: list[TaskRef]) -> int:
         """Publish these, in as few messages as are right; returns the number of ids in the largest burst."""
         with self._app.producer_pool.acquire(block=True, timeout=2) as producer:
-            tasks = [task for task in tasks if self._has_room(producer.channel, QUEUE_OF[task.provider])]
-            if event_ids and self._has_room(producer.channel, EVENTS_QUEUE):
+            if event_ids and self._depth(producer.channel, EVENTS_QUEUE) < DEPTH_LIMIT:
                 self._send(producer, PROCESS_EVENT, EVENTS_QUEUE, [event_ids], {})
-            if len(tasks) <= SINGLE_DELIVERY_LIMIT:
-                for task in tasks:
-                    labels = {"rule": task.rule, "attempt": task.attempts + 1}
-                    # Never the same twice: a worker that met one expired copy discards every later one of its id for hours.
-                    message_id = f"{task.id}:{task.epoch + 1}:{token_hex(3)}"
-                    self._send(
-                        producer, CELERY_TASK_OF[task.type], QUEUE_OF[task.provider], [task.id], labels, message_id
-                    )
-            else:
-                groups: dict[TaskType, list[TaskRef]] = {}
-                for task in tasks:
-                    groups.setdefault(task.type, []).append(task)
-                for type_, group in groups.items():
-                    ids = [task.id for task in group]
-                    self._send(producer, CELERY_TASK_OF[type_], QUEUE_OF[group[0].provider], [ids], {"tasks": len(ids)})
+            for queue, waiting in _by_queue(tasks).items():
+                depth = self._depth(producer.channel, queue)
+                if depth >= DEPTH_LIMIT:
+                    continue
+                if max(len(waiting), depth) > SINGLE_DELIVERY_LIMIT:
+                    self._send_together(producer, queue, waiting)
+                else:
+                    self._send_alone(producer, queue, waiting)
         return max(len(event_ids), len(tasks))
 
-    def _has_room(self, channel: Any, queue: str) -> bool:
-        """Say whether a queue may take more; looked up at most every `DEPTH_SECONDS`."""
+    def _send_alone(self, producer: Any, queue: str, tasks: Sequence[TaskRef]) -> None:
+        for task in tasks:
+            labels = {"rule": task.rule, "attempt": task.attempts + 1}
+            # Never the same twice: a worker that met one expired copy discards every later one of its id for hours.
+            message_id = f"{task.id}:{task.epoch + 1}:{token_hex(3)}"
+            self._send(producer, CELERY_TASK_OF[task.type], queue, [task.id], labels, message_id)
+
+    def _send_together(self, producer: Any, queue: str, tasks: Sequence[TaskRef]) -> None:
+        groups: dict[TaskType, list[str]] = {}
+        for task in tasks:
+            groups.setdefault(task.type, []).append(task.id)
+        for type_, ids in groups.items():
+            self._send(producer, CELERY_TASK_OF[type_], queue, [ids], {"tasks": len(ids)})
+
+    def _depth(self, channel: Any, queue: str) -> int:
+        """Return how many messages stand in a queue; looked up at most every `DEPTH_SECONDS`."""
         now_seconds = time.monotonic()
         if now_seconds - self._looked_seconds.get(queue, 0.0) >= DEPTH_SECONDS:
             self._looked_seconds[queue] = now_seconds
-            self._is_deep[queue] = _depth(channel, queue) >= DEPTH_LIMIT
-        return not self._is_deep[queue]
+            self._depths[queue] = _depth(channel, queue)
+        return self._depths[queue]
 
     def _send(
         self,
@@ -265,6 +271,13 @@ def _depth(channel: Any, name: str) -> int:
         return int(channel._size(name))  # noqa: SLF001 - the transport's own hook; there is no public one
     depth: int = channel.queue_declare(name, passive=True).message_count
     return depth
+
+
+def _by_queue(tasks: Sequence[TaskRef]) -> dict[str, list[TaskRef]]:
+    found: dict[str, list[TaskRef]] = {}
+    for task in tasks:
+        found.setdefault(QUEUE_OF[task.provider], []).append(task)
+    return found
 
 
 def _take(waiting: deque[_Item], most: int) -> list[_Item]:

@@ -11,6 +11,7 @@ from rules.vocabulary import LedgerError
 from worker.ledger.engine import BUSY_TIMEOUT, parse_url, read_engine, reading, write_engine
 from worker.ledger.ledger import Ledger
 from worker.ledger.tables import REVISIONS
+from worker.ledger.turnstile import Turnstile
 from worker.ledger.writer import WAIT, Writer
 
 
@@ -39,7 +40,7 @@ def open_ledger(url: str, *, busy_timeout: timedelta = BUSY_TIMEOUT, wait: timed
     if found != REVISIONS[-1]:
         readers.dispose()
         raise LedgerError(_wrong_schema(parsed, found))
-    return Ledger(readers, Writer(writers, wait=wait))
+    return Ledger(readers, Writer(writers, wait=wait, turnstile=Turnstile(file)))
 
 
 def migrate(url: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from time import sleep
@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from rules.vocabulary import LedgerBusyError, LedgerError
 from worker.ledger.engine import as_ledger_error, storage_faults
+from worker.ledger.turnstile import Turnstile
 
 T = TypeVar("T")
 
@@ -51,8 +52,10 @@ class _Job(Generic[T]):
 class Writer:
     """The writing thread of one ledger; see the module's docstring for what it promises."""
 
-    def __init__(self, engine: Engine, *, wait: timedelta = WAIT) -> None:
+    def __init__(self, engine: Engine, *, wait: timedelta = WAIT, turnstile: Turnstile | None = None) -> None:
+        """Take the engine to write with; `turnstile` orders the writers of several processes where the engine does not."""
         self._engine = engine
+        self._turnstile = turnstile
         self._faults = storage_faults(engine)
         self._wait_seconds = wait.total_seconds()
         self._queue: SimpleQueue[_Job[Any] | None] = SimpleQueue()
@@ -99,7 +102,8 @@ class Writer:
             group, open_ = self._next_group(gather=company)
             company = len(group) > 1
             try:
-                self._commit(group)
+                with self._turnstile.turn() if self._turnstile else nullcontext():
+                    self._commit(group)
             except BaseException as error:  # noqa: BLE001 - the thread survives everything; the callers are told
                 self._let_go()
                 fault = _not_committed(error)
@@ -109,6 +113,8 @@ class Writer:
                 job.done.release()
         self._let_go()
         self._engine.dispose()
+        if self._turnstile:
+            self._turnstile.close()
 
     def _next_group(self, *, gather: bool) -> tuple[list[_Job[Any]], bool]:
         """Wait for a job, then take all that wait; the flag is False when the writer is to end after them."""

@@ -1,0 +1,47 @@
+"""The order in which processes write."""
+
+import subprocess
+import sys
+
+from worker.ledger.turnstile import Turnstile
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from worker.ledger.turnstile import Turnstile
+with Turnstile(Path(sys.argv[1])).turn():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_turn_is_free_when_its_holder_dies(tmp_path):
+    """A process that is killed while it holds the turn leaves it to the next one at once."""
+    file = tmp_path / "ledger.sqlite3"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(file)], stdout=subprocess.PIPE)
+    assert b"held" in holder.stdout.readline()
+    holder.kill()
+    turnstile = Turnstile(file)
+    with turnstile.turn():
+        assert holder.wait(5)
+    turnstile.close()
+    holder.stdout.close()
+
+
+def test_one_holds_the_turn_at_a_time(tmp_path):
+    """Four processes that count in turns never overlap: the last count is the number of turns."""
+    script = """
+import sys
+from pathlib import Path
+from worker.ledger.turnstile import Turnstile
+file = Path(sys.argv[1])
+turnstile = Turnstile(file)
+for _ in range(100):
+    with turnstile.turn():
+        file.write_text(str(int(file.read_text()) + 1))
+"""
+    file = tmp_path / "count"
+    file.write_text("0")
+    writers = [subprocess.Popen([sys.executable, "-c", script, str(file)]) for _ in range(4)]
+    assert [0] * 4 == [writer.wait(30) for writer in writers]
+    assert "400" == file.read_text()
