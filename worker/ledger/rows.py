@@ -138,19 +138,6 @@ class StoredTask:
     created_at: datetime
     updated_at: datetime
 
-    @property
-    def ref(self) -> TaskRef:
-        """What a broker message needs to know of it."""
-        return TaskRef(
-            id=self.id,
-            type=self.type,
-            provider=self.provider,
-            rule=self.rule,
-            name=self.name,
-            attempts=self.attempts,
-            epoch=self.epoch,
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:

@@ -1,8 +1,9 @@
 """What an attempt's end does to its task, also when it comes late, or never.
 
-An outcome counts only under the claim's epoch. A late success is the exception: the task was executed, so it is delivered,
-whatever has been decided since; only a task that was cancelled or suppressed stays so and says that it was executed. An
-attempt whose process died, or whose lease ended, may have been executed: its task is `unknown`.
+An outcome counts only under the claim's epoch; there it also ends the doubt about a task whose lease ran out meanwhile. A
+late success counts under any: the task was executed, so it is delivered, whatever has been decided since; only a task that
+was cancelled or suppressed stays so and says that it was executed. An attempt whose process ended, or whose lease did, may
+have been executed: its task is `unknown`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, and_, bindparam, case, func, null, select, update
+from sqlalchemy import Connection, and_, bindparam, case, func, null, or_, select, update
 
 from rules.vocabulary import ProviderName, TaskState, Verdict
 from worker.ledger import pauses
@@ -21,10 +22,13 @@ from worker.ledger.statements import Statement
 from worker.ledger.tables import TASK_SENDING, attempts, tasks
 
 _THIS: Final = tasks.c.id == bindparam("this_id")
-_HELD: Final = and_(_THIS, tasks.c.epoch == bindparam("held_epoch"), TASK_SENDING)
+_OF_EPOCH: Final = and_(_THIS, tasks.c.epoch == bindparam("held_epoch"))
+_HELD: Final = and_(_OF_EPOCH, TASK_SENDING)
+#: Still the claim's own: held, or given up as unknown and touched by nobody since.
+_OWN: Final = and_(_OF_EPOCH, or_(TASK_SENDING, tasks.c.state == TaskState.UNKNOWN))
 _SETTLE: Final = Statement(
     update(tasks)
-    .where(_HELD)
+    .where(_OWN)
     .values(
         state=bindparam("new_state"),
         due_at=func.coalesce(bindparam("new_due_at", type_=tasks.c.due_at.type), tasks.c.due_at),

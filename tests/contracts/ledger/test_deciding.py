@@ -123,7 +123,7 @@ def test_a_plan_becomes_decisions_and_tasks(desk):
     assert (EventState.PROCESSED, "rs_1", decisions) == (event.state, event.rule_set, event.decisions)
     kept = ("key", "expires_at", "retry", "if_unsure", "contact", "note", "fields", "due_at", "rule_set", "event_id")
     assert [getattr(task, name) for name in kept] == [getattr(stored, name) for name in kept]
-    assert (TaskState.QUEUED, desk.now, ref) == (stored.state, stored.dispatched_at, stored.ref)
+    assert (TaskState.QUEUED, desk.now, "tk_1") == (stored.state, stored.dispatched_at, ref.id)
 
 
 def test_only_what_is_due_is_queued(desk):

@@ -105,17 +105,33 @@ def test_a_claim_given_back_never_happened(desk):
 
 
 def test_an_old_claim_cannot_be_given_back(desk):
-    """Once the lease has ended, giving back changes nothing: the request may have been sent by then."""
+    """Once somebody has decided upon the task, giving its old claim back changes nothing."""
     claim = bring_to(desk, TaskState.UNKNOWN)
+    desk.ledger.settle_by_hand("tk_1", True, "x-9", desk.at(65))
     assert desk.ledger.give_back(claim, desk.at(70)) is False
-    assert TaskState.UNKNOWN == desk.state()
+    assert TaskState.DELIVERED == desk.state()
+
+
+def test_giving_back_late_ends_the_doubt(desk):
+    """Whoever held the claim knows that nothing was sent: the task is not unknown any more."""
+    claim = bring_to(desk, TaskState.UNKNOWN)
+    assert desk.ledger.give_back(claim, desk.at(70))
+    assert TaskState.WAITING == desk.state()
+
+
+def test_a_late_outcome_ends_the_doubt_of_its_own_claim(desk):
+    """A task that became unknown when its lease ran out is not unknown any more once its own attempt's answer is there."""
+    claim = bring_to(desk, TaskState.UNKNOWN)
+    assert desk.ledger.settle(claim, desk.busy(desk.at(90)), desk.at(70))
+    assert (TaskState.WAITING, desk.at(90)) == (desk.state(), desk.ledger.task("tk_1").due_at)
 
 
 def test_a_late_failure_goes_to_the_attempt_only(desk):
-    """An outcome under an old claim does not move the task, but the attempt's row tells it."""
+    """An outcome under a claim that somebody has decided upon since does not move the task; the attempt's row tells it."""
     claim = bring_to(desk, TaskState.UNKNOWN)
+    desk.ledger.settle_by_hand("tk_1", False, None, desk.at(65))
     assert desk.ledger.settle(claim, desk.busy(), desk.at(70)) is False
-    assert TaskState.UNKNOWN == desk.state()
+    assert (TaskState.WAITING, desk.at(65)) == (desk.state(), desk.ledger.task("tk_1").due_at)
     assert (Verdict.BUSY, 503, desk.at(70)) == (
         last_attempt(desk).verdict,
         last_attempt(desk).status,
