@@ -99,7 +99,7 @@ def _last_good_set_works(settings: Settings) -> bool:
 def build_front_door(settings: Settings) -> FrontDoor:
     """Put the front door together. Raises Problem with what is missing."""
     broker_url = broker_of(settings)
-    ledger = open_ledger(settings.database_url)
+    ledger = open_ledger(settings.database_url, busy_timeout=BUSY_AFTER, wait=BUSY_AFTER)
     book = rules_in_force(
         settings.rules,
         ledger,

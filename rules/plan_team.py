@@ -105,11 +105,11 @@ def _due(draft: Draft, team: Team | None) -> None:
     zone = known or "UTC"
     try:
         asked = _due_on(draft, due, zone) if isinstance(due, DueOn) else _due_at(draft, due, zone)
+        local = local_minute(asked, zone) if isinstance(asked, datetime) else None
     except ValueError as error:
         draft.faults.append(f"due: {error}")
         return
-    if isinstance(asked, datetime):
-        local = local_minute(asked, zone)
+    if local is not None:
         draft.fields.update(due_date=local.date().isoformat(), due_time=f"{local:%H:%M}", timezone=zone)
         if known is None:
             draft.notes.append(

@@ -319,7 +319,7 @@ def if_unsure(value: Json) -> Json:
 
 def no_calendars(value: Json) -> None:
     """Return nothing: calendars come with windows."""
-    if value:
+    if value is not None:
         raise UnfitError("`calendars` are not yet supported: they come with calling windows; remove the section")
 
 

@@ -111,6 +111,7 @@ def build_worker(settings: Settings, *, owner: str) -> Services:
     broker_url = broker_of(settings)
     credentials = _credentials(settings)
     ledger = open_ledger(settings.database_url)
+    ledger.lift_answers_pauses(utc_now())
     book = rules_in_force(settings.rules, ledger, settings.environment, resolve=WORKER_SECTIONS, now=utc_now())
     return Services(
         settings=settings,

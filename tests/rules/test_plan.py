@@ -552,6 +552,14 @@ def test_deciding_never_fails_for_what_an_event_holds(data, contact, occurred_at
         assert "could not be decided" not in decision.reason
 
 
+def test_a_due_moment_at_the_end_of_the_calendar_names_its_field():
+    """A moment that cannot be rounded up any more makes the task dead with the name of the field."""
+    plan = decide(book(rule(team_task(due="{{ data.when }}"))), event(data={"when": "9999-12-31T23:59:59Z"}), now=NOW)
+    (task,) = plan.tasks
+    assert task.state is TaskState.DEAD
+    assert task.reason.startswith("due: ")
+
+
 def test_data_nested_without_end_is_a_reason_and_not_a_crash():
     """A hundred thousand levels reach the templates: the tasks that look at them are dead, the others are planned."""
     deep = []

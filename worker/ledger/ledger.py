@@ -184,6 +184,10 @@ class Ledger:
         """Lift any pause of a provider; the tasks that waited for its end are due now."""
         self._writer.write(pauses.resume(provider, now))
 
+    def lift_answers_pauses(self, now: datetime) -> None:
+        """Lift the pauses that answers brought about, not those a person ordered: at a start the settings may be mended."""
+        self._writer.write(pauses.lift_all_of_attempts(now))
+
     def provider_states(self) -> list[ProviderState]:
         """Return what is known of each provider that was ever paused."""
         with reading(self._readers) as connection:

@@ -95,6 +95,16 @@ def resume(provider: ProviderName, now: datetime) -> Callable[[Connection], None
     return work
 
 
+def lift_all_of_attempts(now: datetime) -> Callable[[Connection], None]:
+    """Return the work that lifts every pause that an answer brought about."""
+
+    def work(connection: Connection) -> None:
+        for row in _PAUSED.rows(connection):
+            _lift(connection, ProviderName(row.name), now, even_held=False)
+
+    return work
+
+
 def pause_after_attempt(
     connection: Connection, provider: ProviderName, until_at: datetime, reason: str, now: datetime
 ) -> None:

@@ -236,6 +236,21 @@ def test_after_a_pause_one_task_probes_for_all(desk):
     assert [desk.at(61)] * 3 == [desk.ledger.task(f"tk_{number}").due_at for number in (1, 2, 3)]
 
 
+def test_a_start_lifts_the_pauses_of_answers(desk):
+    """A mended credential counts at once: a start ends what an answer paused, and leaves what a person paused."""
+    desk.planned(desk.task("tk_0"), desk.task("tk_1"))
+    paused = desk.busy(
+        desk.at(60), verdict=Verdict.PAUSE, counted=False, pause_until_at=desk.at(60), pause_reason="401"
+    )
+    desk.ledger.settle(desk.claim("tk_0"), paused, desk.now)
+    desk.ledger.lift_answers_pauses(desk.at(5))
+    assert desk.at(5) == desk.claim("tk_0", now=desk.at(5)).claimed_at
+    desk.ledger.pause_provider(ProviderName.VAMBE, desk.at(99), "audit", desk.at(6))
+    desk.ledger.lift_answers_pauses(desk.at(7))
+    (held,) = desk.ledger.claim(["tk_1"], desk.at(8), desk.lease, "w")
+    assert desk.at(99) == held.due_at
+
+
 def test_what_is_said_of_a_paused_provider_quotes_nobody(desk):
     """The reason of a pause may hold a person's data: it is in the ledger, and not in what a message's outcome says."""
     desk.planned(desk.task("tk_0"), desk.task("tk_1"))
