@@ -137,12 +137,12 @@ class Line:
             "lead": {"id": "7", "name": "Ana", "phone": "+56911112222", "value": 12000, **lead},
         }
 
-    def post(self, event, *, signature=None, client=httpx):
+    def post(self, event, *, signature=None, client=httpx, patience_seconds=20):
         """Post an event, signed as its source signs unless a signature is given."""
         body = event if isinstance(event, bytes) else json.dumps(event).encode()
         signed = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
         headers = {"X-Signature": signed if signature is None else signature, "Content-Type": "application/json"}
-        return client.post(f"{self.url}/webhooks/crm", content=body, headers=headers, timeout=20)
+        return client.post(f"{self.url}/webhooks/crm", content=body, headers=headers, timeout=patience_seconds)
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a `leadwire` command in this line's environment."""
