@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -108,7 +107,7 @@ class Supervisor:
     _instance: str = ""
     _asked_seconds: float = 0.0
     _still_since_seconds: float = 0.0
-    _oldest_at: datetime | None = None
+    _taken: float = 0.0
 
     def run(self) -> None:
         """Start everything, watch it, and stop everything. Raises Problem when a start is not possible."""
@@ -159,7 +158,7 @@ class Supervisor:
         without_credentials = shared | dict.fromkeys(CREDENTIALS, "")
         front = f"http://{_reachable(settings.host)}:{port}"
         flower = f"http://127.0.0.1:{flower_port}"
-        ready_file = settings.home / "worker-ready"
+        ready_file = self._worker_sign
         worker = ["worker", "--owner", self._instance, "--ready-file", str(ready_file)]
         ready_file.unlink(missing_ok=True)
         self._start(self._child("worker", worker, shared, ready_file.exists))
@@ -191,6 +190,11 @@ class Supervisor:
         # -P: a folder named `rules` where `up` was started must not be taken for the package.
         command = [sys.executable, "-P", "-m", "ingress.cli", *arguments]
         return Child(name, command, environment, self._log_path(name), is_ready)
+
+    @property
+    def _worker_sign(self) -> Path:
+        """The file that the worker touches with every message it takes."""
+        return self.settings.home / "worker-ready"
 
     def _log_path(self, name: str) -> Path:
         return self.settings.home / "logs" / f"{name}.log"
@@ -274,20 +278,25 @@ class Supervisor:
             self._release_leases()
 
     def _check_progress(self, now_seconds: float) -> None:
-        """Restart a worker that is alive but deaf: after a broker's crash Celery was seen to consume nothing for good."""
+        """Restart a worker that is alive but deaf: after a broker's crash Celery was seen to consume nothing for good.
+
+        Deaf is one that takes no message while work is due; that the oldest work stands still proves nothing, since a slow
+        provider may hold it up.
+        """
         assert self._ledger is not None
         try:
             oldest_at = self._ledger.oldest_due()
         except LedgerError:
             return
-        if oldest_at is None or oldest_at > utc_now() or oldest_at != self._oldest_at:
-            self._oldest_at = oldest_at
+        taken = self._worker_sign.stat().st_mtime if self._worker_sign.exists() else 0.0
+        if oldest_at is None or oldest_at > utc_now() or taken != self._taken:
+            self._taken = taken
             self._still_since_seconds = now_seconds
         elif now_seconds - self._still_since_seconds > STALLED_SECONDS:
             self._still_since_seconds = now_seconds
             worker = next(child for child in self._children if child.name == "worker")
             if worker.process is not None:
-                log.error("work due since %s does not move: the worker is restarted", oldest_at)
+                log.error("work is due since %s and the worker takes no message: it is restarted", oldest_at)
                 _end([worker.process], STOP_SECONDS)
 
     def _release_leases(self) -> None:

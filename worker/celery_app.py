@@ -96,11 +96,12 @@ def _summary(outcomes: Sequence[Delivered]) -> str:
 def run(services: Services, name: str, ready_file: Path | None = None) -> None:
     """Work until told to stop (SIGTERM lets running calls end); the process is the worker from here on.
 
-    `ready_file` is made when the worker begins to take messages.
+    `ready_file` is made when the worker begins to take messages, and touched with every message it takes.
     """
     app = create(services)
     if ready_file is not None:
         signals.worker_ready.connect(lambda **_: ready_file.touch(), weak=False)
+        signals.task_prerun.connect(lambda **_: ready_file.touch(), weak=False)
     queues = ",".join((EVENTS_QUEUE, *QUEUE_OF.values()))
     app.worker_main(
         [

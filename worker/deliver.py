@@ -37,7 +37,7 @@ QUICK_PAUSES_SECONDS: Final = (0.2, 1.0, 3.0)
 QUICK_TRY_NEEDS_SECONDS: Final = 10.0
 #: A provider that asks for a longer rest than this is not tried again within the attempt.
 QUICK_RETRY_AFTER: Final = timedelta(seconds=5)
-#: How often a settlement is tried while the ledger is busy; the answer is known and must not be lost.
+#: How long a settlement is tried while the ledger is busy; the answer is known and must not be lost.
 SETTLE_PATIENCE_SECONDS: Final = 25.0
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final
 
-from rules.vocabulary import LedgerError
+from rules.vocabulary import LedgerError, ProviderName
 from worker.dispatch import DEPTH_LIMIT, EVENTS_QUEUE, QUEUE_OF, QueueDepths
 from worker.wiring import Services, awake_seconds, utc_now
 
@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 #: Due work starts within a second of its moment, where a thread and a place in its queue are free.
 PERIOD_SECONDS: Final = 0.5
+#: Of a provider that holds all its slots, so many tasks are dispatched in a round all the same: else newcomers, which are
+#: dispatched when they are planned, would take every slot that comes free, and the oldest would wait for ever.
+AT_FULL: Final = 2
 #: Events found at once; they travel a hundred to a message.
 EVENTS_LIMIT: Final = 1000
 #: How long a message is given before it counts as lost: short when its queue is empty, long while others stand before it.
@@ -77,13 +80,15 @@ class Sweep:
             self._services.dispatcher.events(self._services.ledger.overdue_events(now, grace, EVENTS_LIMIT))
 
     def _tasks(self, depths: Mapping[str, int]) -> None:
-        room = {
-            name: 0 if self._services.hands[name].slots.is_full() else max(0, DEPTH_LIMIT - depths[queue])
-            for name, queue in QUEUE_OF.items()
-        }
+        room = {name: max(0, min(self._share(name), DEPTH_LIMIT - depths[queue])) for name, queue in QUEUE_OF.items()}
         idle = {name: limit for name, limit in room.items() if limit and not depths[QUEUE_OF[name]]}
         busy = {name: limit for name, limit in room.items() if limit and name not in idle}
         for limits, grace in ((idle, GRACE_EMPTY), (busy, GRACE_WAITING)):
             if limits:
                 due = self._services.ledger.due_tasks(utc_now(), grace, limits)
                 self._services.dispatcher.tasks(due)
+
+    def _share(self, name: ProviderName) -> int:
+        """Return how many of a provider's tasks may be dispatched now: as its slots are free, so that few are put back."""
+        slots = self._services.hands[name].slots
+        return max(AT_FULL, DEPTH_LIMIT * slots.free // slots.number)

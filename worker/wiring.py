@@ -54,22 +54,28 @@ class Slots:
     """How many threads of this worker one provider may hold, so that a slow one never holds them all."""
 
     def __init__(self, number: int) -> None:
-        self._free = threading.Semaphore(number)
+        self.number = number
+        self._free = number
+        self._changed = threading.Condition()
 
     def take(self, patience_seconds: float) -> bool:
         """Take a slot; False when none came free in time. Who takes one gives it back."""
-        return self._free.acquire(timeout=patience_seconds)
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._free > 0, timeout=patience_seconds):
+                return False
+            self._free -= 1
+            return True
 
     def give(self) -> None:
         """Give a slot back."""
-        self._free.release()
+        with self._changed:
+            self._free += 1
+            self._changed.notify()
 
-    def is_full(self) -> bool:
-        """Say whether all are taken at this moment."""
-        if self._free.acquire(blocking=False):
-            self._free.release()
-            return False
-        return True
+    @property
+    def free(self) -> int:
+        """How many are free at this moment."""
+        return self._free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

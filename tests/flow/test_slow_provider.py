@@ -31,6 +31,32 @@ def test_a_slow_provider_does_not_delay_the_other(own_line):
     assert all(1 == t.attempts for t in delivered())
 
 
+def test_the_oldest_is_not_overtaken_for_ever(own_line):
+    """While newcomers keep every slot of a slow provider taken, what was put back before them is sent all the same."""
+    own_line.settings["LEADWIRE_WORKER_THREADS"] = "2"
+    own_line.start()
+    own_line.sandbox.script([{"provider": "mindhunters", "match": {}, "times": 99, "answer": {"delay_seconds": 0.3}}])
+    oldest = [uuid.uuid4().hex for _ in range(4)]
+    for name in oldest:
+        own_line.post(own_line.event("lead.updated", name=name))
+
+    def all_sent():
+        own_line.post(own_line.event("lead.updated", name=uuid.uuid4().hex))
+        titles = {task["title"] for task in own_line.sandbox.tasks("mindhunters")}
+        return {f"Quick {name}" for name in oldest} <= titles
+
+    assert own_line.until(all_sent, 25)
+
+
+def test_a_worker_shows_that_it_takes_messages(own_line):
+    """The sign by which a deaf worker is told is renewed by every message, and by nothing else."""
+    own_line.start()
+    sign = own_line.home / "worker-ready"
+    before = sign.stat().st_mtime_ns
+    own_line.post(own_line.event("deal.created", name=uuid.uuid4().hex))
+    assert own_line.until(lambda: sign.stat().st_mtime_ns > before)
+
+
 def test_what_planning_ends_is_seen_in_flower(own_line):
     """A task that is dead before any request shows in Flower as FAILURE under its own name."""
     own_line.settings["LEADWIRE_OPERATOR_TOKEN"] = "fake-operator-token"

@@ -115,10 +115,7 @@ class Ledger:
         return self._writer.write(dispatching.dispatch_events(ids, now, grace)) if ids else []
 
     def oldest_due(self) -> datetime | None:
-        """Return since when the oldest work that nobody holds is due, or will be; None when there is none.
-
-        While work moves this moment moves too; one that stands still in the past means that nobody works.
-        """
+        """Return since when the oldest work that nobody holds is due, or will be; None when there is none."""
         with reading(self._readers) as connection:
             return dispatching.oldest_due(connection)
 
