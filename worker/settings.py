@@ -66,7 +66,13 @@ VARIABLES: Final = (
     Variable(name="BROKER_URL", default="", meaning="Broker. Empty: `leadwire up` starts its own on a Unix socket."),
     Variable(name="HOST", default="127.0.0.1", meaning="Address that webhooks are received on."),
     Variable(name="PORT", default="8080", meaning="Port that webhooks are received on; 0 chooses a free one."),
-    Variable(name="FLOWER_PORT", default="5555", meaning="Flower's port on 127.0.0.1; 0 chooses a free one."),
+    Variable(
+        name="OPERATOR_HOST",
+        default="127.0.0.1",
+        meaning="Address of the operator port and of Flower: keep it private.",
+    ),
+    Variable(name="OPERATOR_PORT", default="8081", meaning="Port of `/metrics` and `/status`; 0 chooses a free one."),
+    Variable(name="FLOWER_PORT", default="5555", meaning="Flower's port on that address; 0 chooses a free one."),
     Variable(
         name="SANDBOX_PORT", default="8090", meaning="Port of `leadwire sandbox` on 127.0.0.1; 0 chooses a free one."
     ),
@@ -82,7 +88,7 @@ VARIABLES: Final = (
     Variable(
         name="OPERATOR_TOKEN",
         default="",
-        meaning="Password of Flower (user `operator`). Empty: made at first start, kept in the data folder.",
+        meaning="Password of Flower and the operator port. Empty: made at first start, kept in the data folder.",
         secret=True,
     ),
     Variable(name="WORKER_THREADS", default="16", meaning="Threads of one worker process."),
@@ -101,6 +107,8 @@ class Settings:
     broker_url: str | None = None
     host: str = "127.0.0.1"
     port: int = 8080
+    operator_host: str = "127.0.0.1"
+    operator_port: int = 8081
     flower_port: int = 5555
     sandbox_port: int = 8090
     public_url: str | None = None
@@ -129,6 +137,8 @@ class Settings:
             broker_url=reader.url("BROKER_URL", ("redis", "rediss", "redis+socket", "unix", "amqp", "amqps")),
             host=reader.text("HOST"),
             port=reader.whole("PORT", 0, 65_535),
+            operator_host=reader.text("OPERATOR_HOST"),
+            operator_port=reader.whole("OPERATOR_PORT", 0, 65_535),
             flower_port=reader.whole("FLOWER_PORT", 0, 65_535),
             sandbox_port=reader.whole("SANDBOX_PORT", 0, 65_535),
             public_url=reader.url("PUBLIC_URL", ("http", "https")),
