@@ -186,7 +186,7 @@ HTML = b"<html>gone</html>"
         (Verdict.PAUSE, Answered(status=307)),
         (Verdict.PAUSE, refusal(401, "Unauthorized")),
         (Verdict.PAUSE, refusal(403, "Forbidden")),
-        (Verdict.BUSY, NeverSent(error="ConnectError")),
+        (Verdict.BUSY, NeverSent(error="ConnectionRefusedError")),
         (Verdict.UNKNOWN, NoAnswer(error="ReadError")),
     ],
 )
