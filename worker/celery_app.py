@@ -7,35 +7,24 @@ publishes nothing, and the sweep does the waking.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from celery import Celery, signals
-from celery.exceptions import Retry
+from celery import Celery, Task, signals
 
-from rules.vocabulary import PROVIDER_OF, Problem, ProviderName, TaskState, TaskType
+from rules.vocabulary import PROVIDER_OF, ProviderName, TaskState, TaskType
+from rules.vocabulary import Task as PlannedTask
+from worker import board
 from worker.deliver import Delivered, deliver
-from worker.dispatch import CELERY_TASK_OF, EVENTS_QUEUE, PROCESS_EVENT, QUEUE_OF, QueueDepths, celery_app
+from worker.dispatch import CELERY_TASK_OF, PROCESS_EVENT
 from worker.process import process_events
+from worker.queues import EVENTS_QUEUE, QUEUE_OF, QueueDepths, celery_app, declare
 from worker.sweep import Sweep
 from worker.wiring import Services, broker_of
 
-
-class TaskWaiting(Retry):
-    """A task waits for its next moment. Shows itself as its message: Flower prints the repr."""
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.message!r})"
-
-
-class TaskDead(Problem):
-    """A task was given up. The message carries its id and verdict and nothing personal: Flower shows it."""
-
-
-class TaskUnknown(Problem):
-    """Nobody knows whether a task was executed; a person settles it. The message is as bare as that of TaskDead."""
-
+log = logging.getLogger(__name__)
 
 #: Celery holds tasks and receivers weakly in places; what must live as long as the process is kept here.
 _KEPT: Final[list[Any]] = []
@@ -43,15 +32,23 @@ _KEPT: Final[list[Any]] = []
 
 def create(services: Services) -> Celery:
     """Return the worker's Celery application, its tasks bound to these services."""
-    app = celery_app(broker_of(services.settings))
+    app = celery_app(broker_of(services.settings), confirm=False)
+    events = _Events()
 
     @app.task(name=PROCESS_EVENT)
     def process_event(event_ids: Sequence[str]) -> str:
-        return process_events(services, event_ids)
+        tally = process_events(services, event_ids)
+        for task in tally.dead:
+            board.announce([_died(task)], CELERY_TASK_OF[task.type], events.send)
+        return str(tally)
 
     for type_ in TaskType:
-        app.task(name=CELERY_TASK_OF[type_], throws=(TaskDead, TaskUnknown))(_delivering(services, PROVIDER_OF[type_]))
+        app.task(name=CELERY_TASK_OF[type_], bind=True, throws=(board.TaskDead, board.TaskUnknown))(
+            _delivering(services, PROVIDER_OF[type_], events.send)
+        )
 
+    board.forgive_revocations()
+    signals.worker_ready.connect(events.begin, weak=False)
     sweep = Sweep(services, QueueDepths(app))
     _KEPT.append((process_event, sweep))
     signals.worker_ready.connect(lambda **_: sweep.start(), weak=False)
@@ -60,37 +57,47 @@ def create(services: Services) -> Celery:
     return app
 
 
-def _delivering(services: Services, provider: ProviderName) -> Callable[..., str]:
+def _delivering(services: Services, provider: ProviderName, send: board.Send) -> Callable[..., str]:
     def run(
-        task_ids: str | list[str], rule: str | None = None, attempt: int | None = None, tasks: int | None = None
+        self: Task[..., Any],
+        task_ids: str | list[str],
+        rule: str | None = None,
+        attempt: int | None = None,
+        tasks: int | None = None,
     ) -> str:
         del rule, attempt, tasks  # labels for Flower
         if isinstance(task_ids, str):
-            return _outcome(deliver(services, provider, [task_ids])[0])
-        return _summary(deliver(services, provider, task_ids))
+            return board.show(deliver(services, provider, [task_ids])[0], str(self.request.id), send)
+        outcomes = deliver(services, provider, task_ids)
+        board.announce(outcomes, str(self.name), send)
+        return board.summary(outcomes)
 
     return run
 
 
-def _outcome(delivered: Delivered) -> str:
-    """Return or raise what Celery is to show for one task."""
-    match delivered.state:
-        case TaskState.WAITING:
-            raise TaskWaiting(f"{delivered.task_id} {delivered.words}", when=delivered.due_at)
-        case TaskState.DEAD:
-            raise TaskDead(f"{delivered.task_id} dead: {delivered.words}")
-        case TaskState.UNKNOWN:
-            raise TaskUnknown(f"{delivered.task_id} unknown: {delivered.words}")
-        case _:
-            return f"{delivered.task_id} {delivered.words}"
+def _died(task: PlannedTask) -> Delivered:
+    """Return what is shown of a task that was given up while it was planned; its reason may quote the payload."""
+    words = f"a field could not be filled; see: leadwire show {task.id}"
+    return Delivered(task_id=task.id, state=TaskState.DEAD, words=words, rule=task.rule)
 
 
-def _summary(outcomes: Sequence[Delivered]) -> str:
-    counts: dict[str, int] = {}
-    for outcome in outcomes:
-        word = str(outcome.state or "elsewhere")
-        counts[word] = counts.get(word, 0) + 1
-    return ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
+class _Events:
+    """Sends events as the worker itself does, through its consumer once that is there."""
+
+    def __init__(self) -> None:
+        self._consumer: Any = None
+
+    def begin(self, sender: Any = None, **_: Any) -> None:
+        self._consumer = sender
+
+    def send(self, type_: str, **fields: Any) -> None:
+        dispatcher = self._consumer.event_dispatcher if self._consumer else None
+        if dispatcher is None:
+            return
+        try:
+            dispatcher.send(type_, **fields)
+        except Exception as error:  # noqa: BLE001 - the transports share no root of exceptions; the ledger has it all
+            log.debug("Flower misses an event: %s", type(error).__name__)
 
 
 def run(services: Services, name: str, ready_file: Path | None = None) -> None:
@@ -99,6 +106,7 @@ def run(services: Services, name: str, ready_file: Path | None = None) -> None:
     `ready_file` is made when the worker begins to take messages, and touched with every message it takes.
     """
     app = create(services)
+    declare(app)
     if ready_file is not None:
         signals.worker_ready.connect(lambda **_: ready_file.touch(), weak=False)
         signals.task_prerun.connect(lambda **_: ready_file.touch(), weak=False)

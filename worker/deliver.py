@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, Final, TypeVar
 
 from rules.drafting import mark
 from rules.vocabulary import LedgerBusyError, ProviderName, TaskState, Verdict, instant
@@ -23,8 +27,13 @@ from worker.wiring import SIDE_BY_SIDE, Hand, Services, awake_seconds, chance, u
 
 log = logging.getLogger(__name__)
 
+_Written = TypeVar("_Written")
+
 #: How long a message waits for one of its provider's slots before it is put back.
 SLOT_PATIENCE_SECONDS: Final = 0.2
+#: Answers that come this quickly let the next slice of a message be twice as large: a claim costs a sync to disk, and all
+#: of a slice must begin within the time below.
+QUICK_SLICE_SECONDS: Final = 0.3
 #: A claim that is older may have been taken back: no request begins after it.
 BEGIN_WITHIN_SECONDS: Final = 10.0
 #: One attempt with all its quick tries.
@@ -43,12 +52,17 @@ SETTLE_PATIENCE_SECONDS: Final = 25.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:
-    """What one delivery message came to for one task, in words that may be shown anywhere."""
+    """What one delivery message came to for one task, in words that may be shown anywhere.
+
+    `rule` and `attempt` (counting from 1) are those of the task; without a rule nothing was claimed.
+    """
 
     task_id: str
     state: TaskState | None
     due_at: datetime | None = None
     words: str
+    rule: str | None = None
+    attempt: int = 1
 
 
 def deliver(services: Services, provider: ProviderName, task_ids: Sequence[str]) -> list[Delivered]:
@@ -60,15 +74,12 @@ def deliver(services: Services, provider: ProviderName, task_ids: Sequence[str])
     hand = services.hands[provider]
     if not hand.slots.take(SLOT_PATIENCE_SECONDS):
         return _put_back(services, task_ids, f"{provider} holds its share of the threads")
-    delivered: list[Delivered] = []
     try:
-        for start in range(0, len(task_ids), SIDE_BY_SIDE):
-            if services.closing.is_set():
-                return delivered + _put_back(services, task_ids[start:], "the worker ends")
-            delivered += _deliver(services, hand, task_ids[start : start + SIDE_BY_SIDE])
+        if len(task_ids) == 1:
+            return _deliver_alone(services, hand, task_ids)
+        return _deliver_together(services, hand, task_ids)
     finally:
         hand.slots.give()
-    return delivered
 
 
 def _put_back(services: Services, task_ids: Sequence[str], why: str) -> list[Delivered]:
@@ -76,33 +87,94 @@ def _put_back(services: Services, task_ids: Sequence[str], why: str) -> list[Del
     return [Delivered(task_id=task_id, state=TaskState.WAITING, words=f"put back: {why}") for task_id in task_ids]
 
 
-def _deliver(services: Services, hand: Hand, task_ids: Sequence[str]) -> list[Delivered]:
-    """Claim these tasks in one transaction and send them side by side: no more than can begin at once."""
+def _deliver_alone(services: Services, hand: Hand, task_ids: Sequence[str]) -> list[Delivered]:
     claimed_seconds = awake_seconds()
-    claims = services.ledger.claim(task_ids, utc_now(), LEASE, services.owner)
-    if len(claims) == 1:
-        return [_deliver_one(services, hand, claims[0], claimed_seconds)]
-    futures = [hand.pool.submit(_deliver_one, services, hand, claim, claimed_seconds) for claim in claims]
-    return [future.result() for future in futures]
-
-
-def _deliver_one(services: Services, hand: Hand, claim: Claim | NotClaimed, claimed_seconds: float) -> Delivered:
+    (claim,) = services.ledger.claim(task_ids, utc_now(), LEASE, services.owner)
     if isinstance(claim, NotClaimed):
-        words = f"nothing sent: {claim.why}"
-        return Delivered(task_id=claim.task_id, state=claim.state, due_at=claim.due_at, words=words)
+        return [_not_claimed(claim)]
+    return _settle(services, [(claim, _attempt(services, hand, claim, claimed_seconds))])
+
+
+def _deliver_together(services: Services, hand: Hand, task_ids: Sequence[str]) -> list[Delivered]:
+    """Claim and send in slices: the first no larger than can begin at once, the next ones as the answers are quick."""
+    delivered: list[Delivered] = []
+    size = SIDE_BY_SIDE
+    rest = list(task_ids)
+    while rest:
+        if services.closing.is_set():
+            return delivered + _put_back(services, rest, "the worker ends")
+        begun_seconds = awake_seconds()
+        delivered += _deliver_slice(services, hand, rest[:size])
+        rest = rest[size:]
+        if awake_seconds() - begun_seconds < QUICK_SLICE_SECONDS:
+            size *= 2
+        else:
+            size = SIDE_BY_SIDE
+    return delivered
+
+
+def _deliver_slice(services: Services, hand: Hand, task_ids: Sequence[str]) -> list[Delivered]:
+    """Claim these in one transaction, send them side by side, and settle together what was answered meanwhile."""
+    claimed_seconds = awake_seconds()
+    answers = services.ledger.claim(task_ids, utc_now(), LEASE, services.owner)
+    claims = [claim for claim in answers if isinstance(claim, Claim)]
+    delivered = [_not_claimed(answer) for answer in answers if isinstance(answer, NotClaimed)]
+    ended: SimpleQueue[tuple[Claim, Future[Attempted | None]]] = SimpleQueue()
+    for claim in claims:
+        future = hand.pool.submit(_attempt, services, hand, claim, claimed_seconds)
+        future.add_done_callback(partial(_hand_over, ended, claim))
+    waiting = len(claims)
+    while waiting:
+        group = [ended.get()]
+        with suppress(Empty):
+            while True:
+                group.append(ended.get_nowait())
+        waiting -= len(group)
+        delivered += _settle(services, [(claim, future.result()) for claim, future in group])
+    return delivered
+
+
+def _hand_over(ended: SimpleQueue[Any], claim: Claim, future: Future[Attempted | None]) -> None:
+    ended.put((claim, future))
+
+
+def _not_claimed(answer: NotClaimed) -> Delivered:
+    words = f"nothing sent: {answer.why}"
+    return Delivered(task_id=answer.task_id, state=answer.state, due_at=answer.due_at, words=words)
+
+
+def _settle(services: Services, made: Sequence[tuple[Claim, Attempted | None]]) -> list[Delivered]:
+    """Record what attempts came to, those that never began as given back; a write that fails is tried for long."""
+    delivered = []
+    settled = []
+    for claim, attempted in made:
+        if attempted is not None:
+            settled.append((claim, _settlement(claim, attempted)))
+            continue
+        _patiently(partial(services.ledger.give_back, claim, utc_now()), claim.task.id)
+        words = "given back before anything was sent"
+        delivered.append(_told(claim, TaskState.WAITING, words))
+    if settled:
+        ids = ", ".join(claim.task.id for claim, _ in settled)
+        taken = _patiently(lambda: services.ledger.settle_many(settled, utc_now()), ids)
+        delivered += [_settled(*pair, taken=took) for pair, took in zip(settled, taken, strict=True)]
+    return delivered
+
+
+def _settled(claim: Claim, settlement: Settlement, *, taken: bool) -> Delivered:
     task = claim.task
-    made = _attempt(services, hand, claim, claimed_seconds)
-    if made is None:
-        _patiently(lambda: services.ledger.give_back(claim, utc_now()), task.id)
-        return Delivered(task_id=task.id, state=TaskState.WAITING, words="given back before anything was sent")
-    settlement = _settlement(claim, made)
-    if not _patiently(lambda: services.ledger.settle(claim, settlement, utc_now()), task.id):
-        return Delivered(task_id=task.id, state=None, words="settled late: somebody else holds the task")
+    if not taken:
+        return _told(claim, None, "settled late: somebody else holds the task")
     if settlement.pause_until_at:
         # The provider's own words may hold personal data: they are in the ledger, not in the log.
         until, why = instant(settlement.pause_until_at), settlement.status or "no answer"
         log.error("%s pauses until %s (%s); see `leadwire tasks`", task.provider, until, why)
-    return Delivered(task_id=task.id, state=settlement.state, due_at=settlement.due_at, words=_words(settlement))
+    return _told(claim, settlement.state, _words(settlement, claim.attempt), settlement.due_at)
+
+
+def _told(claim: Claim, state: TaskState | None, words: str, due_at: datetime | None = None) -> Delivered:
+    task = claim.task
+    return Delivered(task_id=task.id, state=state, due_at=due_at, words=words, rule=task.rule, attempt=claim.attempt)
 
 
 def _settlement(claim: Claim, made: Attempted) -> Settlement:
@@ -126,10 +198,41 @@ def _settlement(claim: Claim, made: Attempted) -> Settlement:
     )
 
 
-def _words(settlement: Settlement) -> str:
-    """Return verdict, status and next moment: what Flower may show of an outcome."""
-    words = f"{settlement.verdict} {settlement.status}" if settlement.status else f"{settlement.verdict}, no answer"
-    return f"{words}, again at {instant(settlement.due_at)}" if settlement.due_at else words
+#: What a status means for an operator. A provider's own words may be personal; they stay in the ledger.
+_MEANING: Final[Mapping[int | None, str]] = {
+    400: "it did not take the fields",
+    401: "it did not take our credential",
+    403: "it did not let us",
+    404: "it does not know the address or something the task names",
+    408: "it was too slow",
+    409: "it found a conflict",
+    422: "it did not take the fields",
+    429: "too many requests",
+    503: "it was busy",
+}
+
+
+def _words(settlement: Settlement, attempt: int) -> str:
+    """Return verdict, status, what that means and what follows: what may be shown anywhere of an outcome."""
+    verdict, status = settlement.verdict, settlement.status
+    words = f"{verdict} {status}" if status else str(verdict)
+    if verdict is not Verdict.DELIVERED:
+        words = f"{words}, {_MEANING.get(status) or _meaning(verdict, status)}"
+    if settlement.due_at:
+        return f"{words}; again at {instant(settlement.due_at)}"
+    if verdict is Verdict.BUSY and settlement.state is TaskState.DEAD:
+        return f"{words}; given up after attempt {attempt}"
+    return words
+
+
+def _meaning(verdict: Verdict, status: int | None) -> str:
+    match verdict:
+        case Verdict.UNKNOWN:
+            return "it may have been executed" if status else "no answer came: it may have been executed"
+        case Verdict.REFUSED if status is None:
+            return "the fields cannot be put into a request"
+        case _:
+            return "see its answer in the ledger" if status else "it could not be reached"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +300,7 @@ def _quick_rest(reading: Reading, pause_seconds: float | None) -> float | None:
     return max(asked.total_seconds(), pause_seconds) if asked <= QUICK_RETRY_AFTER else None
 
 
-def _patiently(write: Callable[[], bool], task_id: str) -> bool:
+def _patiently(write: Callable[[], _Written], task_ids: str) -> _Written:
     """Write, with patience: the outcome is known, and only when the ledger stays shut is it left to the lease."""
     give_up_seconds = awake_seconds() + SETTLE_PATIENCE_SECONDS
     while True:
@@ -205,6 +308,6 @@ def _patiently(write: Callable[[], bool], task_id: str) -> bool:
             return write()
         except LedgerBusyError:
             if awake_seconds() > give_up_seconds:
-                log.error("task %s cannot be settled: the ledger stays shut; its outcome becomes unknown", task_id)
+                log.error("cannot be settled, the ledger stays shut; the outcome becomes unknown: %s", task_ids)
                 raise
             time.sleep(0.5)

@@ -1,10 +1,8 @@
-"""Putting messages on the broker: the only file that does, and how the broker is spoken to.
+"""Putting messages on the broker: the only file that does.
 
 The broker only says "now": a message carries ids and safe labels, never a payload. Publishing may fail at any time; what
 was not published is found by the sweep. Nobody waits for the broker: a thread publishes, at once when idle, and after a
 burst within a window that grows with the last message, so that load makes fewer and larger messages.
-
-Settings of Celery, each for the loss, duplicate or hang it prevents: Celery 5.7 documentation and experiments with it.
 """
 
 from __future__ import annotations
@@ -14,33 +12,28 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from secrets import token_hex
 from typing import Any, Final, TypeVar
 
 from celery import Celery
-from kombu import Connection, Exchange, Queue
-from kombu.transport.virtual import Channel as VirtualChannel
 
-from rules.vocabulary import ProviderName, TaskType
+from rules.vocabulary import TaskType
 from worker.ledger.rows import TaskRef
+from worker.queues import EVENTS_QUEUE, QUEUE_OF, depth_of, why
 
 log = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
 
-EVENTS_QUEUE: Final = "leadwire.events"
-#: One queue per provider, so that what waits for one never stands in front of the other.
-QUEUE_OF: Final[Mapping[ProviderName, str]] = {name: f"leadwire.{name}" for name in ProviderName}
 PROCESS_EVENT: Final = "leadwire.process_event"
 #: One Celery task name per task type, so that Flower tells them apart.
 CELERY_TASK_OF: Final[Mapping[TaskType, str]] = {type_: f"leadwire.{type_}" for type_ in TaskType}
 
 #: Ids that one message carries at the most.
 IDS_PER_MESSAGE: Final = 100
-#: Deliveries carry one id each, so that Flower shows every touch, until more than this many wait.
-SINGLE_DELIVERY_LIMIT: Final = 50
-#: A message that nobody took for this long is worth nothing: the sweep has repeated it.
+#: Deliveries carry one id each, so that Flower shows every touch by itself, until more than this many wait at once: then a
+#: message of their own costs each of them more CPU than all the rest (Celery and Flower 2.9 of 4.4 ms, measured).
+SINGLE_DELIVERY_LIMIT: Final = 8
+#: A message with many ids that nobody took for this long is worth nothing: the sweep has repeated it.
 MESSAGE_EXPIRES_SECONDS: Final = 120
 #: How many ids may wait for the publisher; what comes on top is left to the sweep.
 WAITING_LIMIT: Final = 20_000
@@ -52,61 +45,6 @@ DEPTH_LIMIT: Final = 200
 DEPTH_SECONDS: Final = 0.1
 #: How long the publisher rests after the broker could not be reached.
 REST_SECONDS: Final = 1.0
-
-
-def celery_app(broker_url: str) -> Celery:
-    """Return a Celery application that can publish; `worker/celery_app.py` adds the tasks."""
-    app = Celery("leadwire", broker=broker_url, set_as_current=False)
-    app.conf.update(
-        task_ignore_result=True,  # the ledger holds results
-        result_backend=None,
-        task_acks_late=False,  # a message is disposable: no redelivery, no visibility duplicates
-        task_reject_on_worker_lost=False,
-        task_publish_retry=False,  # the sweep repeats; publishing must fail fast
-        broker_pool_acquire_timeout=2,  # else an exhausted pool blocks for ever
-        broker_connection_timeout=2,
-        broker_connection_retry_on_startup=True,  # start while the broker is down
-        broker_connection_max_retries=None,  # else the worker gives up after about 45 minutes
-        broker_transport_options=_transport_options(broker_url),
-        worker_prefetch_multiplier=1,  # do not hoard
-        worker_enable_prefetch_count_reduction=False,
-        worker_soft_shutdown_timeout=0,  # warm shutdown waits for running calls; the supervisor bounds it
-        worker_send_task_events=True,
-        task_send_sent_event=False,  # doubles the cost of publishing, and Flower does not need it
-        worker_cancel_long_running_tasks_on_connection_loss=False,  # never end a call half-way
-        worker_hijack_root_logger=False,
-        worker_redirect_stdouts=False,
-        task_serializer="json",
-        accept_content=["json"],
-        task_create_missing_queues=False,  # a misspelt queue raises instead of feeding one that nobody reads
-        task_default_queue=EVENTS_QUEUE,
-        task_queues=[_queue(name) for name in (EVENTS_QUEUE, *QUEUE_OF.values())],
-        timezone="UTC",
-        enable_utc=True,
-    )
-    return app
-
-
-def _queue(name: str) -> Queue:
-    return Queue(name, Exchange("leadwire", type="direct"), routing_key=name, durable=True)
-
-
-def _transport_options(broker_url: str) -> dict[str, Any]:
-    if broker_url.startswith("amqp"):
-        return {"confirm_publish": True}  # without it a broker's crash loses what was "published"
-    options: dict[str, Any] = {
-        "socket_timeout": 5,  # default: none, and a frozen server hangs publishers for ever
-        "socket_connect_timeout": 2,
-        "health_check_interval": 10,  # a half-open connection is noticed in about 21 s
-        "retry_on_timeout": False,  # no hidden second publish
-        "visibility_timeout": 300,
-        "unacked_restore_interval": 10,
-        "unacked_restore_throttle": 1,
-        "global_keyprefix": "leadwire:",
-    }
-    if not broker_url.startswith(("redis+socket", "unix")):
-        options["socket_keepalive"] = True
-    return options
 
 
 class Dispatcher:
@@ -159,7 +97,7 @@ class Dispatcher:
             try:
                 largest = self._publish(event_ids, tasks)
             except Exception as error:  # noqa: BLE001 - whatever the transport raises, the sweep repeats what was not published
-                log.warning("the broker cannot be reached (%s); the sweep repeats what waits", type(error).__name__)
+                log.warning("the broker cannot be used (%s); the sweep repeats what waits", why(error))
                 self._forget()
                 window_seconds = 0.0
             else:
@@ -193,9 +131,7 @@ class Dispatcher:
     def _send_alone(self, producer: Any, queue: str, tasks: Sequence[TaskRef]) -> None:
         for task in tasks:
             labels = {"rule": task.rule, "attempt": task.attempts + 1}
-            # Never the same twice: a worker that met one expired copy discards every later one of its id for hours.
-            message_id = f"{task.id}:{task.epoch + 1}:{token_hex(3)}"
-            self._send(producer, CELERY_TASK_OF[task.type], queue, [task.id], labels, message_id)
+            self._send(producer, CELERY_TASK_OF[task.type], queue, [task.id], labels, alone=task)
 
     def _send_together(self, producer: Any, queue: str, tasks: Sequence[TaskRef]) -> None:
         groups: dict[TaskType, list[str]] = {}
@@ -209,7 +145,7 @@ class Dispatcher:
         now_seconds = time.monotonic()
         if now_seconds - self._looked_seconds.get(queue, 0.0) >= DEPTH_SECONDS:
             self._looked_seconds[queue] = now_seconds
-            self._depths[queue] = _depth(channel, queue)
+            self._depths[queue] = depth_of(channel, queue)
         return self._depths[queue]
 
     def _send(
@@ -219,58 +155,26 @@ class Dispatcher:
         queue: str,
         args: list[Any],
         labels: dict[str, Any],
-        message_id: str | None = None,
+        *,
+        alone: TaskRef | None = None,
     ) -> None:
+        """Publish one message.
+
+        That of one task bears the task's id, so that Flower has one row for each touch, and never expires: a worker that met
+        an expired message drops every later one under its id for hours. How many there are is bounded by the depth.
+        """
         self._app.send_task(
             name,
             args=args,
             kwargs=labels,
-            task_id=message_id,
+            task_id=alone.id if alone else None,
+            retries=alone.attempts if alone else 0,
             queue=queue,
-            expires=MESSAGE_EXPIRES_SECONDS,
+            expires=None if alone else MESSAGE_EXPIRES_SECONDS,
             retry=False,
             ignore_result=True,
             producer=producer,
         )
-
-
-class QueueDepths:
-    """How many messages stand in each queue, asked over one connection that is kept; for one thread."""
-
-    def __init__(self, app: Celery) -> None:
-        self._app = app
-        self._connection: Connection | None = None
-
-    def read(self) -> Mapping[str, int] | None:
-        """Return the depth of each queue by name; None when the broker cannot be reached."""
-        try:
-            if self._connection is None:
-                self._connection = self._app.connection_for_read(connect_timeout=2)
-            channel = self._connection.default_channel
-            return {name: _depth(channel, name) for name in (EVENTS_QUEUE, *QUEUE_OF.values())}
-        except Exception as error:  # noqa: BLE001 - the transports share no root of exceptions; any of them means "not now"
-            log.debug("queue depths are not to be had: %s", type(error).__name__)
-            self.close()
-            return None
-
-    def close(self) -> None:
-        """Give the connection back."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(Exception):
-                connection.release()
-
-
-def _depth(channel: Any, name: str) -> int:
-    """Return a queue's depth.
-
-    Redis is asked for the length itself: kombu's passive declaration overlooks `global_keyprefix` (kombu 5.7, EXISTS is not
-    among the commands it prefixes) and takes every queue for one that does not exist.
-    """
-    if isinstance(channel, VirtualChannel):
-        return int(channel._size(name))  # noqa: SLF001 - the transport's own hook; there is no public one
-    depth: int = channel.queue_declare(name, passive=True).message_count
-    return depth
 
 
 def _by_queue(tasks: Sequence[TaskRef]) -> dict[str, list[TaskRef]]:
@@ -282,17 +186,3 @@ def _by_queue(tasks: Sequence[TaskRef]) -> dict[str, list[TaskRef]]:
 
 def _take(waiting: deque[_Item], most: int) -> list[_Item]:
     return [waiting.popleft() for _ in range(min(most, len(waiting)))]
-
-
-def wait_until_reachable(broker_url: str, timeout_seconds: float) -> bool:
-    """Say whether the broker can be reached within this time."""
-    app = celery_app(broker_url)
-    give_up_at = time.monotonic() + timeout_seconds
-    while time.monotonic() < give_up_at:
-        try:
-            with app.connection_for_write(connect_timeout=2) as connection:
-                connection.ensure_connection(max_retries=1, interval_start=0)
-                return True
-        except Exception:  # noqa: BLE001 - as in depths
-            time.sleep(0.1)
-    return False

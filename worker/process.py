@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rules.plan import decide
 from rules.vocabulary import EventState, LedgerBusyError, Plan, Task, TaskState
-from worker.ledger import StoredEvent, TaskRef
+from worker.ledger import StoredEvent
 from worker.wiring import Services, utc_now
 
 log = logging.getLogger(__name__)
@@ -23,19 +23,26 @@ log = logging.getLogger(__name__)
 class Tally:
     """What a message came to."""
 
+    asked: int
     planned: int = 0
     ignored: int = 0
     tasks: int = 0
+    #: Tasks that died while they were planned.
+    dead: list[Task] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """Return it in words, without anything personal."""
+        return f"{self.planned} of {self.asked} events planned, {self.ignored} ignored, {self.tasks} tasks"
 
 
-def process_events(services: Services, event_ids: Sequence[str]) -> str:
-    """Decide and plan these events, and dispatch what is due; returns a summary without anything personal."""
-    tally = Tally()
+def process_events(services: Services, event_ids: Sequence[str]) -> Tally:
+    """Decide and plan these events, and dispatch what is due."""
+    tally = Tally(asked=len(event_ids))
     fresh, suspects = services.ledger.fresh_events(event_ids)
     _process(services, fresh, tally)
     for event_id in suspects:
         _process(services, services.ledger.events_to_process([event_id], utc_now()), tally)
-    return f"{tally.planned} of {len(event_ids)} events planned, {tally.ignored} ignored, {tally.tasks} tasks"
+    return tally
 
 
 def _process(services: Services, events: Sequence[StoredEvent], tally: Tally) -> None:
@@ -56,18 +63,11 @@ def _process(services: Services, events: Sequence[StoredEvent], tally: Tally) ->
 
 def _record(services: Services, plans: Sequence[Plan], tally: Tally) -> None:
     due = services.ledger.record_plans(plans, utc_now())
-    # A task that planning ended is told of too, so that Flower shows it under its own name.
-    ended = [_ref(task) for plan in plans for task in plan.tasks if task.state is TaskState.DEAD]
-    services.dispatcher.tasks([*due, *ended])
+    services.dispatcher.tasks(due)
+    tally.dead += [task for plan in plans for task in plan.tasks if task.state is TaskState.DEAD]
     tally.planned += len(plans)
     tally.ignored += sum(plan.state is EventState.IGNORED for plan in plans)
     tally.tasks += sum(len(plan.tasks) for plan in plans)
-
-
-def _ref(task: Task) -> TaskRef:
-    return TaskRef(
-        id=task.id, type=task.type, provider=task.provider, rule=task.rule, name=task.name, attempts=0, epoch=0
-    )
 
 
 def _plan(services: Services, stored: StoredEvent) -> Plan | None:

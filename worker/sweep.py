@@ -13,7 +13,8 @@ from datetime import timedelta
 from typing import Final
 
 from rules.vocabulary import LedgerError, ProviderName
-from worker.dispatch import DEPTH_LIMIT, EVENTS_QUEUE, QUEUE_OF, QueueDepths
+from worker.dispatch import DEPTH_LIMIT
+from worker.queues import EVENTS_QUEUE, QUEUE_OF, QueueDepths
 from worker.wiring import Services, awake_seconds, utc_now
 
 log = logging.getLogger(__name__)

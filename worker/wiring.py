@@ -15,9 +15,10 @@ from typing import Final
 from rules.rulebook import RuleBook
 from rules.vocabulary import ProviderName, SettingsError
 from worker import providers
-from worker.dispatch import Dispatcher, celery_app
+from worker.dispatch import Dispatcher
 from worker.ledger import Ledger, open_ledger
 from worker.providers import Provider
+from worker.queues import celery_app
 from worker.rules_in_force import rules_in_force
 from worker.settings import Secret, Settings
 from worker.transport import Transport
