@@ -1,15 +1,16 @@
-# Leadwire in five words: install, demo, up, test, check. Everything else is `.venv/bin/leadwire --help`.
+# Leadwire in six words: install, demo, up, test, check, bench. Everything else is `.venv/bin/leadwire --help`.
 # `install` needs Python 3.11 or later and nothing else; it runs by itself before the others, and once.
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.bench-installed
 # The first of these that is 3.11 or later makes the environment; name another with `make PYTHON=/path/to/python`.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check
+.PHONY: help install demo up test check bench
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -45,3 +46,12 @@ check: $(STAMP) ## Run the gates: format, lint, types, import contracts, docstri
 	@$(BIN)/lint-imports
 	@$(BIN)/interrogate --quiet rules worker ingress || \
 		{ $(BIN)/interrogate -vv rules worker ingress | grep MISSED >&2; exit 1; }
+
+# The afternoon's script is served by gunicorn; without a network it is served by waitress, and the table says so.
+$(BENCH_STAMP): bench/requirements.txt $(STAMP)
+	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 10 \
+		--require-hashes --no-deps -r bench/requirements.txt; \
+		then touch $(BENCH_STAMP); else echo "gunicorn could not be installed: waitress takes its place" >&2; fi
+
+bench: $(BENCH_STAMP) ## Measure it beside a naive Flask and Celery script, in one table: four minutes, or BENCH=--quick.
+	@$(BIN)/python -m bench $(BENCH)
