@@ -19,6 +19,10 @@ from rules.vocabulary import SettingsError
 
 PREFIX: Final = "LEADWIRE_"
 
+#: Brokers by URL. Valkey speaks as Redis does, and so does its URL to Celery, which knows the Redis words only.
+BROKER_SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys", "redis+socket", "unix", "amqp", "amqps")
+_SAME_AS: Final = {"valkey": "redis", "valkeys": "rediss", "unix": "redis+socket"}
+
 
 class Secret:
     """A text that never shows itself: print it and four stars appear; `reveal()` is for the wire alone."""
@@ -61,7 +65,10 @@ VARIABLES: Final = (
         name="RULES", default="", meaning="Folder of rule files. No default: example rules never fire by themselves."
     ),
     Variable(
-        name="DATABASE_URL", default="", meaning="Ledger. Empty: the SQLite file `ledger.sqlite3` in the data folder."
+        name="DATABASE_URL",
+        default="",
+        meaning="Ledger. Empty: the SQLite file `ledger.sqlite3` in the data folder; several machines: "
+        "`postgresql://USER:PASSWORD@HOST:PORT/DATABASE`.",
     ),
     Variable(name="BROKER_URL", default="", meaning="Broker. Empty: `leadwire up` starts its own on a Unix socket."),
     Variable(name="HOST", default="127.0.0.1", meaning="Address that webhooks are received on."),
@@ -91,6 +98,9 @@ VARIABLES: Final = (
         meaning="Password of Flower and the operator port. Empty: made at first start, kept in the data folder.",
         secret=True,
     ),
+    Variable(
+        name="INGRESS_PROCESSES", default="2", meaning="Processes that share the public port; one uses one core at most."
+    ),
     Variable(name="WORKER_THREADS", default="16", meaning="Threads of one worker process."),
     Variable(name="LOG_FORMAT", default="text", meaning="`text` or `json`."),
     Variable(name="LOG_LEVEL", default="info", meaning="`debug`, `info`, `warning` or `error`."),
@@ -103,8 +113,8 @@ class Settings:
 
     home: Path
     rules: Path | None = None
-    database_url: str = ""
-    broker_url: str | None = None
+    database_url: str = field(default="", repr=False)  # it may hold a password, and so may the next one
+    broker_url: str | None = field(default=None, repr=False)
     host: str = "127.0.0.1"
     port: int = 8080
     operator_host: str = "127.0.0.1"
@@ -117,6 +127,7 @@ class Settings:
     vambe_url: str = "https://api.vambe.me/api/public"
     vambe_api_key: Secret | None = None
     operator_token: Secret | None = None
+    ingress_processes: int = 2
     worker_threads: int = 16
     log_format: str = "text"
     log_level: str = "info"
@@ -134,7 +145,7 @@ class Settings:
             home=home,
             rules=reader.place("RULES") if reader.text("RULES") else None,
             database_url=reader.text("DATABASE_URL") or f"sqlite:///{home / 'ledger.sqlite3'}",
-            broker_url=reader.url("BROKER_URL", ("redis", "rediss", "redis+socket", "unix", "amqp", "amqps")),
+            broker_url=reader.broker_url("BROKER_URL"),
             host=reader.text("HOST"),
             port=reader.whole("PORT", 0, 65_535),
             operator_host=reader.text("OPERATOR_HOST"),
@@ -147,6 +158,7 @@ class Settings:
             vambe_url=reader.url("VAMBE_URL", ("http", "https")) or "",
             vambe_api_key=reader.secret("VAMBE_API_KEY"),
             operator_token=reader.secret("OPERATOR_TOKEN"),
+            ingress_processes=reader.whole("INGRESS_PROCESSES", 1, 64),
             worker_threads=reader.whole("WORKER_THREADS", 1, 256),
             log_format=reader.choice("LOG_FORMAT", ("text", "json")),
             log_level=reader.choice("LOG_LEVEL", ("debug", "info", "warning", "error")),
@@ -222,6 +234,11 @@ class _Reader:
                 f"{PREFIX}{name}: is not a URL that begins with {' or '.join(s + '://' for s in schemes)}"
             )
         return text.rstrip("/") if "http" in text[:5] else text
+
+    def broker_url(self, name: str) -> str | None:
+        text = self.url(name, BROKER_SCHEMES)
+        scheme, separator, rest = (text or "").partition("://")
+        return f"{_SAME_AS.get(scheme, scheme)}{separator}{rest}" if text else None
 
     def raise_faults(self) -> None:
         if self.faults:

@@ -37,6 +37,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "retry": "ledger_actions",
     "settle": "ledger_actions",
     "migrate": "ledger_actions",
+    "healthcheck": "probing",
 }
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141

@@ -30,8 +30,9 @@ from worker.wiring import WORKER_SECTIONS, utc_now
 @click.command()
 @click.argument("path", required=False)
 @click.option("--json", "json_wanted", is_flag=True, help="Print one JSON document and nothing else.")
+@click.option("--require-rules", is_flag=True, help="No rules or no sources is a fault too: for deployments.")
 @click.pass_context
-def check(ctx: click.Context, path: str | None, *, json_wanted: bool) -> None:
+def check(ctx: click.Context, path: str | None, *, json_wanted: bool, require_rules: bool) -> None:
     """Read rule files, resolve their variables, build their sources and run the rules' own tests.
 
     PATH is a folder or one file; without it, what LEADWIRE_RULES names. In a folder every file named *.yaml or *.yml
@@ -42,6 +43,8 @@ def check(ctx: click.Context, path: str | None, *, json_wanted: bool) -> None:
     files = read_files(place, shown_as=shown_as)
     book, faults, warnings = _read(files, settings)
     warnings = [*warnings, *unread_folders(place, shown_as=shown_as)]
+    if require_rules and book is not None:
+        faults = [*faults, *_nothing_to_do(book, shown_as)]
     if json_wanted:
         click.echo(document(_result(files, book, faults, warnings)))
     else:
@@ -142,6 +145,19 @@ def _read(files: Files, settings: Settings) -> tuple[RuleBook | None, list[Fault
     faults = together(found.faults, [*source_faults, *proved], files)
     warned = [*found.warnings, *(warning for source in built.values() for warning in source.warnings)]
     return found.book, list(faults), list(in_order(warned, files))
+
+
+def _nothing_to_do(book: RuleBook, shown_as: str) -> list[Fault]:
+    """Return what a folder lacks that somebody wants to work with: an empty one is good, and never what was meant."""
+    lacking = {
+        "no rules: every event would be recorded and ignored: put your rule files here": book.rules,
+        "no sources: every webhook would be answered with 404: say under `sources` who may post": book.sources,
+    }
+    return [
+        Fault(file=shown_as, line=1, column=1, path="", message=message)
+        for message, there in lacking.items()
+        if not there
+    ]
 
 
 def _tests(book: RuleBook) -> int:

@@ -37,6 +37,21 @@ def test_a_fault_never_prints_what_may_hold_a_password():
     assert "not-a-real-password" not in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("redis://:fake@cache:6380/4", "redis://:fake@cache:6380/4"),
+        ("valkey://:fake@cache:6380/4", "redis://:fake@cache:6380/4"),
+        ("valkeys://cache/1?ssl_ca_certs=/etc/ca.pem", "rediss://cache/1?ssl_ca_certs=/etc/ca.pem"),
+        ("unix:///run/valkey.sock?virtual_host=2", "redis+socket:///run/valkey.sock?virtual_host=2"),
+        ("amqps://leadwire:fake@rabbit:5671/work", "amqps://leadwire:fake@rabbit:5671/work"),
+    ],
+)
+def test_brokers_are_named_by_their_own_schemes(written, expected):
+    """Every scheme of the manual is accepted, and handed on in the words that Celery knows."""
+    assert expected == Settings.from_environment({"LEADWIRE_BROKER_URL": written}).broker_url
+
+
 @pytest.mark.parametrize("name", [variable.name for variable in VARIABLES if variable.secret])
 def test_secrets_never_show(name):
     """A secret does not appear in the settings' repr."""

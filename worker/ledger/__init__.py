@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from worker.ledger.ledger import Ledger
-from worker.ledger.opening import migrate, open_ledger
+from worker.ledger.measuring import Due, Measures
+from worker.ledger.opening import migrate, move_ledger, open_ledger, undo_move
 from worker.ledger.rows import (
     AttemptRow,
     Claim,
@@ -24,8 +25,10 @@ __all__ = [
     "Claim",
     "Counts",
     "Delivery",
+    "Due",
     "IncomingEvent",
     "Ledger",
+    "Measures",
     "NotClaimed",
     "ProviderState",
     "Recorded",
@@ -34,5 +37,7 @@ __all__ = [
     "StoredTask",
     "TaskRef",
     "migrate",
+    "move_ledger",
     "open_ledger",
+    "undo_move",
 ]

@@ -9,15 +9,16 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, select, update
 
 from rules.vocabulary import LedgerError, TaskState, instant
-from worker.ledger import listing
+from worker.ledger import listing, tallying
 from worker.ledger.encoding import label, micros, sentence
 from worker.ledger.mapping import stored_task
 from worker.ledger.rows import StoredTask
 from worker.ledger.statements import Statement
 from worker.ledger.tables import tasks
+from worker.ledger.tallying import Tally
 
 _THIS: Final = tasks.c.id == bindparam("task_id")
-_FOUND: Final = Statement(select(tasks).where(_THIS).with_for_update())
+_FOUND: Final = Statement(select(tasks).where(_THIS).with_for_update(key_share=True))
 _CHANGEABLE: Final = ("state", "due_at", "expires_at", "external_id", "reason", "note", "attempts", "epoch")
 _CHANGE: Final = Statement(
     update(tasks)
@@ -46,6 +47,7 @@ def settle(task_id: str, delivered: bool, external_id: str | None, now: datetime
         if task.state != TaskState.UNKNOWN:
             raise LedgerError(f"task {task.id} is {task.state}: only an unknown task can be settled by hand")
         if delivered:
+            tallying.of(connection).count(Tally.TASKS_ENDED, task.type, TaskState.DELIVERED)
             known = external_id if external_id is not None else task.external_id
             return _change(
                 connection,

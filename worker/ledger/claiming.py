@@ -5,7 +5,7 @@ The epoch counts claims; whoever holds an older one cannot settle the task any m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -13,14 +13,22 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from rules.vocabulary import TERMINAL_TASK_STATES, ProviderName, TaskState, instant
-from worker.ledger import pauses
+from worker.ledger import pauses, tallying
 from worker.ledger.encoding import label, micros, sentence
 from worker.ledger.mapping import stored_task
 from worker.ledger.rows import Claim, NotClaimed, ProviderState, StoredTask
 from worker.ledger.statements import ForIds, Statement, columns_of
 from worker.ledger.tables import attempts, tasks
+from worker.ledger.tallying import Tally
+from worker.ledger.work import Shared
 
-_FOUND: Final = ForIds(lambda ids: select(tasks).where(tasks.c.id.in_(ids)).order_by(tasks.c.id).with_for_update())
+#: What somebody else holds at this moment is left to them.
+_FOUND: Final = ForIds(
+    lambda among: (
+        select(tasks).where(among(tasks.c.id)).order_by(tasks.c.id).with_for_update(key_share=True, skip_locked=True)
+    )
+)
+_EXISTING: Final = ForIds(lambda among: select(tasks.c.id).where(among(tasks.c.id)))
 _THIS: Final = tasks.c.id == bindparam("task_id")
 _TAKE: Final = Statement(
     update(tasks)
@@ -57,8 +65,18 @@ _WHY_NOT: Final = {
 
 
 @dataclass(frozen=True, slots=True)
+class _Asked:
+    """Which tasks one caller asks for, and on what terms."""
+
+    ids: Sequence[str]
+    now: datetime
+    lease_until_at: datetime
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Terms:
-    """On what terms tasks are claimed in one call."""
+    """On what terms one caller's tasks are claimed."""
 
     connection: Connection
     now: datetime
@@ -68,39 +86,64 @@ class _Terms:
     paused: dict[ProviderName, ProviderState]
 
 
-def claim(
-    ids: Sequence[str], now: datetime, lease: timedelta, owner: str
-) -> Callable[[Connection], list[Claim | NotClaimed]]:
+def claim(ids: Sequence[str], now: datetime, lease: timedelta, owner: str) -> Shared[_Asked, list[Claim | NotClaimed]]:
     """Return the work that claims tasks; its result has one answer for each id, in order."""
-
-    def work(connection: Connection) -> list[Claim | NotClaimed]:
-        found = {row.id: stored_task(row) for row in _FOUND.rows(connection, ids)}
-        terms = _Terms(connection, now, micros(now), now + lease, label(owner), pauses.in_force(connection, now))
-        answers: list[Claim | NotClaimed] = []
-        ended: list[dict[str, Any]] = []
-        answered: set[str] = set()
-        for task_id in ids:
-            task = None if task_id in answered else found.get(task_id)
-            answers.append(_answer(task_id, task, terms, ended, again=task_id in answered))
-            answered.add(task_id)
-        _store(connection, [each for each in answers if isinstance(each, Claim)], ended, terms)
-        return answers
-
-    return work
+    return Shared(_claim, _Asked(ids, now, now + lease, label(owner)))
 
 
-def _answer(
-    task_id: str, task: StoredTask | None, terms: _Terms, ended: list[dict[str, Any]], *, again: bool
-) -> Claim | NotClaimed:
+def _claim(connection: Connection, parts: Sequence[_Asked]) -> list[list[Claim | NotClaimed]]:
+    ids = list(dict.fromkeys(task_id for asked in parts for task_id in asked.ids))
+    found = {row.id: stored_task(row) for row in _FOUND.rows(connection, ids)}
+    missing = [task_id for task_id in ids if task_id not in found]
+    elsewhere = {row.id for row in _EXISTING.rows(connection, missing)} if missing else set()
+    paused = pauses.in_force(connection, min(asked.now for asked in parts))
+    ended: list[dict[str, Any]] = []
+    begun: list[tuple[Claim, _Asked]] = []
+    answers = []
+    for asked in parts:
+        terms = _Terms(connection, asked.now, micros(asked.now), asked.lease_until_at, asked.owner, paused)
+        given: dict[str, Claim | NotClaimed] = {}
+        for task_id in asked.ids:
+            if task_id in given:
+                continue
+            answer = _elsewhere(task_id) if task_id in elsewhere else _answer(task_id, found.get(task_id), terms, ended)
+            given[task_id] = answer
+            if isinstance(answer, Claim):
+                begun.append((answer, asked))
+                found[task_id] = answer.task  # so that whoever asks next finds it so
+            elif task_id in found and answer.state is not None:
+                due_at = answer.due_at or found[task_id].due_at
+                found[task_id] = replace(found[task_id], state=answer.state, due_at=due_at)
+        answers.append(_in_order(asked.ids, given))
+    _store(connection, begun, ended)
+    return answers
+
+
+def _in_order(ids: Sequence[str], given: dict[str, Claim | NotClaimed]) -> list[Claim | NotClaimed]:
+    """Return an answer for each id in its place; an id that stands there again is told so."""
+    answers: list[Claim | NotClaimed] = []
+    answered: set[str] = set()
+    for task_id in ids:
+        twice = NotClaimed(task_id=task_id, state=None, why="it was asked for twice at once")
+        answers.append(twice if task_id in answered else given[task_id])
+        answered.add(task_id)
+    return answers
+
+
+def _elsewhere(task_id: str) -> NotClaimed:
+    return NotClaimed(task_id=task_id, state=TaskState.SENDING, why="another worker is claiming it")
+
+
+def _answer(task_id: str, task: StoredTask | None, terms: _Terms, ended: list[dict[str, Any]]) -> Claim | NotClaimed:
     """Decide about one task; what it becomes without being claimed goes to `ended`."""
     if task is None:
-        why = "it was asked for twice at once" if again else "there is no such task"
-        return NotClaimed(task_id=task_id, state=None, why=why)
+        return NotClaimed(task_id=task_id, state=None, why="there is no such task")
     if task.state not in _CLAIMABLE:
         return NotClaimed(task_id=task_id, state=task.state, why=_WHY_NOT[task.state])
     if task.expires_at is not None and task.expires_at <= terms.now:
         why = f"too late: expired at {instant(task.expires_at)}"
         ended.append(_change(task, TaskState.SUPPRESSED, task.due_at, why, terms))
+        tallying.of(terms.connection).count(Tally.TASKS_ENDED, task.type, TaskState.SUPPRESSED)
         return NotClaimed(task_id=task_id, state=TaskState.SUPPRESSED, why=why)
     if task.due_at > terms.now:
         why = f"it is not due before {instant(task.due_at)}"
@@ -117,7 +160,7 @@ def _answer(
 def _paused_until(provider: ProviderName, terms: _Terms) -> datetime | None:
     """Return until when the provider's pause keeps this task; None lets it through, be it as the pause's probe."""
     pause = terms.paused.get(provider)
-    if pause is None:
+    if pause is None or (pause.held and pauses.is_over(pause, terms.now)):
         return None
     probed = pauses.let_probe_through(terms.connection, pause, terms.now)
     if probed is not None:
@@ -157,24 +200,29 @@ def _change(task: StoredTask, state: TaskState, due_at: datetime, why: str, term
     }
 
 
-def _store(connection: Connection, claims: Sequence[Claim], ended: Sequence[dict[str, Any]], terms: _Terms) -> None:
+def _store(connection: Connection, begun: Sequence[tuple[Claim, _Asked]], ended: Sequence[dict[str, Any]]) -> None:
     if ended:
         _END.run_many(connection, ended)
-    if not claims:
+    if not begun:
         return
-    lease_end = micros(terms.lease_until_at)
     taken = [
-        {"task_id": each.task.id, "now": terms.at, "lease_end": lease_end, "new_owner": terms.owner} for each in claims
+        {
+            "task_id": each.task.id,
+            "now": micros(asked.now),
+            "lease_end": micros(asked.lease_until_at),
+            "new_owner": asked.owner,
+        }
+        for each, asked in begun
     ]
     _TAKE.run_many(connection, taken)
-    begun = [
+    attempted = [
         {
             "task_id": each.task.id,
             "epoch": each.epoch,
             "number": each.attempt,
-            "started_at": terms.at,
+            "started_at": micros(asked.now),
             "deferred": False,
         }
-        for each in claims
+        for each, asked in begun
     ]
-    _ADD_ATTEMPTS.run_many(connection, begun)
+    _ADD_ATTEMPTS.run_many(connection, attempted)

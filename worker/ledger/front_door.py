@@ -6,18 +6,21 @@ kept once, as `ignored`, under a key of its own (the key and the content's hash,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, insert, select
 
 from rules.vocabulary import EventState
+from worker.ledger import tallying
 from worker.ledger.encoding import dump, label, micros, micros_or_none, sentence_or_none
 from worker.ledger.mapping import event_document
 from worker.ledger.rows import Delivery, IncomingEvent, Recorded
 from worker.ledger.statements import Statement, columns_of, upsert
 from worker.ledger.tables import deliveries, events, seen
+from worker.ledger.tallying import Tally
+from worker.ledger.work import Shared
 
 #: Stands between key and content hash; `label` lets it into no key.
 _SEPARATOR: Final = "\x1f"
@@ -28,7 +31,7 @@ _TAKE: Final = Statement(
         index_elements=(seen.c.source, seen.c.type, seen.c.key),
         set_={name: _NEW_SEEN.excluded[name] for name in ("event_id", "content_hash", "taken_at", "until_at")},
         where=seen.c.until_at <= _NEW_SEEN.excluded.taken_at,
-    ).returning(seen.c.event_id),
+    ),
     columns_of(seen),
 )
 _HOLDER: Final = Statement(
@@ -47,6 +50,11 @@ class _Candidate:
     seen: dict[str, Any]
     row: dict[str, Any]
 
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """The event's identity."""
+        return self.seen["source"], self.seen["type"], self.seen["key"]
+
     def against(self, first_id: str) -> _Candidate:
         """Return the same event as one that contradicts an earlier one."""
         key = f"{self.seen['key']}{_SEPARATOR}{self.seen['content_hash']}"
@@ -54,10 +62,18 @@ class _Candidate:
         return _Candidate(self.seen | {"key": key}, self.row | {"state": EventState.IGNORED, "reason": reason})
 
 
-def record(delivery: Delivery, incoming: Sequence[IncomingEvent]) -> Callable[[Connection], Recorded]:
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """A delivery's row and the events that it brought."""
+
+    row: dict[str, Any]
+    candidates: Sequence[_Candidate]
+
+
+def record(delivery: Delivery, incoming: Sequence[IncomingEvent]) -> Shared[_Arrival, Recorded]:
     """Return the work that keeps a delivery and its new events. What is costly is done here, before the transaction."""
     received_at = micros(delivery.received_at)
-    delivery_row = {
+    row = {
         "id": delivery.id,
         "source": label(delivery.source),
         "received_at": received_at,
@@ -65,23 +81,52 @@ def record(delivery: Delivery, incoming: Sequence[IncomingEvent]) -> Callable[[C
         "body": delivery.body,
         "content_hash": delivery.content_hash,
     }
-    candidates = [_candidate(delivery.id, received_at, event) for event in incoming]
+    return Shared(_record, _Arrival(row, [_candidate(delivery.id, received_at, event) for event in incoming]))
 
-    def work(connection: Connection) -> Recorded:
-        first, conflicting = _take(connection, candidates)
-        contradictions, _ = _take(connection, conflicting)
-        new = first + contradictions
-        if new or not candidates:
-            _ADD_DELIVERY.run(connection, delivery_row)
-        if new:
-            _ADD_EVENTS.run_many(connection, [candidate.row for candidate in new])
-        return Recorded(
-            event_ids=tuple(each.row["id"] for each in first if each.row["state"] == EventState.RECEIVED),
-            duplicates=len(candidates) - len(new),
-            conflicts=len(contradictions),
-        )
 
-    return work
+def _record(connection: Connection, arrivals: Sequence[_Arrival]) -> list[Recorded]:
+    candidates = [each for arrival in arrivals for each in arrival.candidates]
+    holders = _take(connection, candidates)
+    against = {
+        place: each.against(holder.event_id)
+        for place, (each, holder) in enumerate(zip(candidates, holders, strict=True))
+        if holder is not None and holder.content_hash != each.seen["content_hash"]
+    }
+    kept = {place: each for place, each in enumerate(candidates) if holders[place] is None}
+    further = _take(connection, list(against.values()))
+    kept |= {place: each for (place, each), holder in zip(against.items(), further, strict=True) if holder is None}
+    recorded, arrived, start = [], [], 0
+    for arrival in arrivals:
+        places = range(start, start := start + len(arrival.candidates))
+        recorded.append(_recorded(places, kept, against))
+        if not places or any(place in kept for place in places):
+            arrived.append(arrival.row)
+    if arrived:
+        _ADD_DELIVERY.run_many(connection, arrived)
+    if kept:
+        rows = [kept[place].row for place in sorted(kept)]
+        _ADD_EVENTS.run_many(connection, rows)
+        _count(connection, rows)
+    return recorded
+
+
+def _recorded(places: range, kept: Mapping[int, _Candidate], against: Mapping[int, _Candidate]) -> Recorded:
+    """Return what became of the candidates of one delivery."""
+    new = [place for place in places if place in kept]
+    rows = [kept[place].row for place in new if place not in against]
+    return Recorded(
+        event_ids=tuple(row["id"] for row in rows if row["state"] == EventState.RECEIVED),
+        duplicates=len(places) - len(new),
+        conflicts=len(new) - len(rows),
+    )
+
+
+def _count(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    counted = tallying.of(connection)
+    for row in rows:
+        counted.count(Tally.EVENTS_RECEIVED, row["source"], tallying.type_label(row["type"]))
+        if row["state"] != EventState.RECEIVED:
+            counted.count(Tally.EVENTS_ENDED, row["state"])
 
 
 def _candidate(delivery_id: str, received_at: int, incoming: IncomingEvent) -> _Candidate:
@@ -117,18 +162,16 @@ def _candidate(delivery_id: str, received_at: int, incoming: IncomingEvent) -> _
     )
 
 
-def _take(connection: Connection, candidates: Sequence[_Candidate]) -> tuple[list[_Candidate], list[_Candidate]]:
-    """Return the candidates whose key was free and is now theirs, and those that contradict its holder.
+def _take(connection: Connection, candidates: Sequence[_Candidate]) -> list[Any | None]:
+    """Return for each candidate None when its key was free and is now its own, else the event that holds the key.
 
-    The rest are duplicates.
+    Keys are taken in the same order by everybody, so that no two processes wait for each other.
     """
-    taken: list[_Candidate] = []
-    conflicting: list[_Candidate] = []
-    for each in candidates:
-        if _TAKE.rows(connection, each.seen):
-            taken.append(each)
-            continue
-        holder = _HOLDER.rows(connection, each.seen)[0]
-        if holder.content_hash != each.seen["content_hash"]:
-            conflicting.append(each.against(holder.event_id))
-    return taken, conflicting
+    order = sorted(range(len(candidates)), key=lambda place: candidates[place].key)
+    taken = _TAKE.run_each(connection, [candidates[place].seen for place in order]) if order else []
+    held = [place for place, is_taken in zip(order, taken, strict=True) if not is_taken]
+    found = _HOLDER.rows_each(connection, [candidates[place].seen for place in held]) if held else []
+    holders: list[Any | None] = [None] * len(candidates)
+    for place, rows in zip(held, found, strict=True):
+        holders[place] = rows[0]
+    return holders

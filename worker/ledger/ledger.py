@@ -19,13 +19,15 @@ from worker.ledger import (
     dispatching,
     front_door,
     listing,
+    measuring,
     pauses,
     planning,
     probing,
     rule_sets,
     settling,
+    tallying,
 )
-from worker.ledger.engine import reading
+from worker.ledger.engine import reading, snapshot
 from worker.ledger.rows import (
     AttemptRow,
     Claim,
@@ -111,8 +113,8 @@ class Ledger:
     def overdue_events(self, now: datetime, grace: timedelta, limit: int) -> list[str]:
         """Return the ids of undecided events that are due and were last dispatched `grace` ago; they count as dispatched."""
         with reading(self._readers) as connection:
-            ids = dispatching.overdue_event_ids(connection, now, grace, limit)
-        return self._writer.write(dispatching.dispatch_events(ids, now, grace)) if ids else []
+            found = dispatching.any_overdue_event(connection, now, grace)
+        return self._writer.write(dispatching.dispatch_events(now, grace, limit)) if found else []
 
     def oldest_due(self) -> datetime | None:
         """Return since when the oldest work that nobody holds is due, or will be; None when there is none."""
@@ -129,8 +131,8 @@ class Ledger:
         These are the ones that are due, and queued ones whose message was sent `grace` ago and never led to a claim.
         """
         with reading(self._readers) as connection:
-            ids = dispatching.due_task_ids(connection, now, grace, limit_per_provider)
-        return self._writer.write(dispatching.dispatch_tasks(ids, now, grace)) if ids else []
+            found = dispatching.any_due_task(connection, now, grace, limit_per_provider)
+        return self._writer.write(dispatching.dispatch_tasks(now, grace, limit_per_provider)) if found else []
 
     def put_back(self, ids: Sequence[str], now: datetime) -> None:
         """Make queued tasks wait again, due as they were: nobody has a thread for them now."""
@@ -257,9 +259,18 @@ class Ledger:
         with reading(self._readers) as connection:
             return listing.attempts_of(connection, task_id)
 
+    def measure(self, now: datetime) -> measuring.Measures:
+        """Return the ledger's numbers at this moment: what was ever counted, and what is there."""
+        with snapshot(self._readers) as connection:
+            return measuring.measure(connection, now)
+
+    def count_requests(self, requests: Mapping[tuple[str, str, str], int]) -> None:
+        """Add so many webhook requests by source, outcome and reason to the counts."""
+        self._writer.write(tallying.count_requests(requests))
+
     def counts(self) -> Counts:
         """Return how many events and tasks are in each state."""
-        with reading(self._readers) as connection:
+        with snapshot(self._readers) as connection:
             return listing.counts(connection)
 
     # -- the operator's writes -----------------------------------------------------------------------------------------

@@ -12,13 +12,15 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, or_, select, update
 
 from rules.vocabulary import ProviderName
+from worker.ledger import tallying
 from worker.ledger.encoding import micros, moment, moment_or_none, sentence
 from worker.ledger.rows import ProviderState
 from worker.ledger.statements import Statement, columns_of, upsert
 from worker.ledger.tables import TASK_TIMED, providers, tasks
+from worker.ledger.tallying import Tally
 
 #: How long the others wait while one task probes a provider after its pause.
 PROBE_INTERVAL: Final = timedelta(seconds=60)
@@ -26,18 +28,33 @@ PROBE_INTERVAL: Final = timedelta(seconds=60)
 _STATES: Final = Statement(select(providers).order_by(providers.c.name))
 _PAUSED: Final = Statement(select(providers).where(providers.c.paused_until_at.is_not(None)))
 _PAUSE_OF: Final = Statement(
-    select(providers).where(providers.c.name == bindparam("provider"), providers.c.paused_until_at.is_not(None))
+    select(providers)
+    .where(providers.c.name == bindparam("provider"), providers.c.paused_until_at.is_not(None))
+    .with_for_update(key_share=True)
 )
 _PROBED: Final = Statement(
     update(providers)
-    .where(providers.c.name == bindparam("provider"))
+    .where(providers.c.name == bindparam("provider"), providers.c.paused_until_at == bindparam("seen"))
     .values(paused_until_at=bindparam("until"), updated_at=bindparam("now"))
 )
 _NEW_PAUSE: Final = upsert(providers)
+_PAUSE_COLUMNS: Final = ("paused_until_at", "reason", "held", "updated_at")
+_HOLD: Final = Statement(
+    _NEW_PAUSE.on_conflict_do_update(
+        index_elements=(providers.c.name,), set_={name: _NEW_PAUSE.excluded[name] for name in _PAUSE_COLUMNS}
+    ),
+    columns_of(providers),
+)
+#: A person's order that still holds stands, also when it was given a moment ago.
 _PAUSE: Final = Statement(
     _NEW_PAUSE.on_conflict_do_update(
         index_elements=(providers.c.name,),
-        set_={name: _NEW_PAUSE.excluded[name] for name in ("paused_until_at", "reason", "held", "updated_at")},
+        set_={name: _NEW_PAUSE.excluded[name] for name in _PAUSE_COLUMNS},
+        where=or_(
+            providers.c.held.is_(False),
+            providers.c.paused_until_at.is_(None),
+            providers.c.paused_until_at <= _NEW_PAUSE.excluded.updated_at,
+        ),
     ),
     columns_of(providers),
 )
@@ -56,19 +73,24 @@ _FREE: Final = Statement(
 def in_force(connection: Connection, now: datetime) -> dict[ProviderName, ProviderState]:
     """Return the pauses that stand: those that hold at this moment, and those whose end no probe has confirmed yet."""
     found = [_state(row) for row in _PAUSED.rows(connection)]
-    return {state.name: state for state in found if not (state.held and _is_over(state, now))}
+    return {state.name: state for state in found if not (state.held and is_over(state, now))}
 
 
 def let_probe_through(connection: Connection, state: ProviderState, now: datetime) -> ProviderState | None:
-    """Return the pause that the claims after this one meet, when this one is the probe of a pause whose moment has come."""
-    if not _is_over(state, now):
+    """Return the pause that the claims after this one meet, when this one is the probe of a pause whose moment has come.
+
+    Of several processes at once one has the probe; the others' tasks are due again at once, and meet what it left.
+    """
+    if state.paused_until_at is None or not is_over(state, now):
         return None
     until_at = now + PROBE_INTERVAL
-    _PROBED.run(connection, {"provider": state.name, "until": micros(until_at), "now": micros(now)})
-    return replace(state, paused_until_at=until_at)
+    seen = micros(state.paused_until_at)
+    row = {"provider": state.name, "seen": seen, "until": micros(until_at), "now": micros(now)}
+    return replace(state, paused_until_at=until_at) if _PROBED.run(connection, row) else None
 
 
-def _is_over(state: ProviderState, now: datetime) -> bool:
+def is_over(state: ProviderState, now: datetime) -> bool:
+    """Whether a pause's moment has come."""
     return state.paused_until_at is None or state.paused_until_at <= now
 
 
@@ -122,6 +144,9 @@ def lift_after_delivery(connection: Connection, provider: ProviderName, now: dat
 def _pause(
     connection: Connection, provider: ProviderName, until_at: datetime, reason: str, now: datetime, *, held: bool
 ) -> None:
+    standing = _PAUSE_OF.first(connection, {"provider": provider})
+    if standing is None or (standing.held and moment(standing.paused_until_at) <= now):  # else it goes on
+        tallying.of(connection).count(Tally.PAUSES, provider, "person" if held else "answer")
     row = {
         "name": provider,
         "paused_until_at": micros(until_at),
@@ -129,7 +154,7 @@ def _pause(
         "held": held,
         "updated_at": micros(now),
     }
-    _PAUSE.run(connection, row)
+    (_HOLD if held else _PAUSE).run(connection, row)
 
 
 def _lift(connection: Connection, provider: ProviderName, now: datetime, *, even_held: bool) -> None:

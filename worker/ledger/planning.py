@@ -8,18 +8,21 @@ not count twice. `event_failed` counts only what was not counted so.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, select, update
 
 from rules.vocabulary import EventState, Plan, Task, TaskState
+from worker.ledger import tallying
 from worker.ledger.encoding import dump, micros, micros_or_none, sentence, sentence_or_none
 from worker.ledger.mapping import contact_text, decisions_text, retry_text, stored_event
 from worker.ledger.rows import StoredEvent, TaskRef
 from worker.ledger.statements import ForIds, Statement, columns_of, upsert
 from worker.ledger.tables import EVENT_OPEN, decisions, events, tasks, turns
+from worker.ledger.tallying import Tally
+from worker.ledger.work import Shared
 
 #: After so many tries an event is `failed`.
 TRIES_LIMIT: Final = 5
@@ -31,27 +34,27 @@ PLANNING_LEASE: Final = timedelta(seconds=15)
 
 _GIVEN_UP: Final = f"given up: processing it was begun {TRIES_LIMIT} times and never ended; it may crash the worker"
 
-_OPEN: Final = ForIds(lambda ids: select(events).where(events.c.id.in_(ids), EVENT_OPEN))
+_OPEN: Final = ForIds(lambda among: select(events).where(among(events.c.id), EVENT_OPEN))
 _LOCK_OPEN: Final = ForIds(
-    lambda ids: (
+    lambda among: (
         select(events.c.id, events.c.tries, events.c.dispatches)
-        .where(events.c.id.in_(ids), EVENT_OPEN)
+        .where(among(events.c.id), EVENT_OPEN)
         .order_by(events.c.id)
-        .with_for_update()
+        .with_for_update(key_share=True)
     )
 )
 _GIVE_UP: Final = ForIds(
-    lambda ids: (
+    lambda among: (
         update(events)
-        .where(events.c.id.in_(ids), EVENT_OPEN, events.c.due_at <= bindparam("now"), events.c.tries >= TRIES_LIMIT)
+        .where(among(events.c.id), EVENT_OPEN, events.c.due_at <= bindparam("now"), events.c.tries >= TRIES_LIMIT)
         .values(state=EventState.FAILED, reason=_GIVEN_UP)
         .returning(events.c.id)
     )
 )
 _COUNT_TRY: Final = ForIds(
-    lambda ids: (
+    lambda among: (
         update(events)
-        .where(events.c.id.in_(ids), EVENT_OPEN, events.c.due_at <= bindparam("now"))
+        .where(among(events.c.id), EVENT_OPEN, events.c.due_at <= bindparam("now"))
         .values(tries=events.c.tries + 1, dispatched_at=bindparam("now"), due_at=bindparam("lease_end"))
         .returning(events.c.id, events.c.tries)
     )
@@ -78,12 +81,23 @@ _ADD_TASK: Final = Statement(
     upsert(tasks).on_conflict_do_nothing(),
     columns_of(tasks, "first_attempt_at", "lease_until_at", "owner", "external_id"),
 )
-_TAKE_TURN: Final = Statement(
-    upsert(turns)
-    .values(team=bindparam("team"), taken=1)
-    .on_conflict_do_update(index_elements=(turns.c.team,), set_={"taken": turns.c.taken + 1})
-    .returning(turns.c.taken)
+_NEW_TURNS: Final = upsert(turns)
+_TAKE_TURNS: Final = Statement(
+    _NEW_TURNS.on_conflict_do_update(
+        index_elements=(turns.c.team,), set_={"taken": turns.c.taken + _NEW_TURNS.excluded.taken}
+    ).returning(turns.c.taken),
+    columns_of(turns),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A plan, and the rows that it becomes."""
+
+    plan: Plan
+    event_row: dict[str, Any]
+    decisions_row: dict[str, Any]
+    tasks: Sequence[tuple[Task, dict[str, Any]]]
 
 
 def open_events(connection: Connection, ids: Sequence[str]) -> list[StoredEvent]:
@@ -102,7 +116,8 @@ def count_tries(ids: Sequence[str], now: datetime) -> Callable[[Connection], Map
 
     def work(connection: Connection) -> Mapping[str, int]:
         at = {"now": micros(now), "lease_end": micros(now + PLANNING_LEASE)}
-        _GIVE_UP.rows(connection, ids, at)
+        for _ in _GIVE_UP.rows(connection, ids, at):
+            tallying.of(connection).count(Tally.EVENTS_ENDED, EventState.FAILED)
         return {row.id: row.tries for row in _COUNT_TRY.rows(connection, ids, at)}
 
     return work
@@ -114,28 +129,34 @@ def returned(found: Sequence[StoredEvent], counted: Mapping[str, int]) -> list[S
     return [replace(event, tries=counted.get(event.id, event.tries)) for event in fine]
 
 
-def record_plans(plans: Sequence[Plan], now: datetime) -> Callable[[Connection], tuple[TaskRef, ...]]:
+def record_plans(plans: Sequence[Plan], now: datetime) -> Shared[Sequence[_Planned], tuple[TaskRef, ...]]:
     """Return the work that records every plan whose event is still open; its result is the tasks that are due now."""
     at = micros(now)
-    by_event: dict[str, Plan] = {}
-    for plan in plans:
-        by_event.setdefault(plan.event_id, plan)
-    decided = {plan.event_id: _decided_rows(plan, at) for plan in by_event.values()}
-    planned = {plan.event_id: [(task, _task_row(task, at)) for task in plan.tasks] for plan in by_event.values()}
+    planned = [
+        _Planned(plan, *_decided_rows(plan, at), [(task, _task_row(task, at)) for task in plan.tasks]) for plan in plans
+    ]
+    return Shared(_record_plans, planned)
 
-    def work(connection: Connection) -> tuple[TaskRef, ...]:
-        open_ids = {row.id for row in _LOCK_OPEN.rows(connection, list(by_event))}
-        ours = [event_id for event_id in by_event if event_id in open_ids]
-        if not ours:
-            return ()
-        _SET_DECIDED.run_many(connection, [decided[event_id][0] for event_id in ours])
-        _ADD_DECISIONS.run_many(connection, [decided[event_id][1] for event_id in ours])
-        pairs = [pair for event_id in ours for pair in planned[event_id]]
-        _hand_out_turns(connection, pairs)
-        added = [(task, row) for task, row in pairs if _ADD_TASK.run(connection, row) == 1]
-        return tuple(_ref(task) for task, row in added if row["state"] == TaskState.QUEUED)
 
-    return work
+def _record_plans(connection: Connection, parts: Sequence[Sequence[_Planned]]) -> list[tuple[TaskRef, ...]]:
+    by_event: dict[str, tuple[int, _Planned]] = {}
+    for number, part in enumerate(parts):
+        for each in part:
+            by_event.setdefault(each.plan.event_id, (number, each))
+    due: list[list[TaskRef]] = [[] for _ in parts]
+    open_ids = {row.id for row in _LOCK_OPEN.rows(connection, list(by_event))}
+    ours = [each for event_id, each in by_event.items() if event_id in open_ids]
+    if ours:
+        _SET_DECIDED.run_many(connection, [each.event_row for _, each in ours])
+        _ADD_DECISIONS.run_many(connection, [each.decisions_row for _, each in ours])
+        pairs = _with_turns(connection, [(number, *pair) for number, each in ours for pair in each.tasks])
+        is_new = _ADD_TASK.run_each(connection, [row for _, _, row in pairs]) if pairs else []
+        added = [pair for pair, count in zip(pairs, is_new, strict=True) if count]
+        tallying.of(connection).planned([each.plan for _, each in ours], [task for _, task, _ in added])
+        for number, task, row in added:
+            if row["state"] == TaskState.QUEUED:
+                due[number].append(_ref(task))
+    return [tuple(refs) for refs in due]
 
 
 def event_failed(event_id: str, error: str, now: datetime) -> Callable[[Connection], None]:
@@ -156,6 +177,8 @@ def event_failed(event_id: str, error: str, now: datetime) -> Callable[[Connecti
             "new_reason": sentence(error),
         }
         _SET_FAILED.run(connection, changed)
+        if over:
+            tallying.of(connection).count(Tally.EVENTS_ENDED, EventState.FAILED)
 
     return work
 
@@ -201,15 +224,29 @@ def _task_row(task: Task, at: int) -> dict[str, Any]:
     }
 
 
-def _hand_out_turns(connection: Connection, pairs: Sequence[tuple[Task, dict[str, Any]]]) -> None:
-    """Give each task of a rotating team to its next member; a task that planning ended takes no turn."""
-    for task, row in pairs:
-        rotation = task.rotation
-        if rotation is None or not rotation.member_ids or task.state != TaskState.PLANNED:
-            continue
-        taken = _TAKE_TURN.rows(connection, {"team": rotation.team})[0].taken
-        member = rotation.member_ids[(taken - 1) % len(rotation.member_ids)]
-        row["fields"] = dump({**task.fields, "responsible_ids": [member]})
+def _with_turns(
+    connection: Connection, pairs: Sequence[tuple[int, Task, dict[str, Any]]]
+) -> list[tuple[int, Task, dict[str, Any]]]:
+    """Give each task of a rotating team to its next member; a task that planning ended takes no turn.
+
+    Teams are taken in the same order by everybody, so that no two processes wait for each other.
+    """
+    places: dict[str, list[int]] = {}
+    for place, (_, task, _) in enumerate(pairs):
+        if task.rotation and task.rotation.member_ids and task.state == TaskState.PLANNED:
+            places.setdefault(task.rotation.team, []).append(place)
+    if not places:
+        return list(pairs)
+    teams = sorted(places)
+    wanted = [{"team": team, "taken": len(places[team])} for team in teams]
+    given = list(pairs)
+    for team, (row,) in zip(teams, _TAKE_TURNS.rows_each(connection, wanted), strict=True):
+        for turn, place in enumerate(places[team], start=row.taken - len(places[team])):
+            number, task, task_row = given[place]
+            assert task.rotation is not None
+            member = task.rotation.member_ids[turn % len(task.rotation.member_ids)]
+            given[place] = (number, task, task_row | {"fields": dump({**task.fields, "responsible_ids": [member]})})
+    return given
 
 
 def _ref(task: Task) -> TaskRef:

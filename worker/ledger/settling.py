@@ -9,17 +9,21 @@ have been executed: its task is `unknown`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any, Final
 
 from sqlalchemy import Connection, and_, bindparam, case, func, null, or_, select, update
 
-from rules.vocabulary import ProviderName, TaskState, Verdict
-from worker.ledger import pauses
+from rules.vocabulary import TERMINAL_TASK_STATES, ProviderName, TaskState, TaskType, Verdict
+from worker.ledger import pauses, tallying
 from worker.ledger.encoding import label, micros, micros_or_none, sentence, sentence_or_none
 from worker.ledger.rows import Claim, Settlement
 from worker.ledger.statements import Statement
-from worker.ledger.tables import TASK_SENDING, attempts, tasks
+from worker.ledger.tables import TASK_SENDING, attempts, events, tasks
+from worker.ledger.tallying import Tally
+from worker.ledger.work import Shared
 
 _THIS: Final = tasks.c.id == bindparam("this_id")
 _OF_EPOCH: Final = and_(_THIS, tasks.c.epoch == bindparam("held_epoch"))
@@ -56,7 +60,17 @@ _CLOSE_ATTEMPT: Final = Statement(
         deferred=bindparam("is_deferred"),
     )
 )
-_CURRENT: Final = Statement(select(tasks.c.state, tasks.c.reason, tasks.c.external_id).where(_THIS).with_for_update())
+_VERDICT: Final = Statement(
+    select(attempts.c.verdict).where(
+        attempts.c.task_id == bindparam("this_id"), attempts.c.epoch == bindparam("held_epoch")
+    )
+)
+_MOMENTS: Final = Statement(
+    select(events.c.received_at, events.c.occurred_at).where(events.c.id == bindparam("this_event"))
+)
+_CURRENT: Final = Statement(
+    select(tasks.c.state, tasks.c.reason, tasks.c.external_id).where(_THIS).with_for_update(key_share=True)
+)
 _LATE: Final = Statement(
     update(tasks)
     .where(_THIS)
@@ -69,7 +83,12 @@ _LATE: Final = Statement(
         updated_at=bindparam("now"),
     )
 )
-_SENDING: Final = select(tasks.c.id, tasks.c.epoch).where(TASK_SENDING).order_by(tasks.c.due_at).with_for_update()
+_SENDING: Final = (
+    select(tasks.c.id, tasks.c.epoch, tasks.c.type, tasks.c.provider)
+    .where(TASK_SENDING)
+    .order_by(tasks.c.id)
+    .with_for_update(key_share=True, skip_locked=True)
+)
 _OF_OWNER: Final = Statement(
     _SENDING.where(func.substr(tasks.c.owner, 1, func.length(bindparam("prefix"))) == bindparam("prefix"))
 )
@@ -98,6 +117,9 @@ _GIVE_UP_ATTEMPT: Final = Statement(
     .values(ended_at=bindparam("now"), verdict=Verdict.UNKNOWN, error=bindparam("new_reason"))
 )
 
+#: What a task comes to, for now or for good.
+_COUNTED: Final = TERMINAL_TASK_STATES | {TaskState.UNKNOWN}
+
 #: States that a late success does not change; it is remarked in the reason.
 _REMARKS: Final = {
     TaskState.CANCELLED: "executed after cancel",
@@ -105,23 +127,52 @@ _REMARKS: Final = {
 }
 
 
-def settle(settled: Sequence[tuple[Claim, Settlement]], now: datetime) -> Callable[[Connection], list[bool]]:
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """An outcome, the row of parameters that it becomes, and when it came."""
+
+    claim: Claim
+    settlement: Settlement
+    row: dict[str, Any]
+    now: datetime
+
+
+def settle(settled: Sequence[tuple[Claim, Settlement]], now: datetime) -> Shared[Sequence[_Settled], list[bool]]:
     """Return the work that records outcomes; its result says for each whether the task took it."""
     at = micros(now)
-    rows = [_outcome(claim, settlement, at) for claim, settlement in settled]
+    return Shared(_settle, [_Settled(*pair, _outcome(*pair, at), now) for pair in settled])
 
-    def work(connection: Connection) -> list[bool]:
-        taken = []
-        for (_, settlement), row in zip(settled, rows, strict=True):
-            fits = _SETTLE.run(connection, row) == 1
-            if not fits and settlement.verdict == Verdict.DELIVERED:
-                fits = _deliver_late(connection, row)
-            taken.append(fits)
-        _CLOSE_ATTEMPT.run_many(connection, rows)
-        _mind_providers(connection, settled, now)
-        return taken
 
-    return work
+def _settle(connection: Connection, parts: Sequence[Sequence[_Settled]]) -> list[list[bool]]:
+    every = [each for part in parts for each in part]
+    # In the same order by everybody, so that no two processes wait for each other.
+    order = sorted(range(len(every)), key=lambda place: every[place].claim.task.id)
+    unknown = _unknown_before(connection, [every[place] for place in order])
+    counted: list[tuple[_Settled, bool]] = []
+    taken = [False] * len(every)
+    for place, changed in zip(order, _SETTLE.run_each(connection, [every[place].row for place in order]), strict=True):
+        each = every[place]
+        was_unknown = each.claim.task.id in unknown
+        fits = ended = changed == 1
+        is_first = fits and not was_unknown
+        if not fits and each.settlement.verdict == Verdict.DELIVERED:
+            fits, ended = _deliver_late(connection, each.row)
+        if is_first or _VERDICT.value(connection, each.row) != each.settlement.verdict:
+            counted.append((each, ended and not was_unknown))
+        taken[place] = fits
+    _count(connection, counted)
+    _CLOSE_ATTEMPT.run_many(connection, [each.row for each in every])
+    _mind_providers(connection, every)
+    answers = iter(taken)
+    return [list(islice(answers, len(part))) for part in parts]
+
+
+def _unknown_before(connection: Connection, settled: Sequence[_Settled]) -> set[str]:
+    """Return the ids of tasks that are to become unknown and are so already: they were given up before."""
+    doubtful = [each.row for each in settled if each.settlement.state == TaskState.UNKNOWN]
+    found = _CURRENT.rows_each(connection, doubtful) if doubtful else []
+    pairs = zip(doubtful, found, strict=True)
+    return {row["this_id"] for row, current in pairs if current and current[0].state == TaskState.UNKNOWN}
 
 
 def give_back(claim: Claim, now: datetime) -> Callable[[Connection], bool]:
@@ -196,23 +247,43 @@ def _outcome(claim: Claim, settlement: Settlement, at: int) -> dict[str, Any]:
     }
 
 
-def _deliver_late(connection: Connection, row: dict[str, Any]) -> bool:
-    """Let a success under an old claim count; return whether the task is delivered by it."""
+def _deliver_late(connection: Connection, row: dict[str, Any]) -> tuple[bool, bool]:
+    """Let a success under an old claim count; return whether the task is delivered by it, and whether it was not before."""
     current = _CURRENT.first(connection, {"this_id": row["this_id"]})
     if current is None:
-        return False
+        return False, False
     state = TaskState(current.state)
     remark = _REMARKS.get(state)
     if state == TaskState.DELIVERED and current.external_id is not None:
         if current.external_id == row["new_external_id"]:
-            return True
+            return True, False
         remark = f"executed twice: also as {row['new_external_id']}"
     late = {name: row[name] for name in ("this_id", "new_state", "new_reason", "new_external_id", "now")}
     if remark is not None:
         kept = current.external_id if state == TaskState.DELIVERED else row["new_external_id"]
         late |= {"new_state": state, "new_reason": _with_remark(current.reason, remark), "new_external_id": kept}
     _LATE.run(connection, late)
-    return remark is None
+    return remark is None, remark is None and state != TaskState.DELIVERED
+
+
+def _count(connection: Connection, settled: Sequence[tuple[_Settled, bool]]) -> None:
+    """Count attempts, the ends of tasks that came with them (the flag), and how long deliveries took in all."""
+    counted = tallying.of(connection)
+    delivered = []
+    for each, ended in settled:
+        task, settlement = each.claim.task, each.settlement
+        status = tallying.status_label(settlement.status)
+        counted.count(Tally.ATTEMPTS, task.provider, settlement.verdict, status)
+        if ended and settlement.state in _COUNTED:
+            counted.count(Tally.TASKS_ENDED, task.type, settlement.state)
+            if settlement.state == TaskState.DELIVERED:
+                delivered.append((task, each.row["now"]))
+    if not delivered:
+        return
+    moments = _MOMENTS.rows_each(connection, [{"this_event": task.event_id} for task, _ in delivered])
+    for (task, at), found in zip(delivered, moments, strict=True):
+        for of_event in found:
+            counted.delivered(task.type, at - of_event.received_at, at - of_event.occurred_at)
 
 
 def _with_remark(reason: str | None, remark: str) -> str:
@@ -221,13 +292,14 @@ def _with_remark(reason: str | None, remark: str) -> str:
     return reason if remark in reason else sentence(f"{remark}; {reason}")
 
 
-def _mind_providers(connection: Connection, settled: Sequence[tuple[Claim, Settlement]], now: datetime) -> None:
+def _mind_providers(connection: Connection, settled: Sequence[_Settled]) -> None:
     """Pause or free each provider as its last telling outcome says."""
-    telling: dict[ProviderName, Settlement] = {}
-    for claim, settlement in settled:
-        if settlement.pause_until_at is not None or _shows_life(settlement):
-            telling[claim.task.provider] = settlement
-    for provider, settlement in telling.items():
+    telling: dict[ProviderName, _Settled] = {}
+    for each in settled:
+        if each.settlement.pause_until_at is not None or _shows_life(each.settlement):
+            telling[each.claim.task.provider] = each
+    for provider, each in sorted(telling.items()):
+        settlement, now = each.settlement, each.now
         if settlement.pause_until_at is None:
             pauses.lift_after_delivery(connection, provider, now)
             continue
@@ -253,6 +325,10 @@ def _give_up(connection: Connection, held: Sequence[Any], why: str, at: int) -> 
         }
         for row in held
     ]
+    counted = tallying.of(connection)
+    for row in held:
+        counted.count(Tally.TASKS_ENDED, TaskType(row.type), TaskState.UNKNOWN)
+        counted.count(Tally.ATTEMPTS, ProviderName(row.provider), Verdict.UNKNOWN, tallying.LOST)
     _GIVE_UP.run_many(connection, rows)
     _GIVE_UP_ATTEMPT.run_many(connection, rows)
     return [row.id for row in held]

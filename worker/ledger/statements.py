@@ -4,6 +4,10 @@ Core's own execution costs several times what SQLite needs for these statements.
 when it first runs, and from then on only its parameters move; rows come back as named tuples. Values must be what the
 driver takes as it is: text, integers, bytes, booleans, None. `upsert` is PostgreSQL's insert because SQLite's dialect
 compiles its conflict clauses too, and not the other way round.
+
+Every call waits for its answer once, however many rows it is about: over a network the waits are what costs. psycopg sends
+the rows of `run_each` and `run_many` one behind the other without waiting between them (its pipeline mode). In a transaction
+that is itself sent so (`transactions.in_a_row`), `run_many` does not wait at all: its faults come up at the next wait.
 """
 
 from __future__ import annotations
@@ -16,20 +20,25 @@ from operator import itemgetter
 from typing import Any, Final
 
 from sqlalchemy import (
+    ARRAY,
     BindParameter,
     ClauseElement,
+    Column,
+    ColumnElement,
     Connection,
     Delete,
     Dialect,
     Insert,
     Select,
     Table,
+    Text,
     Update,
+    any_,
     bindparam,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-__all__ = ["ForIds", "Parameters", "Statement", "columns_of", "upsert"]
+__all__ = ["Among", "ForIds", "Parameters", "Statement", "columns_of", "upsert"]
 
 #: A row of parameters, by name.
 Parameters = Mapping[str, Any]
@@ -68,6 +77,18 @@ class Statement:
         finally:
             cursor.close()
 
+    def rows_each(self, connection: Connection, many: Sequence[Parameters]) -> list[list[Any]]:
+        """Run it once for each of the rows of parameters, in order, and return the rows of each run."""
+        compiled = self._for(connection.dialect)
+        if connection.dialect.name != "postgresql" or len(many) == 1:
+            return [self.rows(connection, parameters) for parameters in many]
+        cursor = _driver(connection).cursor()
+        try:
+            cursor.executemany(compiled.text, [compiled.shape(row) for row in many], returning=True)
+            return [[compiled.row(row) for row in each.fetchall()] for each in cursor.results()]
+        finally:
+            cursor.close()
+
     def first(self, connection: Connection, parameters: Parameters = _NO_PARAMETERS) -> Any | None:
         """Run it and return its first row."""
         rows = self.rows(connection, parameters)
@@ -87,9 +108,16 @@ class Statement:
         compiled = self._for(connection.dialect)
         cursor = _driver(connection).cursor()
         try:
-            cursor.execute(compiled.text, compiled.shape(parameters))
-            changed: int = cursor.rowcount
-            return changed
+            return _changed(cursor, connection, compiled, [parameters])[0]
+        finally:
+            cursor.close()
+
+    def run_each(self, connection: Connection, rows: Sequence[Parameters]) -> list[int]:
+        """Run it once for each of the rows of parameters, in order, and return how many rows each run changed."""
+        compiled = self._for(connection.dialect)
+        cursor = _driver(connection).cursor()
+        try:
+            return _changed(cursor, connection, compiled, rows)
         finally:
             cursor.close()
 
@@ -109,15 +137,25 @@ class Statement:
         return compiled
 
 
-class ForIds:
-    """One statement about a list of ids: `build` gets what to put into `in_`."""
+#: Makes the condition that a column is one of the ids.
+Among = Callable[[Column[Any]], ColumnElement[bool]]
 
-    def __init__(self, build: Callable[[Sequence[BindParameter[str]]], Select[Any] | Update]) -> None:
+
+class ForIds:
+    """One statement about a list of ids: `build` gets what makes the condition that a column is one of them.
+
+    PostgreSQL takes the list as one parameter, so that there is one text for any length, and one plan.
+    """
+
+    def __init__(self, build: Callable[[Among], Select[Any] | Update]) -> None:
         self.build = build
         self._of_length: dict[int, Statement] = {}
+        self._of_any_length: Statement | None = None
 
     def rows(self, connection: Connection, ids: Sequence[str], parameters: Parameters = _NO_PARAMETERS) -> list[Any]:
         """Run it for these ids, in several runs when they are very many, and return all rows."""
+        if connection.dialect.name == "postgresql":
+            return self.of_any_length().rows(connection, {**parameters, "ids": list(ids)})
         found: list[Any] = []
         for start in range(0, len(ids), _LENGTHS[-1]):
             part = ids[start : start + _LENGTHS[-1]]
@@ -132,8 +170,26 @@ class ForIds:
         statement = self._of_length.get(length)
         if statement is None:
             names: list[BindParameter[str]] = [bindparam(f"id_{place}") for place in range(length)]
-            statement = self._of_length[length] = Statement(self.build(names))
+            statement = self._of_length[length] = Statement(self.build(lambda column: column.in_(names)))
         return statement
+
+    def of_any_length(self) -> Statement:
+        """Return the statement that takes the list as its parameter `ids`; for PostgreSQL."""
+        if self._of_any_length is None:
+            ids = bindparam("ids", type_=ARRAY(Text))
+            self._of_any_length = Statement(self.build(lambda column: column == any_(ids)))
+        return self._of_any_length
+
+
+def _changed(cursor: Any, connection: Connection, compiled: _Compiled, rows: Sequence[Parameters]) -> list[int]:
+    if connection.dialect.name != "postgresql":
+        changed = []
+        for row in rows:
+            cursor.execute(compiled.text, compiled.shape(row))
+            changed.append(cursor.rowcount)
+        return changed
+    cursor.executemany(compiled.text, [compiled.shape(row) for row in rows], returning=True)
+    return [each.rowcount for each in cursor.results()]
 
 
 def _driver(connection: Connection) -> Any:

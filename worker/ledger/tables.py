@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 #: Every schema revision in order; `worker/ledger/migrations/versions/` has a file for each.
-REVISIONS: Final = ("0001",)
+REVISIONS: Final = ("0001", "0002")
 
 metadata = MetaData()
 
@@ -84,7 +84,8 @@ events = Table(
     Column("dispatches", Integer, nullable=False),
     Column("dispatched_at", BigInteger, nullable=False),
     Column("rule_set", Text),
-    Index("ix_events_state", "state", "due_at"),
+    Index("ix_events_state", "state", "source"),
+    Index("ix_events_open", "state", "due_at", sqlite_where=EVENT_OPEN, postgresql_where=EVENT_OPEN),
 )
 
 decisions = Table(
@@ -134,7 +135,7 @@ tasks = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
     UniqueConstraint("event_id", "rule", "name"),
-    Index("ix_tasks_state", "state", "due_at"),
+    Index("ix_tasks_state", "state", "type", "due_at"),
     Index("ix_tasks_timed", "provider", "due_at", sqlite_where=TASK_TIMED, postgresql_where=TASK_TIMED),
     Index("ix_tasks_queued", "provider", "dispatched_at", sqlite_where=TASK_QUEUED, postgresql_where=TASK_QUEUED),
 )
@@ -188,4 +189,17 @@ probes = Table(
     metadata,
     Column("seq", _Counter, primary_key=True),
     Column("filler", LargeBinary, nullable=False),
+)
+
+#: How often what happened, in rows of the process that saw it; see `tallying.py`. PostgreSQL is told to leave room in the
+#: pages, because these few rows are written again with every transaction.
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("shard", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("labels", Text, primary_key=True),
+    Column("value", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+    postgresql_with={"fillfactor": 50},
 )

@@ -1,9 +1,16 @@
 """How a process writes: one thread that groups the waiting jobs into one transaction.
 
-A commit costs an fsync whether it holds one job or a hundred, so grouping is what makes `synchronous=FULL` fast. Each job
-runs in a savepoint of its own: one that fails is undone alone. A caller gets its result only after the commit of its
-group stands; every other end is an exception. A caller that has waited too long withdraws its job, which then certainly is
-not written; once the job has begun it is too late to withdraw, and the caller is told when the outcome is not known.
+A commit costs an fsync whether it holds one job or a hundred, so grouping is what makes it fast to sync every one. Jobs of
+one kind are done together, in a savepoint; when that fails each is done in a savepoint of its own, and one that fails is
+undone alone. A caller gets its result only after the commit of its group stands; every other end is an exception. A caller
+that has waited too long withdraws its job, which then certainly is not written; once the job has begun it is too late to
+withdraw, and the caller is told when the outcome is not known.
+
+With a server every wait for an answer costs a round trip, so a group is first sent in a row, without savepoints, in the
+hope that all goes well; when anything does not, it is undone and done again step by step.
+
+A server undoes a transaction for the sake of another one (deadlock, lock time-out). It is certain then that nothing was
+written, so each job of the group is tried again alone before its caller is told.
 """
 
 from __future__ import annotations
@@ -13,15 +20,18 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from queue import Empty, SimpleQueue
-from time import sleep
+from secrets import token_hex
+from time import monotonic, sleep
 from typing import Any, Final, Generic, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
 from rules.vocabulary import LedgerBusyError, LedgerError
-from worker.ledger.engine import as_ledger_error, storage_faults
+from worker.ledger import transactions
+from worker.ledger.engine import as_ledger_error, cause_of, in_a_line, storage_faults
+from worker.ledger.tallying import Tallies
 from worker.ledger.turnstile import Turnstile
+from worker.ledger.work import Shared
 
 T = TypeVar("T")
 
@@ -34,11 +44,25 @@ GROUP_LIMIT: Final = 256
 #: While jobs come in company, the next group waits this long for more of them.
 GATHERING: Final = timedelta(milliseconds=1)
 
+#: Rests before the tries of a job alone, when others were in the way of its group.
+ALONE_PAUSES: Final = (timedelta(0), timedelta(milliseconds=20), timedelta(milliseconds=100))
+#: How long the jobs of such a group are tried in all: others wait behind them.
+ALONE: Final = timedelta(seconds=5)
+
+
+_BROKE_IN_COMMIT: Final = (
+    "the connection to the database broke during the commit; it is not known whether it was written"
+)
+
 
 class _Job(Generic[T]):
-    """One caller's work. Whoever takes `turn` first decides: the writer begins it, or the caller withdraws it."""
+    """One caller's work. Whoever takes `turn` first decides: the writer begins it, or the caller withdraws it.
 
-    __slots__ = ("done", "error", "result", "turn", "work")
+    `fault` is what the work itself raised in the transaction under way. `error` is what its caller is told: None, which
+    means success, only once the commit stands.
+    """
+
+    __slots__ = ("begun", "done", "error", "fault", "result", "turn", "work")
 
     def __init__(self, work: Callable[[Connection], T]) -> None:
         self.work = work
@@ -46,7 +70,14 @@ class _Job(Generic[T]):
         self.done = threading.Lock()
         self.done.acquire()
         self.result: T | None = None
-        self.error: BaseException | None = None
+        self.fault: BaseException | None = None
+        self.error: BaseException | None = LedgerBusyError("the ledger was busy; nothing was written")
+        self.begun = False
+
+    def begin(self) -> bool:
+        """Say whether it is to be done: nobody waits any more for one that was withdrawn."""
+        self.begun = self.begun or self.turn.acquire(blocking=False)
+        return self.begun
 
 
 class Writer:
@@ -61,6 +92,7 @@ class Writer:
         self._queue: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._gate = threading.Lock()
         self._closed = False
+        self._tallies = Tallies(token_hex(6))
         self._connection: Connection | None = None
         self._thread = threading.Thread(target=self._run, name="leadwire-ledger-writer", daemon=True)
         self._thread.start()
@@ -68,9 +100,9 @@ class Writer:
     def write(self, work: Callable[[Connection], T], *, wait: timedelta | None = None) -> T:
         """Run `work` in a transaction and return its result once the commit stands.
 
-        `wait` bounds the wait for its beginning, and again the wait for its end. `work` may be undone and is never run
-        twice. Raises what `work` raised, LedgerBusyError when the transaction could not be committed, LedgerError for other
-        faults of the storage or when closed.
+        `wait` bounds the wait for its beginning, and again the wait for its end. `work` may be undone and run again. Raises
+        what `work` raised, LedgerBusyError when the transaction could not be committed, LedgerError for other faults of the
+        storage or when closed.
         """
         job = _Job(work)
         wait_seconds = self._wait_seconds if wait is None else wait.total_seconds()
@@ -99,16 +131,20 @@ class Writer:
         company = False
         open_ = True
         while open_:
-            group, open_ = self._next_group(gather=company)
-            company = len(group) > 1
+            first = self._queue.get()
+            if first is None:
+                break
+            if company:
+                sleep(GATHERING.total_seconds())
+            group: list[_Job[Any]] = [first]
             try:
                 with self._turnstile.turn() if self._turnstile else nullcontext():
-                    self._commit(group)
+                    # Only now, with the turn in hand: what came while others wrote goes along.
+                    open_ = self._join(group)
+                    self._write(group)
             except BaseException as error:  # noqa: BLE001 - the thread survives everything; the callers are told
-                self._let_go()
-                fault = _not_committed(error)
-                for job in group:
-                    job.error = fault
+                self._failed(group, error)
+            company = len(group) > 1
             for job in group:
                 job.done.release()
         self._let_go()
@@ -116,46 +152,138 @@ class Writer:
         if self._turnstile:
             self._turnstile.close()
 
-    def _next_group(self, *, gather: bool) -> tuple[list[_Job[Any]], bool]:
-        """Wait for a job, then take all that wait; the flag is False when the writer is to end after them."""
-        group: list[_Job[Any]] = []
-        job = self._queue.get()
-        if gather and job is not None:
-            sleep(GATHERING.total_seconds())
-        while job is not None:
-            group.append(job)
-            if len(group) == GROUP_LIMIT:
-                return group, True
-            try:
+    def _join(self, group: list[_Job[Any]]) -> bool:
+        """Add all jobs that wait to a group; False when the writer is to end after them."""
+        with suppress(Empty):
+            while len(group) < GROUP_LIMIT:
                 job = self._queue.get_nowait()
-            except Empty:
-                return group, True
-        return group, False
+                if job is None:
+                    return False
+                group.append(job)
+        return True
 
-    def _commit(self, group: list[_Job[Any]]) -> None:
-        """Run and commit a group. Raises when the transaction as a whole failed: no caller may count on it then."""
-        if not group:
+    def _failed(self, group: list[_Job[Any]], error: BaseException) -> None:
+        """Try each job of a group alone that was undone for the sake of others; else tell its callers."""
+        if transactions.passes(error):
+            self._undo()
+            self._one_by_one(group)
             return
+        self._let_go()
+        fault = _not_committed(error)
+        for job in group:
+            job.error = fault
+
+    def _one_by_one(self, group: list[_Job[Any]]) -> None:
+        """Try each job of a group alone whose transaction was undone for the sake of another one."""
+        give_up_seconds = monotonic() + ALONE.total_seconds()
+        left = group
+        for pause in ALONE_PAUSES:
+            sleep(pause.total_seconds())
+            left = [job for job in left if monotonic() > give_up_seconds or not self._is_over(job)]
+        for job in left:
+            job.error = LedgerBusyError("the ledger was busy: others held what this needs; nothing was written")
+
+    def _is_over(self, job: _Job[Any]) -> bool:
+        """Try a job alone; say whether that is its end, be it good or bad."""
+        try:
+            self._write_step_by_step([job], hurry=True)
+        except BaseException as error:  # noqa: BLE001 - as in `_serve`
+            if transactions.passes(error):
+                self._undo()
+                return False
+            self._let_go()
+            job.error = _not_committed(error)
+        return True
+
+    def _write(self, group: list[_Job[Any]]) -> None:
+        """Run and commit jobs. Raises when the transaction as a whole failed: no caller may count on it then."""
+        if not self._write_in_a_row(group):
+            self._write_step_by_step(group)
+
+    def _write_step_by_step(self, group: list[_Job[Any]], *, hurry: bool = False) -> None:
+        """Run and commit jobs, each kind in a savepoint; `hurry` bounds the wait for what others hold."""
+        connection = self._connected()
+        connection.begin()
+        self._tallies.begin(connection)
+        driver: Any = connection.connection.driver_connection
+        if hurry:
+            transactions.hurry(driver)
+        for place, batch in enumerate(_batches(group)):
+            if place:
+                transactions.keep(driver)
+            self._do(connection, driver, batch)
+        if not transactions.can_commit(driver):
+            raise LedgerBusyError("the storage rolled the transaction back")
+        self._tallies.write(connection)
+        try:
+            connection.commit()
+        except self._faults as error:
+            if transactions.is_lost(driver, error):
+                raise LedgerBusyError(_BROKE_IN_COMMIT) from error
+            raise
+        _stand(group)
+
+    def _write_in_a_row(self, group: list[_Job[Any]]) -> bool:
+        """Run and commit jobs with as few waits as a server and these works allow, hoping that all goes well.
+
+        False: it did not, or cannot be tried, and nothing was written. Raises when trying the group again is no use.
+        """
+        connection = self._connected()
+        driver: Any = connection.connection.driver_connection
+        if not transactions.sends_in_a_row(driver) or not all(isinstance(job.work, Shared) for job in group):
+            return False
+        self._tallies.begin(connection)
+        committing = False
+        try:
+            with transactions.in_a_row(driver):
+                for batch in _batches(group):
+                    _run(connection, batch)
+                self._tallies.write(connection)
+                committing = True
+        except Exception as error:
+            if transactions.is_lost(driver, error):
+                if committing:
+                    raise LedgerBusyError(_BROKE_IN_COMMIT) from error
+                raise
+            transactions.roll_back(driver)
+            if transactions.passes(error):
+                raise
+            return False
+        _stand(group)
+        return True
+
+    def _connected(self) -> Connection:
+        """Return the connection, another one when it has ended while nobody wrote."""
+        if self._connection is not None and transactions.is_stale(self._connection.connection.driver_connection):
+            self._let_go()
         if self._connection is None:
             self._connection = self._engine.connect()
-        connection = self._connection
-        connection.begin()
-        driver: Any = connection.connection.driver_connection
-        for job in group:
-            if not job.turn.acquire(blocking=False):
-                continue  # withdrawn: nobody waits for it any more
-            driver.execute("SAVEPOINT job")
-            try:
-                job.result = job.work(connection)
-            except BaseException as error:  # it belongs to its caller, not to its neighbours
-                job.error = as_ledger_error(error) if isinstance(error, self._faults) else error
-                if not _is_open(driver):
-                    raise  # a fault that ended the transaction of all, such as a full disk
-                driver.execute("ROLLBACK TO SAVEPOINT job")
-            driver.execute("RELEASE SAVEPOINT job")
-        if not _is_open(driver):
-            raise LedgerBusyError("the storage rolled the transaction back")
-        connection.commit()
+        return self._connection
+
+    def _do(self, connection: Connection, driver: Any, batch: list[_Job[Any]]) -> None:
+        """Do jobs of one kind together, and when that fails each by itself."""
+        counted = self._tallies.mark()
+        try:
+            _run(connection, batch)
+        except BaseException as error:  # it belongs to its caller, not to its neighbours
+            if transactions.passes(error) or not transactions.is_open(driver):
+                raise  # a fault that ended the transaction of all, such as a full disk
+            transactions.go_back(driver)
+            self._tallies.back_to(counted)
+            if len(batch) == 1:
+                batch[0].fault = as_ledger_error(error) if isinstance(error, self._faults) else error
+                return
+            for job in batch:
+                self._do(connection, driver, [job])
+                transactions.keep(driver)
+
+    def _undo(self) -> None:
+        """Make the connection ready for the next transaction."""
+        try:
+            if self._connection is not None:
+                self._connection.rollback()
+        except Exception:  # noqa: BLE001 - whatever is wrong with it, another one takes its place
+            self._let_go()
 
     def _let_go(self) -> None:
         connection, self._connection = self._connection, None
@@ -166,11 +294,37 @@ class Writer:
             connection.close()
 
 
-def _is_open(driver: Any) -> bool:
-    """Whether the transaction still stands: SQLite ends it by itself on some faults, and a commit then does nothing."""
-    return bool(getattr(driver, "in_transaction", True))
+def _batches(group: list[_Job[Any]]) -> list[list[_Job[Any]]]:
+    """Begin jobs and return them by kind, in the order of coming; one whose work is of no kind stands by itself."""
+    found: dict[Any, list[_Job[Any]]] = {}
+    for job in group:
+        if not job.begin():
+            continue
+        kind = job.work.act if isinstance(job.work, Shared) else job
+        found.setdefault(kind, []).append(job)
+    return list(found.values())
+
+
+def _run(connection: Connection, batch: list[_Job[Any]]) -> None:
+    for job in batch:
+        job.fault = None  # of an earlier try
+    first = batch[0].work
+    if len(batch) == 1 or not isinstance(first, Shared):
+        batch[0].result = first(connection)
+        return
+    results = first.act(connection, [job.work.part for job in batch if isinstance(job.work, Shared)])
+    for job, result in zip(batch, results, strict=True):
+        job.result = result
+
+
+def _stand(group: list[_Job[Any]]) -> None:
+    """Give the jobs that were begun what they came to: their transaction is committed."""
+    for job in group:
+        if job.begun:
+            job.error = job.fault
 
 
 def _not_committed(error: BaseException) -> LedgerError:
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return LedgerBusyError(f"the ledger could not commit: {cause}")
+    if isinstance(error, LedgerError):
+        return error
+    return LedgerBusyError(f"the ledger could not commit: {in_a_line(cause_of(error))}")

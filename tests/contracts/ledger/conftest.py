@@ -22,7 +22,7 @@ from rules.vocabulary import (
 from worker.ledger import Claim, Delivery, IncomingEvent, Settlement, migrate, open_ledger
 
 #: Every engine the suite runs on.
-ENGINES = ("sqlite",)
+ENGINES = ("sqlite", "postgresql")
 
 NOW = datetime(2026, 3, 2, 12, 0, 0, 123456, tzinfo=UTC)
 LEASE = timedelta(seconds=60)
@@ -137,20 +137,25 @@ class Desk:
         return self.ledger.task(id).state
 
 
-@pytest.fixture(scope="session", params=ENGINES)
-def made_ledger(request, tmp_path_factory):
-    """An empty ledger that was migrated once; tests take copies."""
+@pytest.fixture(scope="session")
+def made_file(tmp_path_factory):
+    """An empty SQLite ledger that was migrated once; tests take copies."""
     file = tmp_path_factory.mktemp("ledger") / "made.sqlite3"
     migrate(f"sqlite:///{file}")
     return file
 
 
+@pytest.fixture(params=ENGINES)
+def url(request, tmp_path):
+    """The URL of a fresh ledger of each engine."""
+    if request.param == "sqlite":
+        return f"sqlite:///{shutil.copy(request.getfixturevalue('made_file'), tmp_path / 'ledger.sqlite3')}"
+    return request.getfixturevalue("postgres").emptied()
+
+
 @pytest.fixture
-def desk(made_ledger, tmp_path):
+def desk(url):
     """A fresh ledger, open."""
-    file = tmp_path / "ledger.sqlite3"
-    shutil.copy(made_ledger, file)
-    url = f"sqlite:///{file}"
     ledger = open_ledger(url, busy_timeout=timedelta(milliseconds=100), wait=timedelta(seconds=5))
     yield Desk(ledger, url)
     ledger.close()

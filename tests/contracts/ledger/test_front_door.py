@@ -198,6 +198,16 @@ def test_hostile_identities_are_recorded_and_recognised(desk, odd):
     assert 10**30 == desk.ledger.event("ev_1").event.attempt
 
 
+def test_the_longest_identities_fit_into_every_index(desk):
+    """Source, type and key of 255 characters that take four bytes each, also under a contradiction's longer key."""
+    longest = "".join(chr(0x1F300 + number) for number in range(255))
+    event = desk.event(source="crm" * 10, type=longest)
+    desk.record(desk.incoming(event=event, key=longest))
+    again = desk.event("ev_2", source="crm" * 10, type=longest)
+    recorded = desk.record(desk.incoming("ev_2", event=again, key=longest, content="f" * 64))
+    assert 1 == recorded.conflicts
+
+
 def test_moments_at_the_edge_of_the_calendar(desk):
     """A moment that UTC has no date for is recorded as the nearest one, and the event can be read and listed."""
     early = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))

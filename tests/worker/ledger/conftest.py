@@ -10,7 +10,7 @@ import pytest
 
 from rules.vocabulary import Event
 from worker.ledger import Delivery, IncomingEvent, migrate, open_ledger
-from worker.ledger.engine import sqlite_module
+from worker.ledger.sqlite import sqlite_module
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 

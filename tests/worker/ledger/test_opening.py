@@ -14,8 +14,9 @@ from sqlalchemy import create_engine, text
 
 from rules.vocabulary import LedgerBusyError, LedgerError
 from worker.ledger import migrate, open_ledger
-from worker.ledger.engine import is_safe, parse_url, read_engine, reading, sqlite_module
+from worker.ledger.engine import BUSY_TIMEOUT, reading, storage_of
 from worker.ledger.migrating import _FOLDER
+from worker.ledger.sqlite import is_safe, sqlite_module
 from worker.ledger.tables import REVISIONS, metadata
 
 
@@ -114,7 +115,8 @@ def test_a_ledger_that_cannot_be_made(tmp_path):
         "sqlite://",
         "sqlite:///:memory:",
         "mysql://h/d",
-        "postgresql://h/d",
+        "postgresql+asyncpg://h/d",
+        "postgres://user:p@ss@h/d",
         "nosuch://x",
         "sqlite:///file:x",
     ],
@@ -158,7 +160,7 @@ def test_without_a_safe_library_the_remedy_is_named():
 
 def test_reads_cannot_write(url):
     """Connections for reading refuse to write, and say so as a fault of ours."""
-    engine = read_engine(parse_url(url))
+    engine = storage_of(url).readers(BUSY_TIMEOUT)
     with pytest.raises(LedgerBusyError, match="readonly"), reading(engine) as connection:
         connection.execute(text("DELETE FROM events"))
     engine.dispose()

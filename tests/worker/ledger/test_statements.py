@@ -11,21 +11,21 @@ from sqlalchemy.dialects.postgresql.psycopg import dialect as postgresql
 
 import worker.ledger
 from rules.vocabulary import LedgerBusyError, ProviderName
-from worker.ledger.engine import sqlite_module
+from worker.ledger.sqlite import sqlite_module
 from worker.ledger.statements import ForIds, Statement, _compile
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 
 
-def statements():
-    """Every statement of the ledger under its name."""
+def statements(of_ids=lambda each: each.of_length(2)):
+    """Every statement of the ledger under its name; `of_ids` chooses the form of those about a list of ids."""
     found = {}
     for module in pkgutil.iter_modules(worker.ledger.__path__):
         if module.name == "migrations":
             continue
         for name, value in vars(import_module(f"worker.ledger.{module.name}")).items():
             for place, each in enumerate(value if isinstance(value, tuple) else (value,)):
-                statement = each.of_length(2) if isinstance(each, ForIds) else each
+                statement = of_ids(each) if isinstance(each, ForIds) else each
                 if isinstance(statement, Statement):
                     found[f"{module.name}.{name}" + (f"[{place}]" if isinstance(value, tuple) else "")] = statement
     return found
@@ -34,27 +34,39 @@ def statements():
 SQLITE = create_engine("sqlite://", module=sqlite_module()).dialect
 
 
-@pytest.mark.parametrize("statement", [pytest.param(each, id=name) for name, each in statements().items()])
-@pytest.mark.parametrize("dialect", [pytest.param(SQLITE, id="sqlite"), pytest.param(postgresql(), id="postgresql")])
-def test_every_statement_compiles_for_every_engine(statement, dialect):
+FORMS = {"sqlite": (SQLITE, lambda each: each.of_length(2)), "postgresql": (postgresql(), ForIds.of_any_length)}
+
+
+@pytest.mark.parametrize("name", statements())
+@pytest.mark.parametrize("engine", FORMS)
+def test_every_statement_compiles_for_every_engine(name, engine):
     """There is one set of statements: each compiles for SQLite and for PostgreSQL."""
+    dialect, of_ids = FORMS[engine]
+    statement = statements(of_ids)[name]
     text = _compile(statement.statement, statement.columns, dialect).text
     assert re.match("SELECT|INSERT|UPDATE|DELETE", text)
     assert "POSTCOMPILE" not in text
 
 
 SWEEPS = {
-    "dispatching._OVERDUE_EVENTS": "ix_events_state",
+    "dispatching._ANY_OVERDUE": "ix_events_open",
+    "dispatching._OVERDUE_EVENTS": "ix_events_open",
+    "dispatching._ANY_TASK[0]": "ix_tasks_timed",
+    "dispatching._ANY_TASK[1]": "ix_tasks_queued",
     "dispatching._DUE_TASKS": "ix_tasks_timed",
     "dispatching._STALE_TASKS": "ix_tasks_queued",
-    "dispatching._OLDEST_DUE[0]": "COVERING INDEX ix_events_state",
-    "dispatching._OLDEST_DUE[1]": "COVERING INDEX ix_tasks_state",
-    "dispatching._OLDEST_DUE[2]": "COVERING INDEX ix_tasks_state",
+    "dispatching._OLDEST_DUE[0]": "SEARCH events USING COVERING INDEX ix_events_open",
+    "dispatching._OLDEST_DUE[1]": "SEARCH tasks USING COVERING INDEX ix_tasks_state (state=? AND type=?)",
+    "dispatching._OLDEST_DUE[12]": "SEARCH tasks USING COVERING INDEX ix_tasks_state (state=? AND type=?)",
     "settling._ANY_EXPIRED": "ix_tasks_state",
     "settling._EXPIRED": "ix_tasks_state",
     "pauses._FREE": "ix_tasks_timed",
-    "listing._EVENT_COUNTS": "ix_events_state",
-    "listing._TASK_COUNTS": "ix_tasks_state",
+    "listing._EVENT_COUNTS": "COVERING INDEX ix_events_state",
+    "listing._TASK_COUNTS": "COVERING INDEX ix_tasks_state",
+    "measuring._EVENTS": "COVERING INDEX ix_events_state",
+    "measuring._TASKS": "COVERING INDEX ix_tasks_state",
+    "measuring._DUE_EVENTS": "SEARCH events USING COVERING INDEX ix_events_open (state=? AND due_at<?)",
+    "measuring._DUE_TASKS": "SEARCH tasks USING COVERING INDEX ix_tasks_state (state=? AND type=? AND due_at<?)",
 }
 
 

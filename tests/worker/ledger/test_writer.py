@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import event, insert, select, text
 
 from rules.vocabulary import LedgerBusyError, LedgerError
-from worker.ledger.engine import parse_url, write_engine
+from worker.ledger.engine import storage_of
 from worker.ledger.tables import turns
 from worker.ledger.writer import GROUP_LIMIT, Writer
 
@@ -19,7 +19,7 @@ class Bench:
     """A writer whose first job can be held, so that others gather behind it."""
 
     def __init__(self, url, wait=timedelta(seconds=5)):
-        self.engine = write_engine(parse_url(url), SHORT)
+        self.engine = storage_of(url).writers(SHORT)
         self.commits = 0
         event.listen(self.engine, "commit", self._committed)
         self.writer = Writer(self.engine, wait=wait)
@@ -66,9 +66,20 @@ class Bench:
 
 
 @pytest.fixture
-def bench(url):
-    """A writer on an empty ledger."""
+def file_bench(url):
+    """A writer on an empty ledger in a file."""
     bench = Bench(url)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def bench(request):
+    """A writer on an empty ledger of each engine."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("file_bench")
+        return
+    bench = Bench(request.getfixturevalue("postgres").emptied())
     yield bench
     bench.close()
 
@@ -133,7 +144,7 @@ def test_a_failing_job_harms_no_neighbour(bench):
 def test_a_broken_constraint_is_a_ledger_fault(bench):
     """The driver's exceptions come out as ours."""
     bench.writer.write(adding("a"))
-    with pytest.raises(LedgerError, match="UNIQUE") as caught:
+    with pytest.raises(LedgerError, match=r"(?i)unique") as caught:
         bench.writer.write(adding("a"))
     assert not isinstance(caught.value, LedgerBusyError)
 
@@ -147,16 +158,16 @@ def test_the_thread_survives_what_a_job_raises(bench, error):
     assert {"b"} == bench.teams()
 
 
-def test_a_locked_ledger_is_busy(bench, elsewhere):
+def test_a_locked_ledger_is_busy(file_bench, elsewhere):
     """While somebody else holds the write lock every caller is told, and nothing is written; afterwards all is well."""
     elsewhere.execute("BEGIN IMMEDIATE")
-    futures = [bench.pool.submit(bench.writer.write, adding(f"t{number}")) for number in range(5)]
+    futures = [file_bench.pool.submit(file_bench.writer.write, adding(f"t{number}")) for number in range(5)]
     for future in futures:
         with pytest.raises(LedgerBusyError, match="locked"):
             future.result(5)
     elsewhere.execute("ROLLBACK")
-    assert set() == bench.teams()
-    assert "after" == bench.writer.write(adding("after"))
+    assert set() == file_bench.teams()
+    assert "after" == file_bench.writer.write(adding("after"))
 
 
 def test_a_failing_commit_reaches_every_caller(bench):
@@ -261,11 +272,11 @@ def test_readiness_sees_a_lock(ledger, elsewhere):
     assert ledger.writable() is None
 
 
-def test_every_commit_is_synced(bench):
+def test_every_commit_is_synced(file_bench):
     """The connection that writes is in WAL mode, syncs fully, and keeps foreign keys."""
 
     def pragmas(connection):
         names = ("journal_mode", "synchronous", "foreign_keys")
         return [connection.execute(text(f"PRAGMA {name}")).scalar() for name in names]
 
-    assert ["wal", 2, 1] == bench.writer.write(pragmas)
+    assert ["wal", 2, 1] == file_bench.writer.write(pragmas)
