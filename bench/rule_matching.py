@@ -59,8 +59,6 @@ def decided_per_second(count: int, *, rules_a_type: int, seconds: float) -> dict
     begin = time.perf_counter()
     book: RuleBook = load(rule_texts(count, rules_a_type=rules_a_type), {})
     load_seconds = time.perf_counter() - begin
-    for number in range(0, count, rules_a_type):  # which rules listen to a type is found once
-        book.listening(f"lead.kind_{number // rules_a_type}")
     source = events(count, rules_a_type=rules_a_type)
     made = decide(book, next(source), now=_NOW).tasks
     if len(made) != 1:

@@ -44,6 +44,8 @@ class Outcome(StrEnum):
     OVERSIZED = "oversized"
     #: A method that means nothing here.
     NOT_ALLOWED = "not_allowed"
+    #: Posted to a source that nobody configured.
+    UNKNOWN_SOURCE = "unknown_source"
     #: Cannot be recorded now.
     BUSY = "busy"
 
@@ -119,6 +121,18 @@ def oversized(limit_bytes: int) -> Reply:
         body=_json(status="refused", reason=f"the body is larger than {limit_bytes} bytes"),
         headers={"content-type": JSON_TYPE},
         outcome=Outcome.OVERSIZED,
+    )
+
+
+def no_such_source() -> Reply:
+    """Return the answer to a request for a source that is not configured."""
+    return Reply(
+        status=404,
+        body=_json(
+            status="unknown", reason="there is no such source; check the address against the sources of your rules"
+        ),
+        headers={"content-type": JSON_TYPE},
+        outcome=Outcome.UNKNOWN_SOURCE,
     )
 
 

@@ -7,7 +7,9 @@ that has threads. Elsewhere the command is started as it is, and a killed parent
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -21,6 +23,14 @@ if os.getppid() != int(sys.argv[1]):
     sys.exit("the parent is gone")
 os.execv(sys.argv[2], sys.argv[2:])
 """
+
+
+def die_with_parent(parent: int) -> None:
+    """Bind this forked process to its parent, given by its process id; end at once when that is gone already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def dies_with_me(command: Sequence[str]) -> list[str]:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Final
 
 from ingress import sources
-from ingress.web import Server, create_app, listen
+from ingress.data_folder import operator_token
+from ingress.operator import OperatorServer, Watch, create_operator_app
+from ingress.request_counts import RequestCounts
+from ingress.siblings import bind
+from ingress.web import COUNTS, Readiness, Server, create_app, listen
 from rules.load import SECTIONS
-from rules.rulebook import SourceText
+from rules.rulebook import RuleBook, SourceText
 from rules.vocabulary import Fault, LedgerError, RuleError, SettingsError
-from worker.dispatch import Dispatcher, celery_app
+from worker.dispatch import Dispatcher
 from worker.ledger import Ledger, open_ledger
+from worker.queues import QueueDepths, celery_app
 from worker.rules_in_force import accepted, read_files, rules_in_force
 from worker.settings import Secret, Settings
 from worker.wiring import FRONT_DOOR_SECTIONS, broker_of, new_id, utc_now
@@ -28,15 +35,20 @@ BUSY_AFTER: Final = timedelta(seconds=2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontDoor:
-    """The listening server and what it holds open."""
+    """The listening server, the operator port beside it (in one process of several), and what they hold open."""
 
     server: Server
+    operator: OperatorServer | None
+    requests: RequestCounts
     ledger: Ledger
     dispatcher: Dispatcher
 
     def close(self) -> None:
-        """Publish what waits and close the ledger."""
+        """Publish what waits, count what came, and close the ledger."""
+        if self.operator is not None:
+            self.operator.close()
         self.dispatcher.close()
+        self.requests.close()
         self.ledger.close()
 
 
@@ -96,46 +108,81 @@ def _last_good_set_works(settings: Settings) -> bool:
     return True
 
 
-def build_front_door(settings: Settings) -> FrontDoor:
-    """Put the front door together. Raises Problem with what is missing."""
-    broker_url = broker_of(settings)
-    ledger = open_ledger(settings.database_url, busy_timeout=BUSY_AFTER, wait=BUSY_AFTER)
-    book = rules_in_force(
-        settings.rules,
-        ledger,
-        settings.environment,
-        resolve=FRONT_DOOR_SECTIONS,
-        now=utc_now(),
-        faults_of=partial(_source_faults, settings),
-    )
-    built, faults = sources.build(book.sources, settings.environment, public_url=settings.public_url)
-    if faults:
-        raise RuleError(faults)
-    dispatcher = Dispatcher(celery_app(broker_url))
-    app = create_app(sources=built, ledger=ledger, dispatcher=dispatcher, now=utc_now, new_id=partial(new_id, "ev"))
+def bind_public_port(settings: Settings) -> Sequence[socket.socket]:
+    """Take the public port. Raises SettingsError when that cannot be done."""
     try:
-        server = listen(app, settings.host, settings.port)
+        return bind(settings.host, settings.port)
     except OSError as error:
         raise SettingsError(f"LEADWIRE_PORT: cannot listen on {settings.host}:{settings.port}: {error}") from error
-    return FrontDoor(server=server, ledger=ledger, dispatcher=dispatcher)
 
 
-def run_flower(settings: Settings, password: Secret) -> None:
-    """Run Flower until it is stopped."""
-    app = celery_app(broker_of(settings))
-    folder = settings.home / "flower"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    app.start(
-        [
-            "flower",
-            "--address=127.0.0.1",
-            f"--port={settings.flower_port}",
-            f"--basic-auth=operator:{password.reveal()}",
-            "--persistent=True",
-            f"--db={folder / 'flower'}",
-            "--state-save-interval=60000",
-            "--max-tasks=20000",
-            "--purge-offline-workers=300",
-            f"--logging={settings.log_level}",
-        ]
-    )
+def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, operator_port: bool = True) -> FrontDoor:
+    """Put the front door together; the operator port, if wanted, serves already. Raises Problem with what is missing."""
+    broker_url = broker_of(settings)
+    with ExitStack() as undone:
+        for sock in sockets:
+            undone.callback(sock.close)
+        ledger = open_ledger(settings.database_url, busy_timeout=BUSY_AFTER, wait=BUSY_AFTER)
+        undone.callback(ledger.close)
+        book = rules_in_force(
+            settings.rules,
+            ledger,
+            settings.environment,
+            resolve=FRONT_DOOR_SECTIONS,
+            now=utc_now(),
+            faults_of=partial(_source_faults, settings),
+        )
+        built, faults = sources.build(book.sources, settings.environment, public_url=settings.public_url)
+        if faults:
+            raise RuleError(faults)
+        dispatcher = Dispatcher(celery_app(broker_url))
+        undone.callback(dispatcher.close)
+        app = create_app(sources=built, ledger=ledger, dispatcher=dispatcher, now=utc_now, new_id=partial(new_id, "ev"))
+        requests = RequestCounts(app.extensions[COUNTS].all, ledger, built)
+        operator = None
+        if operator_port:
+            watch = Watch(
+                ledger=ledger,
+                requests=requests,
+                now=utc_now,
+                queues=QueueDepths(celery_app(broker_url)).read,
+                sources=built,
+                refused=_is_refused(settings, book),
+            )
+            operator = _operator_port(settings, watch, Readiness(ledger))
+            undone.callback(operator.close)
+        server = listen(app, sockets)
+        undone.pop_all()
+    requests.start()
+    if operator is not None:
+        operator.start()
+        log.info("metrics and status are at port %s of %s, behind the operator token", operator.port, operator.host)
+    return FrontDoor(server=server, operator=operator, requests=requests, ledger=ledger, dispatcher=dispatcher)
+
+
+def _operator_port(settings: Settings, watch: Watch, readiness: Readiness) -> OperatorServer:
+    """Return the operator port, which listens and does not serve yet."""
+    try:
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        token = Secret(operator_token(settings))
+    except OSError as error:
+        raise SettingsError(
+            f"LEADWIRE_OPERATOR_TOKEN is not set, and none can be kept in {settings.home}: {error.strerror}"
+        ) from error
+    app = create_operator_app(watch=watch, token=token, reasons=readiness.reasons)
+    host, port = settings.operator_host, settings.operator_port
+    try:
+        return OperatorServer(app, host, port)
+    except OSError as error:
+        raise SettingsError(
+            f"LEADWIRE_OPERATOR_PORT: cannot listen on port {port} of {host}: {error.strerror}; "
+            "several ingresses on one machine need one each: choose another, or 0 for a free one"
+        ) from error
+
+
+def _is_refused(settings: Settings, book: RuleBook) -> bool:
+    """Say whether the rules in force are not those of the folder: it could not be accepted, or is not named."""
+    try:
+        return settings.rules is None or read_files(settings.rules) != dict(book.files)
+    except SettingsError:
+        return True

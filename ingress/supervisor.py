@@ -28,8 +28,8 @@ from ingress import broker
 from ingress.data_folder import instance_id, lock_folder, operator_token
 from ingress.lifeline import dies_with_me
 from rules.vocabulary import LedgerError, Problem, SettingsError
-from worker.dispatch import wait_until_reachable
 from worker.ledger import Ledger, migrate, open_ledger
+from worker.queues import wait_until_reachable
 from worker.settings import PREFIX, Settings
 from worker.wiring import utc_now
 
@@ -137,13 +137,15 @@ class Supervisor:
     def _start_all(self) -> None:
         settings = self.settings
         check_port("PORT", settings.host, settings.port)
-        check_port("FLOWER_PORT", "127.0.0.1", settings.flower_port)
+        check_port("OPERATOR_PORT", settings.operator_host, settings.operator_port)
+        check_port("FLOWER_PORT", settings.operator_host, settings.flower_port)
         broker_url = settings.broker_url or self._start_broker()
         migrate(settings.database_url)
         self._ledger = open_ledger(settings.database_url)
         self._instance = instance_id(settings.home)
         self._release_leases()
         port = settings.port or free_port()
+        operator_port = settings.operator_port or free_port()
         flower_port = settings.flower_port or free_port()
         token = operator_token(settings)
         shared = {
@@ -151,23 +153,31 @@ class Supervisor:
             f"{PREFIX}BROKER_URL": broker_url,
             f"{PREFIX}HOME": str(settings.home),
             f"{PREFIX}PORT": str(port),
+            f"{PREFIX}OPERATOR_PORT": str(operator_port),
             f"{PREFIX}FLOWER_PORT": str(flower_port),
             f"{PREFIX}OPERATOR_TOKEN": token,
         }
         # Set to nothing and not left out: else a child would find them in the `.env` file it reads itself.
         without_credentials = shared | dict.fromkeys(CREDENTIALS, "")
         front = f"http://{_reachable(settings.host)}:{port}"
-        flower = f"http://127.0.0.1:{flower_port}"
+        private = f"http://{_reachable(settings.operator_host)}"
+        flower, operator = f"{private}:{flower_port}", f"{private}:{operator_port}"
         ready_file = self._worker_sign
         worker = ["worker", "--owner", self._instance, "--ready-file", str(ready_file)]
         ready_file.unlink(missing_ok=True)
         self._start(self._child("worker", worker, shared, ready_file.exists))
         self._start(self._child("ingress", ["ingress"], without_credentials, lambda: _answers(f"{front}/healthz")))
-        self._start(self._child("flower", ["flower"], without_credentials, lambda: _answers(f"{flower}/healthcheck")))
         for child in self._children:
             self._wait_until_ready(child)
+        # Flower comes last: it costs as much to start as a worker, and no touch waits for it.
+        self._start(
+            flower_child := self._child(
+                "flower", ["flower"], without_credentials, lambda: _answers(f"{flower}/healthcheck")
+            )
+        )
+        self._wait_until_ready(flower_child)
         if not self._stop:
-            self._tell(front, flower, token)
+            self._tell(front, operator, flower, token)
 
     def _start_broker(self) -> str:
         folder = self.settings.home / "broker"
@@ -227,13 +237,14 @@ class Supervisor:
                 raise Problem(f"{child.name} is not ready after {READY_SECONDS:.0f} s:\n{_tail(child.log_path)}")
             time.sleep(0.05)
 
-    def _tell(self, front: str, flower: str, token: str) -> None:
-        state = {"pid": os.getpid(), "url": front, "flower_url": flower}
+    def _tell(self, front: str, operator: str, flower: str, token: str) -> None:
+        state = {"pid": os.getpid(), "url": front, "operator_url": operator, "flower_url": flower}
         path = self.settings.home / "up.json"
         path.with_suffix(".new").write_text(json.dumps(state))
         path.with_suffix(".new").replace(path)
         self.announce(f"webhooks  {front}/webhooks/SOURCE")
         self.announce(f"flower    {flower}  (user operator, password {token})")
+        self.announce(f"metrics   {operator}/metrics and /status  (likewise, or the password as bearer token)")
         self.announce(f"logs      {self.settings.home / 'logs'}")
         self.announce("Stop with Ctrl-C.")
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from threading import Lock
@@ -20,7 +21,19 @@ from flask import Flask, Response, request
 from waitress.server import create_server  # type: ignore[import-untyped]  # it has no annotations
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from ingress.accept import BODY_LIMIT_BYTES, JSON_TYPE, EventDispatch, Outcome, Recorder, Reply, accept, busy, oversized
+from ingress.accept import (
+    BODY_LIMIT_BYTES,
+    JSON_TYPE,
+    EventDispatch,
+    Outcome,
+    Recorder,
+    Reply,
+    accept,
+    busy,
+    no_such_source,
+    oversized,
+)
+from ingress.request_counts import UNKNOWN
 from ingress.sources import Received, Source
 from rules.vocabulary import Problem
 
@@ -28,7 +41,8 @@ log = logging.getLogger(__name__)
 
 #: What waitress reads on top of the largest body, so that "too large" is said by us, with our reason.
 HEADROOM_BYTES: Final = 64 * 1024
-THREADS: Final = 8
+#: More than senders at once: who waits for the commit holds a thread, and the more wait, the more share one commit.
+THREADS: Final = 32
 CONNECTIONS: Final = 1_000
 CHANNEL_TIMEOUT_SECONDS: Final = 20
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -125,22 +139,17 @@ def create_app(
     def webhook(name: str) -> Response:
         known = in_force()
         if known is None:
-            return _response(busy(None, "no_sources"))
+            return _counted(counts, UNKNOWN, busy(None, "no_sources"))
         source = known.get(name)
         if source is None:
-            return _say(
-                404,
-                status="unknown",
-                reason="there is no such source; check the address against the sources of your rules",
-            )
+            return _counted(counts, UNKNOWN, no_such_source())  # never the posted name: anybody can post any number
         limit_bytes = source.body_limit_bytes or body_limit_bytes
         body = _body(limit_bytes)
         if body is None:
             reply = oversized(limit_bytes)
         else:
             reply = accept(_received(body), source, ledger, dispatcher, now(), new_id, body_limit_bytes=limit_bytes)
-        counts.add(name, reply)
-        return _response(reply)
+        return _counted(counts, name, reply)
 
     def healthz() -> Response:
         return _say(200, status="ok")
@@ -158,16 +167,12 @@ def create_app(
     return app
 
 
-def listen(app: Flask, host: str, port: int) -> Server:
-    """Return a server that listens on `host` and `port` (0: a free one, see `Server.port`); call its `run`.
-
-    Raises OSError when the address is taken.
-    """
+def listen(app: Flask, sockets: Sequence[socket.socket]) -> Server:
+    """Return a server on these bound sockets, which other processes may share; call its `run`."""
     return Server(
         create_server(
             app,
-            host=host,
-            port=port,
+            sockets=list(sockets),
             threads=THREADS,
             connection_limit=CONNECTIONS,
             channel_timeout=CHANNEL_TIMEOUT_SECONDS,
@@ -247,6 +252,11 @@ def _guarded(response: Response) -> Response:
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Cache-Control"] = "no-store"
     return response
+
+
+def _counted(counts: Counts, source: str, reply: Reply) -> Response:
+    counts.add(source, reply)
+    return _response(reply)
 
 
 def _response(reply: Reply) -> Response:

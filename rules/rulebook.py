@@ -141,7 +141,9 @@ class RuleBook:
         """Return the rules whose `when` covers this type, in order. `*` in a pattern stands for any text."""
         found = self._by_type.get(event_type)
         if found is None:
-            found = tuple(rule for rule in self.rules if any(covers(pattern, event_type) for pattern in rule.when))
+            places = {*self._places[0].get(event_type, ())}
+            places.update(place for pattern, place in self._places[1] if covers(pattern, event_type))
+            found = tuple(self.rules[place] for place in sorted(places))
             if len(self._by_type) < REMEMBERED_TYPES:
                 self._by_type[event_type] = found
         return found
@@ -149,6 +151,19 @@ class RuleBook:
     @cached_property
     def _by_type(self) -> dict[str, tuple[Rule, ...]]:
         return {}
+
+    @cached_property
+    def _places(self) -> tuple[Mapping[str, Sequence[int]], Sequence[tuple[str, int]]]:
+        """Where rules stand that listen to a type by its name, and those that listen to a pattern."""
+        named: dict[str, list[int]] = {}
+        patterned: list[tuple[str, int]] = []
+        for place, rule in enumerate(self.rules):
+            for pattern in rule.when:
+                if "*" in pattern:
+                    patterned.append((pattern, place))
+                else:
+                    named.setdefault(pattern, []).append(place)
+        return named, patterned
 
 
 def covers(pattern: str, event_type: str) -> bool:

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from celery import Celery, Task, signals
 
 from rules.vocabulary import PROVIDER_OF, ProviderName, TaskState, TaskType
-from rules.vocabulary import Task as PlannedTask
 from worker import board
 from worker.deliver import Delivered, deliver
 from worker.dispatch import CELERY_TASK_OF, PROCESS_EVENT
 from worker.process import process_events
 from worker.queues import EVENTS_QUEUE, QUEUE_OF, QueueDepths, celery_app, declare
+from worker.retelling import Retelling
 from worker.sweep import Sweep
-from worker.wiring import Services, broker_of
+from worker.wiring import Services, broker_of, utc_now
 
 log = logging.getLogger(__name__)
 
@@ -35,29 +37,32 @@ def create(services: Services) -> Celery:
     app = celery_app(broker_of(services.settings), confirm=False)
     events = _Events()
 
-    @app.task(name=PROCESS_EVENT)
+    @app.task(name=PROCESS_EVENT, Request=board.Request)
     def process_event(event_ids: Sequence[str]) -> str:
         tally = process_events(services, event_ids)
-        for task in tally.dead:
-            board.announce([_died(task)], CELERY_TASK_OF[task.type], events.send)
+        board.planned(tally.quiet, utc_now(), events.send)
         return str(tally)
 
     for type_ in TaskType:
-        app.task(name=CELERY_TASK_OF[type_], bind=True, throws=(board.TaskDead, board.TaskUnknown))(
-            _delivering(services, PROVIDER_OF[type_], events.send)
-        )
+        app.task(
+            name=CELERY_TASK_OF[type_], bind=True, throws=(board.TaskDead, board.TaskUnknown), Request=board.Request
+        )(_delivering(services, PROVIDER_OF[type_], events))
 
     board.forgive_revocations()
     signals.worker_ready.connect(events.begin, weak=False)
     sweep = Sweep(services, QueueDepths(app))
-    _KEPT.append((process_event, sweep))
+    retelling = Retelling(services.ledger, events.send)
+    retelling.when_somebody_listens()
+    _KEPT.append((process_event, sweep, retelling))
     signals.worker_ready.connect(lambda **_: sweep.start(), weak=False)
+    signals.worker_ready.connect(lambda **_: retelling.start(), weak=False)
     signals.worker_shutting_down.connect(lambda **_: services.closing.set(), weak=False)
     signals.worker_shutdown.connect(lambda **_: sweep.stop(), weak=False)
+    signals.worker_shutdown.connect(lambda **_: retelling.stop(), weak=False)
     return app
 
 
-def _delivering(services: Services, provider: ProviderName, send: board.Send) -> Callable[..., str]:
+def _delivering(services: Services, provider: ProviderName, events: _Events) -> Callable[..., str]:
     def run(
         self: Task[..., Any],
         task_ids: str | list[str],
@@ -65,20 +70,22 @@ def _delivering(services: Services, provider: ProviderName, send: board.Send) ->
         attempt: int | None = None,
         tasks: int | None = None,
     ) -> str:
-        del rule, attempt, tasks  # labels for Flower
+        del tasks  # a label for Flower, as rule and attempt are
+        name = str(self.name)
+
+        def tell(outcomes: Sequence[Delivered]) -> None:
+            named = [
+                outcome if outcome.rule else replace(outcome, rule=rule, attempt=attempt or 1) for outcome in outcomes
+            ]
+            board.announce(named, name, events.send)
+            if any(outcome.state is TaskState.WAITING for outcome in outcomes):
+                events.flush()  # nothing that others send of these tasks afterwards may arrive before
+
         if isinstance(task_ids, str):
-            return board.show(deliver(services, provider, [task_ids])[0], str(self.request.id), send)
-        outcomes = deliver(services, provider, task_ids)
-        board.announce(outcomes, str(self.name), send)
-        return board.summary(outcomes)
+            return board.show(deliver(services, provider, [task_ids], tell)[0], name, events.send)
+        return board.summary(deliver(services, provider, task_ids, tell))
 
     return run
-
-
-def _died(task: PlannedTask) -> Delivered:
-    """Return what is shown of a task that was given up while it was planned; its reason may quote the payload."""
-    words = f"a field could not be filled; see: leadwire show {task.id}"
-    return Delivered(task_id=task.id, state=TaskState.DEAD, words=words, rule=task.rule)
 
 
 class _Events:
@@ -98,6 +105,13 @@ class _Events:
             dispatcher.send(type_, **fields)
         except Exception as error:  # noqa: BLE001 - the transports share no root of exceptions; the ledger has it all
             log.debug("Flower misses an event: %s", type(error).__name__)
+
+    def flush(self) -> None:
+        """Have what was sent leave now."""
+        dispatcher = self._consumer.event_dispatcher if self._consumer else None
+        with suppress(Exception):  # likewise
+            if dispatcher is not None:
+                dispatcher.flush()
 
 
 def run(services: Services, name: str, ready_file: Path | None = None) -> None:

@@ -11,8 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -23,7 +22,7 @@ from rules.vocabulary import LedgerBusyError, ProviderName, TaskState, Verdict, 
 from worker.ledger import Claim, NotClaimed, Settlement
 from worker.retry import History, next_step
 from worker.wire import Answered, NotBegun, Reading, Request, Sent, Unsendable
-from worker.wiring import SIDE_BY_SIDE, Hand, Services, awake_seconds, chance, utc_now
+from worker.wiring import Hand, Services, awake_seconds, chance, utc_now
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +30,8 @@ _Written = TypeVar("_Written")
 
 #: How long a message waits for one of its provider's slots before it is put back.
 SLOT_PATIENCE_SECONDS: Final = 0.2
-#: Answers that come this quickly let the next slice of a message be twice as large: a claim costs a sync to disk, and all
-#: of a slice must begin within the time below.
-QUICK_SLICE_SECONDS: Final = 0.3
+#: How long an answer waits for others of its message, so that they are settled in one commit.
+COMPANY_SECONDS: Final = 0.02
 #: A claim that is older may have been taken back: no request begins after it.
 BEGIN_WITHIN_SECONDS: Final = 10.0
 #: One attempt with all its quick tries.
@@ -54,7 +52,8 @@ SETTLE_PATIENCE_SECONDS: Final = 25.0
 class Delivered:
     """What one delivery message came to for one task, in words that may be shown anywhere.
 
-    `rule` and `attempt` (counting from 1) are those of the task; without a rule nothing was claimed.
+    `rule` and `attempt` (counting from 1) are those of the task; without a rule nothing was claimed. `told` says that it has
+    been shown already, `began_at` and `ended_at` when that was, unless it was now.
     """
 
     task_id: str
@@ -63,9 +62,16 @@ class Delivered:
     words: str
     rule: str | None = None
     attempt: int = 1
+    told: bool = False
+    began_at: datetime | None = None
+    ended_at: datetime | None = None
 
 
-def deliver(services: Services, provider: ProviderName, task_ids: Sequence[str]) -> list[Delivered]:
+#: Shows outcomes at once: what anybody may take up again before the ledger lets go of it, and a slice when it is done.
+Tell = Callable[[Sequence[Delivered]], None]
+
+
+def deliver(services: Services, provider: ProviderName, task_ids: Sequence[str], tell: Tell) -> list[Delivered]:
     """Deliver these tasks of one provider; each is claimed before, and settled when its answer arrives.
 
     When the provider holds its share of the worker's threads already, or the worker is about to end, what has not been
@@ -73,47 +79,49 @@ def deliver(services: Services, provider: ProviderName, task_ids: Sequence[str])
     """
     hand = services.hands[provider]
     if not hand.slots.take(SLOT_PATIENCE_SECONDS):
-        return _put_back(services, task_ids, f"{provider} holds its share of the threads")
+        return _put_back(services, task_ids, f"{provider} holds its share of the threads", tell)
     try:
         if len(task_ids) == 1:
-            return _deliver_alone(services, hand, task_ids)
-        return _deliver_together(services, hand, task_ids)
+            return _deliver_alone(services, hand, task_ids, tell)
+        return _deliver_together(services, hand, task_ids, tell)
     finally:
         hand.slots.give()
 
 
-def _put_back(services: Services, task_ids: Sequence[str], why: str) -> list[Delivered]:
+def _put_back(services: Services, task_ids: Sequence[str], why: str, tell: Tell) -> list[Delivered]:
+    waiting = TaskState.WAITING
+    given = [Delivered(task_id=task_id, state=waiting, words=f"put back: {why}") for task_id in task_ids]
+    tell(given)
     services.ledger.put_back(task_ids, utc_now())
-    return [Delivered(task_id=task_id, state=TaskState.WAITING, words=f"put back: {why}") for task_id in task_ids]
+    return [replace(outcome, told=True) for outcome in given]
 
 
-def _deliver_alone(services: Services, hand: Hand, task_ids: Sequence[str]) -> list[Delivered]:
+def _deliver_alone(services: Services, hand: Hand, task_ids: Sequence[str], tell: Tell) -> list[Delivered]:
     claimed_seconds = awake_seconds()
     (claim,) = services.ledger.claim(task_ids, utc_now(), LEASE, services.owner)
     if isinstance(claim, NotClaimed):
         return [_not_claimed(claim)]
-    return _settle(services, [(claim, _attempt(services, hand, claim, claimed_seconds))])
+    return _settle(services, [(claim, _attempt(services, hand, claim, claimed_seconds))], tell)
 
 
-def _deliver_together(services: Services, hand: Hand, task_ids: Sequence[str]) -> list[Delivered]:
-    """Claim and send in slices: the first no larger than can begin at once, the next ones as the answers are quick."""
+def _deliver_together(services: Services, hand: Hand, task_ids: Sequence[str], tell: Tell) -> list[Delivered]:
+    """Claim and send in slices no larger than the provider was seen to answer within a moment."""
     delivered: list[Delivered] = []
-    size = SIDE_BY_SIDE
     rest = list(task_ids)
     while rest:
         if services.closing.is_set():
-            return delivered + _put_back(services, rest, "the worker ends")
+            return delivered + _put_back(services, rest, "the worker ends", tell)
+        size = hand.pace.size
         begun_seconds = awake_seconds()
-        delivered += _deliver_slice(services, hand, rest[:size])
+        done = _deliver_slice(services, hand, rest[:size], tell)
+        tell([outcome for outcome in done if not outcome.told])
+        delivered += done
+        hand.pace.note(min(size, len(rest)), awake_seconds() - begun_seconds)
         rest = rest[size:]
-        if awake_seconds() - begun_seconds < QUICK_SLICE_SECONDS:
-            size *= 2
-        else:
-            size = SIDE_BY_SIDE
     return delivered
 
 
-def _deliver_slice(services: Services, hand: Hand, task_ids: Sequence[str]) -> list[Delivered]:
+def _deliver_slice(services: Services, hand: Hand, task_ids: Sequence[str], tell: Tell) -> list[Delivered]:
     """Claim these in one transaction, send them side by side, and settle together what was answered meanwhile."""
     claimed_seconds = awake_seconds()
     answers = services.ledger.claim(task_ids, utc_now(), LEASE, services.owner)
@@ -126,11 +134,14 @@ def _deliver_slice(services: Services, hand: Hand, task_ids: Sequence[str]) -> l
     waiting = len(claims)
     while waiting:
         group = [ended.get()]
-        with suppress(Empty):
-            while True:
-                group.append(ended.get_nowait())
+        settle_by_seconds = awake_seconds() + COMPANY_SECONDS
+        while len(group) < waiting:
+            try:
+                group.append(ended.get(timeout=max(0.0, settle_by_seconds - awake_seconds())))
+            except Empty:
+                break
         waiting -= len(group)
-        delivered += _settle(services, [(claim, future.result()) for claim, future in group])
+        delivered += _settle(services, [(claim, future.result()) for claim, future in group], tell)
     return delivered
 
 
@@ -139,11 +150,11 @@ def _hand_over(ended: SimpleQueue[Any], claim: Claim, future: Future[Attempted |
 
 
 def _not_claimed(answer: NotClaimed) -> Delivered:
-    words = f"nothing sent: {answer.why}"
+    words = f"nothing sent, {answer.why}"
     return Delivered(task_id=answer.task_id, state=answer.state, due_at=answer.due_at, words=words)
 
 
-def _settle(services: Services, made: Sequence[tuple[Claim, Attempted | None]]) -> list[Delivered]:
+def _settle(services: Services, made: Sequence[tuple[Claim, Attempted | None]], tell: Tell) -> list[Delivered]:
     """Record what attempts came to, those that never began as given back; a write that fails is tried for long."""
     delivered = []
     settled = []
@@ -151,9 +162,10 @@ def _settle(services: Services, made: Sequence[tuple[Claim, Attempted | None]]) 
         if attempted is not None:
             settled.append((claim, _settlement(claim, attempted)))
             continue
+        given = _told(claim, TaskState.WAITING, "given back before anything was sent")
+        tell([given])
         _patiently(partial(services.ledger.give_back, claim, utc_now()), claim.task.id)
-        words = "given back before anything was sent"
-        delivered.append(_told(claim, TaskState.WAITING, words))
+        delivered.append(replace(given, told=True))
     if settled:
         ids = ", ".join(claim.task.id for claim, _ in settled)
         taken = _patiently(lambda: services.ledger.settle_many(settled, utc_now()), ids)
@@ -169,7 +181,10 @@ def _settled(claim: Claim, settlement: Settlement, *, taken: bool) -> Delivered:
         # The provider's own words may hold personal data: they are in the ledger, not in the log.
         until, why = instant(settlement.pause_until_at), settlement.status or "no answer"
         log.error("%s pauses until %s (%s); see `leadwire tasks`", task.provider, until, why)
-    return _told(claim, settlement.state, _words(settlement, claim.attempt), settlement.due_at)
+    words = outcome_words(
+        settlement.verdict, settlement.status, settlement.state, due_at=settlement.due_at, attempt=claim.attempt
+    )
+    return _told(claim, settlement.state, words, settlement.due_at)
 
 
 def _told(claim: Claim, state: TaskState | None, words: str, due_at: datetime | None = None) -> Delivered:
@@ -203,24 +218,30 @@ _MEANING: Final[Mapping[int | None, str]] = {
     400: "it did not take the fields",
     401: "it did not take our credential",
     403: "it did not let us",
-    404: "it does not know the address or something the task names",
+    404: "it does not know the address or an id",
     408: "it was too slow",
     409: "it found a conflict",
     422: "it did not take the fields",
     429: "too many requests",
-    503: "it was busy",
+    503: "",
 }
 
 
-def _words(settlement: Settlement, attempt: int) -> str:
+def outcome_words(
+    verdict: Verdict, status: int | None, state: TaskState, *, due_at: datetime | None, attempt: int
+) -> str:
     """Return verdict, status, what that means and what follows: what may be shown anywhere of an outcome."""
-    verdict, status = settlement.verdict, settlement.status
+    if state is TaskState.SUPPRESSED:
+        return "too late: its time has passed"
     words = f"{verdict} {status}" if status else str(verdict)
-    if verdict is not Verdict.DELIVERED:
-        words = f"{words}, {_MEANING.get(status) or _meaning(verdict, status)}"
-    if settlement.due_at:
-        return f"{words}; again at {instant(settlement.due_at)}"
-    if verdict is Verdict.BUSY and settlement.state is TaskState.DEAD:
+    meaning = _MEANING.get(status)
+    if meaning is None:
+        meaning = _meaning(verdict, status)
+    if meaning and verdict is not Verdict.DELIVERED:
+        words = f"{words}, {meaning}"
+    if due_at:
+        return f"{words}; again at {instant(due_at)}"
+    if verdict is Verdict.BUSY and state is TaskState.DEAD:
         return f"{words}; given up after attempt {attempt}"
     return words
 
@@ -228,7 +249,7 @@ def _words(settlement: Settlement, attempt: int) -> str:
 def _meaning(verdict: Verdict, status: int | None) -> str:
     match verdict:
         case Verdict.UNKNOWN:
-            return "it may have been executed" if status else "no answer came: it may have been executed"
+            return "may have been executed" if status else "no answer: may have been executed"
         case Verdict.REFUSED if status is None:
             return "the fields cannot be put into a request"
         case _:

@@ -37,7 +37,7 @@ SINGLE_DELIVERY_LIMIT: Final = 8
 MESSAGE_EXPIRES_SECONDS: Final = 120
 #: How many ids may wait for the publisher; what comes on top is left to the sweep.
 WAITING_LIMIT: Final = 20_000
-LONGEST_WINDOW_SECONDS: Final = 0.05
+LONGEST_WINDOW_SECONDS: Final = 0.1
 WINDOW_SECONDS_PER_ID: Final = 0.004
 #: Messages that may stand in one queue; while more do, the sweep sends what comes later, when there is room.
 DEPTH_LIMIT: Final = 200

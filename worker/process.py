@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rules.plan import decide
-from rules.vocabulary import EventState, LedgerBusyError, Plan, Task, TaskState
+from rules.vocabulary import EventState, LedgerBusyError, Plan, Task
 from worker.ledger import StoredEvent
 from worker.wiring import Services, utc_now
 
@@ -27,8 +27,8 @@ class Tally:
     planned: int = 0
     ignored: int = 0
     tasks: int = 0
-    #: Tasks that died while they were planned.
-    dead: list[Task] = field(default_factory=list)
+    #: Tasks that no message goes out for now: due later, or ended while they were planned.
+    quiet: list[Task] = field(default_factory=list)
 
     def __str__(self) -> str:
         """Return it in words, without anything personal."""
@@ -64,7 +64,8 @@ def _process(services: Services, events: Sequence[StoredEvent], tally: Tally) ->
 def _record(services: Services, plans: Sequence[Plan], tally: Tally) -> None:
     due = services.ledger.record_plans(plans, utc_now())
     services.dispatcher.tasks(due)
-    tally.dead += [task for plan in plans for task in plan.tasks if task.state is TaskState.DEAD]
+    sent = {task.id for task in due}
+    tally.quiet += [task for plan in plans for task in plan.tasks if task.id not in sent]
     tally.planned += len(plans)
     tally.ignored += sum(plan.state is EventState.IGNORED for plan in plans)
     tally.tasks += sum(len(plan.tasks) for plan in plans)

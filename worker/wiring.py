@@ -15,7 +15,7 @@ from typing import Final
 from rules.rulebook import RuleBook
 from rules.vocabulary import ProviderName, SettingsError
 from worker import providers
-from worker.dispatch import Dispatcher
+from worker.dispatch import IDS_PER_MESSAGE, Dispatcher
 from worker.ledger import Ledger, open_ledger
 from worker.providers import Provider
 from worker.queues import celery_app
@@ -28,6 +28,8 @@ WORKER_SECTIONS: Final = frozenset({"rules"})
 FRONT_DOOR_SECTIONS: Final = frozenset({"sources"})
 #: Requests that one message with many ids has on the way at the same time, per provider.
 SIDE_BY_SIDE: Final = 8
+#: What was claimed together and answered within this lets the next claim be twice as large.
+QUICK_SECONDS: Final = 0.5
 
 
 def utc_now() -> datetime:
@@ -79,6 +81,24 @@ class Slots:
         return self._free
 
 
+@dataclass(slots=True)
+class Pace:
+    """How many tasks of one provider are claimed at once: as many as it was seen to answer within a moment.
+
+    A claim costs a sync to disk, and all that are claimed must begin soon. Shared by threads without a lock: whatever
+    value wins, it was right a moment ago.
+    """
+
+    size: int = SIDE_BY_SIDE
+
+    def note(self, claimed: int, seconds: float) -> None:
+        """Learn from so many that were claimed together and took so long."""
+        if seconds > QUICK_SECONDS:
+            self.size = SIDE_BY_SIDE
+        elif claimed >= self.size:
+            self.size = min(2 * self.size, IDS_PER_MESSAGE)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hand:
     """One provider as the worker reaches it."""
@@ -88,6 +108,7 @@ class Hand:
     slots: Slots
     #: Sends the ids of one message side by side.
     pool: ThreadPoolExecutor
+    pace: Pace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,5 +185,6 @@ def _hand(name: ProviderName, url: str, credential: Secret, *, slots: int) -> Ha
         provider=provider,
         transport=Transport(url, provider.authorise(credential.reveal())),
         slots=Slots(slots),
+        pace=Pace(),
         pool=ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix=f"send-{name}"),
     )

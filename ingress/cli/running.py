@@ -6,14 +6,20 @@ import logging
 import os
 import secrets
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from rules.vocabulary import Problem
 from worker import logs
 from worker.settings import PREFIX, Settings, environment_of
+
+if TYPE_CHECKING:
+    from worker.wiring import Services
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +46,24 @@ def up() -> None:
 @click.command()
 def ingress() -> None:
     """Receive webhooks on LEADWIRE_HOST and LEADWIRE_PORT."""
-    from ingress.starting import build_front_door  # noqa: PLC0415 - heavy, and only needed here
+    from ingress import siblings  # noqa: PLC0415 - heavy, and only needed here
+    from ingress.starting import bind_public_port, build_front_door  # noqa: PLC0415 - likewise
 
     settings = _settings()
-    door = build_front_door(settings)
+    sockets = bind_public_port(settings)
+    ours = siblings.fork(settings.ingress_processes)
     _stop_on_sigterm()
     try:
-        log.info("webhooks are received on port %s of %s", door.server.port, door.server.host)
-        door.server.run()
+        door = build_front_door(settings, sockets, operator_port=ours.is_first)
+        try:
+            ours.watch()
+            if ours.is_first:
+                log.info("webhooks are received on port %s of %s", door.server.port, door.server.host)
+            door.server.run()
+        finally:
+            door.close()
     finally:
-        door.close()
+        ours.end()
 
 
 @click.command()
@@ -57,7 +71,12 @@ def ingress() -> None:
 @click.option(
     "--ready-file", type=click.Path(path_type=Path), help="Made when work begins; `up` waits for it.", hidden=True
 )
-def worker(owner: str, ready_file: Path | None) -> None:
+@click.option(
+    "--health-file",
+    type=click.Path(path_type=Path),
+    help="Kept up to date for `leadwire healthcheck worker`; with it, a worker that has turned deaf ends by itself.",
+)
+def worker(owner: str, ready_file: Path | None, health_file: Path | None) -> None:
     """Process events and deliver tasks."""
     from worker.celery_app import run  # noqa: PLC0415 - heavy, and only needed here
     from worker.wiring import build_worker  # noqa: PLC0415 - likewise
@@ -66,15 +85,37 @@ def worker(owner: str, ready_file: Path | None) -> None:
     name = f"{owner or 'worker'}-{os.getpid()}-{secrets.token_hex(3)}"
     services = build_worker(settings, owner=name)
     try:
-        run(services, "leadwire" if owner else name, ready_file)
+        with _watched(services, ready_file, health_file) as sign:
+            run(services, "leadwire" if owner else name, sign)
     finally:
         services.close()
 
 
+@contextmanager
+def _watched(services: Services, ready_file: Path | None, health_file: Path | None) -> Iterator[Path | None]:
+    """Keep the health file for a while; give the file that the worker touches with every message it takes."""
+    from worker.queues import QueueDepths, celery_app  # noqa: PLC0415 - heavy, and only needed here
+    from worker.watch import Watch  # noqa: PLC0415 - likewise
+    from worker.wiring import broker_of  # noqa: PLC0415 - likewise
+
+    if health_file is None:
+        yield ready_file
+        return
+    sign = ready_file or health_file.with_name(f"{health_file.name}.taken")
+    depths = QueueDepths(celery_app(broker_of(services.settings)))
+    watch = Watch(depths.read, services.ledger.oldest_due, sign=sign, report=health_file)
+    watch.start()
+    try:
+        yield sign
+    finally:
+        watch.stop()
+        depths.close()
+
+
 @click.command()
 def flower() -> None:
-    """Show work in Flower, on 127.0.0.1 and behind the operator token."""
-    from ingress.starting import run_flower  # noqa: PLC0415 - heavy, and only needed here
+    """Show work in Flower, on LEADWIRE_OPERATOR_HOST and behind the operator token."""
+    from ingress.dashboard import run_flower  # noqa: PLC0415 - heavy, and only needed here
 
     settings = _settings()
     if settings.operator_token is None:

@@ -8,7 +8,7 @@ import redis
 
 from ingress import broker
 from ingress.lifeline import dies_with_me
-from worker.dispatch import wait_until_reachable
+from worker.queues import wait_until_reachable
 
 
 def test_the_server_found_listens_on_its_socket_alone(tmp_path):

@@ -13,6 +13,7 @@ from itertools import count
 import pytest
 from flask import Flask
 
+from ingress.siblings import bind
 from ingress.web import COUNTS, Server, create_app, listen
 from rules.vocabulary import LedgerBusyError
 from worker.ledger import Ledger, migrate, open_ledger
@@ -208,7 +209,7 @@ def test_forms_are_read_raw(make_app, ledger) -> None:
 @pytest.fixture
 def server(make_app) -> Iterator[Server]:
     """Return the real server on a free port."""
-    listening = listen(make_app(), "127.0.0.1", 0)
+    listening = listen(make_app(), bind("127.0.0.1", 0))
     thread = threading.Thread(target=listening.run)
     thread.start()
     yield listening

@@ -1,0 +1,87 @@
+"""Several processes behind one public port, because one Python process uses one core at most.
+
+The first process binds the port, forks the others before it has threads or connections, and serves like them; the kernel
+hands each connection to whichever accepts it. They end together: the others with the first, whatever ends it, and the first
+when one of the others ends, so that whoever watches the first starts them all afresh.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from ingress.lifeline import die_with_parent
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Siblings:
+    """The processes that share a port, as one of them sees it; `others` are the process ids of those it forked."""
+
+    is_first: bool
+    others: tuple[int, ...] = ()
+    _ending: bool = field(default=False)
+
+    def watch(self) -> None:
+        """Have this process end in order (SIGTERM) when one of the others has ended by itself."""
+        for pid in self.others:
+            threading.Thread(target=self._wait_for, args=(pid,), name=f"sibling-{pid}", daemon=True).start()
+
+    def end(self) -> None:
+        """Tell the others to end."""
+        self._ending = True
+        for pid in self.others:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    def _wait_for(self, pid: int) -> None:
+        with suppress(ChildProcessError):
+            _, status = os.waitpid(pid, 0)
+            if not self._ending:
+                code = os.waitstatus_to_exitcode(status)
+                log.error("a process of the ingress ended with %s; all of them end, to be started afresh", code)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+def fork(processes: int) -> Siblings:
+    """Become so many processes; returns in each. To be called before there are threads, connections or signal handlers."""
+    gc.collect()
+    gc.freeze()  # what is there now stays shared between the processes: no collection writes to it
+    others = []
+    for _ in range(processes - 1):
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            die_with_parent(parent)
+            return Siblings(is_first=False)
+        others.append(pid)
+    return Siblings(is_first=True, others=tuple(others))
+
+
+def bind(host: str, port: int) -> Sequence[socket.socket]:
+    """Return a socket for every address of a host, all on one port, which is a free one for 0. Raises OSError when taken."""
+    bound: list[socket.socket] = []
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, kind, protocol, _, address in dict.fromkeys(found):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            taken = bound[0].getsockname()[1] if bound else port
+            sock.bind((address[0], taken, *address[2:]))
+        except OSError:
+            sock.close()
+            for one in bound:
+                one.close()
+            raise
+        bound.append(sock)
+    return bound
