@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from worker.wiring import Services
 
 log = logging.getLogger(__name__)
+
+#: How much a worker that shares its machine with the ingress lets it go first (nice(2)): what has been accepted is safe and
+#: only waits, what cannot be accepted is turned away.
+YIELDING: Final = 5
 
 
 def _settings() -> Settings:
@@ -82,6 +86,8 @@ def worker(owner: str, ready_file: Path | None, health_file: Path | None) -> Non
     from worker.wiring import build_worker  # noqa: PLC0415 - likewise
 
     settings = _settings()
+    if owner:
+        os.nice(YIELDING)
     name = f"{owner or 'worker'}-{os.getpid()}-{secrets.token_hex(3)}"
     services = build_worker(settings, owner=name)
     try:
