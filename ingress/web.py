@@ -176,6 +176,7 @@ def listen(app: Flask, sockets: Sequence[socket.socket]) -> Server:
             threads=THREADS,
             connection_limit=CONNECTIONS,
             channel_timeout=CHANNEL_TIMEOUT_SECONDS,
+            asyncore_use_poll=True,  # select(2) ends at 1,024 descriptors, and costs more
             max_request_body_size=app.extensions[_READ_LIMIT]() + HEADROOM_BYTES,
             clear_untrusted_proxy_headers=True,
             ident="leadwire",

@@ -99,7 +99,9 @@ VARIABLES: Final = (
         secret=True,
     ),
     Variable(
-        name="INGRESS_PROCESSES", default="2", meaning="Processes that share the public port; one uses one core at most."
+        name="INGRESS_PROCESSES",
+        default="2",
+        meaning="Processes that share the public port; one uses one core at most.",
     ),
     Variable(name="WORKER_THREADS", default="16", meaning="Threads of one worker process."),
     Variable(name="LOG_FORMAT", default="text", meaning="`text` or `json`."),

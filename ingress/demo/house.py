@@ -116,6 +116,7 @@ class House:
             "HOME": str(self.home),
             "RULES": str(self.rules),
             "PORT": str(port),
+            "OPERATOR_PORT": "0",
             "FLOWER_PORT": "0",
             "PUBLIC_URL": self.public_url,
             "MINDHUNTERS_URL": self.sandbox.mindhunters_url,

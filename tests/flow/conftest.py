@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from ingress.lifeline import dies_with_me
+from tests.flow.houses import HOUSES
 from worker.ledger import open_ledger
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
 
@@ -88,6 +89,7 @@ class Line:
             "LEADWIRE_HOME": str(self.home),
             "LEADWIRE_RULES": str(self.rules),
             "LEADWIRE_PORT": "0",
+            "LEADWIRE_OPERATOR_PORT": "0",
             "LEADWIRE_FLOWER_PORT": "0",
             "LEADWIRE_MINDHUNTERS_URL": self.sandbox.mindhunters_url,
             "LEADWIRE_MINDHUNTERS_TOKEN": MINDHUNTERS_TOKEN,
@@ -158,9 +160,9 @@ class Line:
 
     def tasks(self):
         """Return every task of the ledger."""
-        ledger = open_ledger(f"sqlite:///{self.home / 'ledger.sqlite3'}")
+        ledger = open_ledger(self.settings.get("LEADWIRE_DATABASE_URL") or f"sqlite:///{self.home / 'ledger.sqlite3'}")
         try:
-            return ledger.list_tasks()
+            return list(ledger.list_tasks())
         finally:
             ledger.close()
 
@@ -174,18 +176,38 @@ class Line:
             time.sleep(0.05)
 
 
+def pytest_configure(config):
+    """Make the mark known."""
+    config.addinivalue_line("markers", "houses(*names): the houses a test runs on, of tests/flow/houses.py")
+
+
+def pytest_generate_tests(metafunc):
+    """Run a test on the houses it is marked for, and on the first one without a mark."""
+    if "house" in metafunc.fixturenames:
+        mark = metafunc.definition.get_closest_marker("houses")
+        names = mark.args if mark else list(HOUSES)[:1]
+        metafunc.parametrize("house", names, indirect=True, scope="module")
+
+
 @pytest.fixture(scope="module")
-def line(tmp_path_factory):
-    """Give a running line, shared by the tests of one module."""
-    line = Line(tmp_path_factory.mktemp("line"))
+def house(request):
+    """Give the house a test runs on, its servers started."""
+    house = HOUSES[request.param]
+    return house(**{name: request.getfixturevalue(name) for name in house.needs})
+
+
+@pytest.fixture(scope="module")
+def line(house, tmp_path_factory):
+    """Give a running line, shared by the tests of one module on one house."""
+    line = Line(tmp_path_factory.mktemp("line"), **house.settings())
     line.start()
     yield line
     line.close()
 
 
 @pytest.fixture
-def own_line(tmp_path):
+def own_line(house, tmp_path):
     """Give a line of one test's own, not started yet."""
-    line = Line(tmp_path)
+    line = Line(tmp_path, **house.settings())
     yield line
     line.close()

@@ -7,6 +7,9 @@ import httpx
 import pytest
 
 from rules.vocabulary import TaskState
+from tests.flow.houses import every_house
+
+pytestmark = every_house
 
 
 def titles(line, name):

@@ -3,6 +3,8 @@
 import socket
 import uuid
 
+import pytest
+
 
 def test_everything_missing_is_named_at_once(own_line):
     """Without credentials and rules the start ends with one message that names them all."""
@@ -15,15 +17,16 @@ def test_everything_missing_is_named_at_once(own_line):
     assert "Traceback" not in done.stderr
 
 
-def test_a_taken_port_is_told_with_its_setting(own_line):
+@pytest.mark.parametrize("name", ["LEADWIRE_PORT", "LEADWIRE_OPERATOR_PORT", "LEADWIRE_FLOWER_PORT"])
+def test_a_taken_port_is_told_with_its_setting(own_line, name):
     """A port that somebody else holds ends the start with the setting to change."""
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
-        own_line.settings["LEADWIRE_PORT"] = str(holder.getsockname()[1])
+        own_line.settings[name] = str(holder.getsockname()[1])
         done = own_line.cli("up")
     assert 1 == done.returncode
-    assert "LEADWIRE_PORT" in done.stderr
+    assert name in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -82,6 +82,8 @@ class Redis:
 
     stop = kill  # there is nothing to save
 
+    start_empty = start  # nothing is on disk
+
     def forget(self) -> None:
         """Forget everything, as after FLUSHALL."""
         with self.client() as client:

@@ -11,16 +11,9 @@ import redis
 from ingress import broker
 from ingress.lifeline import dies_with_me
 from rules.vocabulary import ProviderName, TaskType
-from worker.dispatch import (
-    EVENTS_QUEUE,
-    IDS_PER_MESSAGE,
-    QUEUE_OF,
-    Dispatcher,
-    QueueDepths,
-    celery_app,
-    wait_until_reachable,
-)
+from worker.dispatch import IDS_PER_MESSAGE, Dispatcher
 from worker.ledger import TaskRef
+from worker.queues import EVENTS_QUEUE, QUEUE_OF, QueueDepths, celery_app, wait_until_reachable
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +87,13 @@ def test_a_crowd_of_tasks_travels_together(server, dispatcher):
     found = settled(groups, lambda groups: 250 == sum(map(len, groups)))
     assert [100, 100] == [len(group) for group in found[:2]]
     assert {f"tk_{number}" for number in range(250)} == {task_id for group in found for task_id in group}
+
+
+def test_the_only_one_of_its_type_travels_alone(server, dispatcher):
+    """Among a crowd of calls a single WhatsApp message bears its own id, so that it has its own row in Flower."""
+    dispatcher.tasks([*(ref(number) for number in range(20)), ref(77, TaskType.WHATSAPP_TEMPLATE)])
+    expected = ("leadwire.whatsapp_template", ["tk_77"], {"rule": "big-lead", "attempt": 1})
+    assert settled(lambda: expected in messages(server, QUEUE_OF[ProviderName.MINDHUNTERS]), lambda is_there: is_there)
 
 
 def test_events_travel_in_groups(server, dispatcher):
