@@ -175,14 +175,16 @@ class Request(CeleryRequest):
     """
 
     _words: str | None = None
+    _fault: str = "unknown"
 
     def on_failure(self, exc_info: Any, *arguments: Any, **named: Any) -> Any:
         """Keep what may be shown of the exception, then do as Celery does."""
         exception = exc_info.exception
         if isinstance(exception, ExceptionWithTraceback):
             exception = exception.exc
-        if isinstance(exception, TaskWaiting | TaskDead | TaskUnknown):
-            self._words = str(exception)
+        ours = isinstance(exception, TaskWaiting | TaskDead | TaskUnknown)
+        self._words = str(exception) if ours else None
+        self._fault = type(exception).__name__
         return super().on_failure(exc_info, *arguments, **named)
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
@@ -193,8 +195,7 @@ class Request(CeleryRequest):
         if type in {"task-failed", "task-retried"}:
             words = self._words
             if words is None:
-                fault = str(fields.get("exception") or "").partition("(")[0]
-                words = f"a fault in the worker: {fault}; see its log"
+                words = f"a fault in the worker: {self._fault}; see its log"
                 type = "task-retried" if self.id.startswith(TOUCH) else type  # noqa: A001 - as above
             fields = {"result": words, "exception": None, "traceback": None}
         elif type == "task-revoked":

@@ -36,6 +36,7 @@ def create(services: Services) -> Celery:
     """Return the worker's Celery application, its tasks bound to these services."""
     app = celery_app(broker_of(services.settings), confirm=False)
     events = _Events()
+    retelling = Retelling(services.ledger, events.send)
 
     @app.task(name=PROCESS_EVENT, Request=board.Request)
     def process_event(event_ids: Sequence[str]) -> str:
@@ -46,12 +47,11 @@ def create(services: Services) -> Celery:
     for type_ in TaskType:
         app.task(
             name=CELERY_TASK_OF[type_], bind=True, throws=(board.TaskDead, board.TaskUnknown), Request=board.Request
-        )(_delivering(services, PROVIDER_OF[type_], events))
+        )(_delivering(services, PROVIDER_OF[type_], events, retelling))
 
     board.forgive_revocations()
     signals.worker_ready.connect(events.begin, weak=False)
     sweep = Sweep(services, QueueDepths(app))
-    retelling = Retelling(services.ledger, events.send)
     retelling.when_somebody_listens()
     _KEPT.append((process_event, sweep, retelling))
     signals.worker_ready.connect(lambda **_: sweep.start(), weak=False)
@@ -62,7 +62,9 @@ def create(services: Services) -> Celery:
     return app
 
 
-def _delivering(services: Services, provider: ProviderName, events: _Events) -> Callable[..., str]:
+def _delivering(
+    services: Services, provider: ProviderName, events: _Events, retelling: Retelling
+) -> Callable[..., str]:
     def run(
         self: Task[..., Any],
         task_ids: str | list[str],
@@ -81,9 +83,14 @@ def _delivering(services: Services, provider: ProviderName, events: _Events) -> 
             if any(outcome.state is TaskState.WAITING for outcome in outcomes):
                 events.flush()  # nothing that others send of these tasks afterwards may arrive before
 
-        if isinstance(task_ids, str):
-            return board.show(deliver(services, provider, [task_ids], tell)[0], name, events.send)
-        return board.summary(deliver(services, provider, task_ids, tell))
+        alone = isinstance(task_ids, str)
+        outcomes = deliver(services, provider, [task_ids] if isinstance(task_ids, str) else task_ids, tell)
+        retelling.note(outcomes)
+        if alone:
+            return board.show(outcomes[0], name, events.send)
+        if len(outcomes) == 1:
+            tell([outcome for outcome in outcomes if not outcome.told])
+        return board.summary(outcomes)
 
     return run
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any, Final
 
@@ -50,6 +51,7 @@ class Retelling:
         self._ledger = ledger
         self._send = send
         self._doubtful: set[str] = set()
+        self._noted: deque[str] = deque()
         self._asked = threading.Event()
         self._asked.set()
         self._told_seconds = -REST_SECONDS
@@ -63,6 +65,10 @@ class Retelling:
         def heard(state: Any) -> None:
             _HEARTBEAT(state)
             self._asked.set()
+
+    def note(self, outcomes: Iterable[Delivered]) -> None:
+        """Know of doubts that this worker has just shown: one may be ended before the next look."""
+        self._noted.extend(outcome.task_id for outcome in outcomes if outcome.state is TaskState.UNKNOWN)
 
     def start(self) -> None:
         """Begin."""
@@ -78,13 +84,14 @@ class Retelling:
         doubts_seconds = 0.0
         while not self._stopping.wait(LISTENING_SECONDS):
             try:
-                if self._asked.is_set() and awake_seconds() - self._told_seconds >= REST_SECONDS:
+                everything = self._asked.is_set() and awake_seconds() - self._told_seconds >= REST_SECONDS
+                if everything or awake_seconds() - doubts_seconds >= PERIOD_SECONDS:
+                    doubts_seconds = awake_seconds()
+                    self.doubts()  # first: it knows more of how a doubt ended
+                if everything:
                     self._asked.clear()
                     self.everything()
                     self._told_seconds = awake_seconds()
-                if awake_seconds() - doubts_seconds >= PERIOD_SECONDS:
-                    doubts_seconds = awake_seconds()
-                    self.doubts()
             except LedgerError as error:
                 log.debug("Flower is told later: %s", error)
             except Exception:
@@ -92,10 +99,11 @@ class Retelling:
 
     def doubts(self) -> None:
         """Tell which tasks are newly in doubt, and which were delivered after all."""
+        known = self._doubtful | {self._noted.popleft() for _ in range(len(self._noted))}
         found = {task.id: task for task in self._ledger.list_tasks(LATEST_OF_STATE, state=TaskState.UNKNOWN)}
-        for task_id in found.keys() - self._doubtful:
+        for task_id in found.keys() - known:
             self._tell(found[task_id])
-        ended = [self._ledger.task(task_id) for task_id in self._doubtful - found.keys()]
+        ended = [self._ledger.task(task_id) for task_id in known - found.keys()]
         delivered = [task.id for task in ended if task and task.state is TaskState.DELIVERED]
         if delivered:
             board.together(delivered, self._send, "delivered, after a doubt")

@@ -1,0 +1,312 @@
+"""What is told of touches, heard by the state that Flower keeps."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+from billiard.einfo import ExceptionInfo
+from celery.events.state import State
+from celery.exceptions import Ignore
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingress.dashboard import Board
+from rules.vocabulary import ProviderName, Task, TaskState, TaskType, Verdict
+from worker import board
+from worker.deliver import Delivered, outcome_words
+from worker.dispatch import SINGLE_DELIVERY_LIMIT
+
+CALL = "leadwire.make_call"
+LATER = datetime(2026, 3, 2, 14, 0, tzinfo=UTC)
+FLOWERS_WORD = {
+    TaskState.DELIVERED: "SUCCESS",
+    TaskState.WAITING: "RETRY",
+    TaskState.DEAD: "FAILURE",
+    TaskState.UNKNOWN: "FAILURE",
+    TaskState.SUPPRESSED: "REVOKED",
+}
+
+
+class Listener:
+    """Hears events as they arrive; `rows` are the tasks it knows."""
+
+    def __init__(self, state=None):
+        self.state = state or Board(max_tasks_in_memory=100)
+        self.types = []
+
+    def send(self, type_, **fields):
+        """Send an event of the one worker there is."""
+        self.types.append(type_)
+        now = time.time()
+        event = {"type": type_, "hostname": "w@x", "pid": 1, "timestamp": now, "local_received": now, "clock": 1}
+        self.state.event(event | fields)
+
+    @property
+    def rows(self):
+        return self.state.tasks.data
+
+    def alone(self, outcome):
+        """A message with one task: what Celery says of it before and after."""
+        uuid = outcome.task_id
+        self.send(
+            "task-received", uuid=uuid, name=CALL, args="[]", kwargs="{}", retries=0, root_id=uuid, parent_id=None
+        )
+        self.send("task-started", uuid=uuid)
+        request = request_of(uuid, self)
+        try:
+            said = board.show(outcome, CALL, self.send)
+        except Ignore:
+            return
+        except board.TaskWaiting as waiting:
+            request.on_failure(einfo(waiting), return_ok=True)
+        except (board.TaskDead, board.TaskUnknown) as fault:
+            request.on_failure(einfo(fault), return_ok=True)
+        else:
+            self.send("task-succeeded", uuid=uuid, result=repr(said), runtime=0.1)
+
+
+def einfo(exception):
+    """Return an exception as the pool hands it over."""
+    try:
+        raise exception
+    except type(exception):
+        return ExceptionInfo()
+
+
+def request_of(uuid, listener):
+    """Return a message's request without a broker."""
+    request = board.Request.__new__(board.Request)
+    request.id, request.name = uuid, CALL
+    request._argsrepr, request._kwargsrepr = "['x']", "{}"
+    eventer = SimpleNamespace(enabled=True, send=listener.send)
+    backend = SimpleNamespace(mark_as_failure=lambda *_, **__: None)
+    request._eventer = eventer
+    request._task = SimpleNamespace(send_events=True, acks_late=False, retry_on_worker_lost=False, backend=backend)
+    request._ignore_result = True
+    return request
+
+
+@pytest.fixture
+def listener():
+    """Give a listener that knows nothing yet."""
+    return Listener()
+
+
+def outcome(state, words="delivered 201", **changes):
+    """Return what a claimed task came to."""
+    parts = {"task_id": "tk_1", "state": state, "words": words, "rule": "big-lead", "attempt": 1}
+    return Delivered(**(parts | changes))
+
+
+@pytest.mark.parametrize(
+    ("state", "words", "shown", "line"),
+    [
+        (TaskState.DELIVERED, "delivered 201", "SUCCESS", "'delivered 201'"),
+        (TaskState.WAITING, "busy 503; again at x", "RETRY", "busy 503; again at x"),
+        (TaskState.DEAD, "refused 422, y", "FAILURE", "dead: refused 422, y"),
+        (TaskState.UNKNOWN, "unknown 500, z", "FAILURE", "unknown 500, z"),
+        (TaskState.SUPPRESSED, "too late", "REVOKED", "suppressed: too late"),
+    ],
+)
+def test_a_touch_alone_has_one_row(listener, state, words, shown, line):
+    """State, cause and nothing else: no traceback and no exception."""
+    listener.alone(outcome(state, words))
+    row = listener.rows["tk_1"]
+    assert (shown, line, None, None) == (row.state, row.result, row.exception, row.traceback)
+
+
+@pytest.mark.parametrize("state", [TaskState.WAITING, TaskState.DEAD, TaskState.UNKNOWN, TaskState.SUPPRESSED])
+def test_what_fails_among_many_has_a_row_of_its_own(listener, state):
+    """With the type, the rule, the attempt and when it was, though no message bore its id."""
+    before = time.time()
+    board.announce([outcome(state, "words", attempt=3)], CALL, listener.send)
+    row = listener.rows["tk_1"]
+    assert (FLOWERS_WORD[state], CALL, 2) == (row.state, row.name, row.retries)
+    assert "{'rule': 'big-lead', 'attempt': 3}" == row.kwargs
+    assert before <= row.received
+
+
+def test_what_succeeds_among_many_ends_its_row_and_makes_none(listener):
+    """A touch that waited and was then delivered with others is SUCCESS; one that was never seen stays unseen."""
+    listener.alone(outcome(TaskState.WAITING, "busy 503; again at x"))
+    many = [outcome(TaskState.DELIVERED), outcome(TaskState.DELIVERED, task_id="tk_2")]
+    board.announce(many, CALL, listener.send)
+    assert {"tk_1": "SUCCESS"} == {uuid: row.state for uuid, row in listener.rows.items()}
+
+
+def test_other_monitors_take_no_harm(listener):
+    """Celery's own state hears what is told without a fault; only rows of touches delivered together are older there."""
+    plain = Listener(State())
+    plain.alone(outcome(TaskState.DEAD, "refused 422, y"))
+    board.announce([outcome(TaskState.DELIVERED, task_id="tk_2")], CALL, plain.send)
+    assert "FAILURE" == plain.rows["tk_1"].state
+
+
+def test_a_repeated_message_changes_nothing(listener):
+    """A message that comes again for a touch that has ended leaves its row as it is."""
+    for state in (TaskState.DELIVERED, TaskState.DEAD, TaskState.SUPPRESSED):
+        uuid = f"tk_{state}"
+        listener.alone(outcome(state, task_id=uuid))
+        before = listener.rows[uuid].result
+        listener.alone(Delivered(task_id=uuid, state=state, words="nothing sent, it has ended"))
+        if state is not TaskState.SUPPRESSED:
+            assert before == listener.rows[uuid].result
+        assert FLOWERS_WORD[state] == listener.rows[uuid].state
+
+
+def test_a_lost_claim_ends_no_row(listener):
+    """An outcome that came too late to count is not shown: somebody else holds the task."""
+    listener.alone(outcome(None, "settled late: somebody else holds the task"))
+    assert "STARTED" == listener.rows["tk_1"].state
+
+
+def test_what_was_told_before_the_ledger_let_go_is_not_told_again(listener):
+    """A task that is put back may be delivered by another worker before this one ends its message."""
+    board.announce([outcome(TaskState.WAITING, "put back: no thread")], CALL, listener.send)
+    board.announce([outcome(TaskState.DELIVERED)], CALL, listener.send)
+    listener.types.clear()
+    with pytest.raises(Ignore):
+        board.show(outcome(TaskState.WAITING, "put back: no thread", told=True), CALL, listener.send)
+    assert [] == listener.types
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(list(FLOWERS_WORD)), st.sampled_from(["alone", "together", "told again"])), max_size=8
+)
+
+
+@given(steps=STEPS)
+def test_the_row_ends_in_the_ledgers_state(steps):
+    """Whatever a touch came to, alone or with others, retried by hand or settled in between: the last word counts."""
+    listener = Listener()
+    last = None
+    for attempt, (state, how) in enumerate(steps, start=1):
+        if last is TaskState.DELIVERED:
+            break  # nothing follows
+        made = outcome(state, f"words {attempt}", attempt=attempt)
+        if how == "alone":
+            listener.alone(made)
+        else:
+            board.announce([made], CALL, listener.send)
+        if how == "told again":
+            board.announce([made], CALL, listener.send)
+        last = state
+    shown = listener.rows["tk_1"].state if "tk_1" in listener.rows else None
+    if shown is None:
+        assert last in {None, TaskState.DELIVERED}
+    else:
+        assert FLOWERS_WORD[last] == shown
+
+
+def test_telling_again_counts_once(listener):
+    """What several workers tell of the same touch is one failure in Flower's numbers."""
+    for _ in range(3):
+        board.announce([outcome(TaskState.DEAD, "refused 422, y")], CALL, listener.send)
+    assert 1 == listener.state.counter["w@x"]["task-failed"]
+    board.announce([outcome(TaskState.DEAD, "refused 404, z")], CALL, listener.send)
+    assert "dead: refused 404, z" == listener.rows["tk_1"].result
+
+
+# Faults of our own
+
+
+class StatementError(Exception):
+    """A fault that quotes what it was doing."""
+
+
+def test_a_fault_shows_its_kind_and_not_its_words(listener):
+    """What an unexpected exception says may quote a payload: its type is shown, its message and traceback are not."""
+    fault = StatementError("INSERT ... 'Ana', '+56911112222'")
+    request_of("0b2ecd8c", listener).on_failure(einfo(fault), return_ok=True)
+    row = listener.rows["0b2ecd8c"]
+    assert ("FAILURE", "a fault in the worker: StatementError; see its log") == (row.state, row.result)
+    assert (None, None) == (row.exception, row.traceback)
+
+
+def test_a_fault_is_no_end_of_a_touch(listener):
+    """The ledger decides what becomes of it, so its row waits."""
+    request_of("tk_1", listener).on_failure(einfo(StatementError("Ana")), return_ok=True)
+    assert "RETRY" == listener.rows["tk_1"].state
+
+
+def test_an_expired_message_has_a_name(listener):
+    """A message that nobody took in time is told apart by its type, and says that it was sent again."""
+    request_of("0b2ecd8c", listener).send_event("task-revoked", terminated=False, signum=None, expired=True)
+    row = listener.rows["0b2ecd8c"]
+    assert ("REVOKED", CALL) == (row.state, row.name)
+    assert row.result.startswith("nobody took it in time")
+
+
+# Planning
+
+
+def planned(state, reason=None, number=1, due_at=LATER):
+    """Return a task as planning leaves it."""
+    return Task(
+        id=f"tk_{number}",
+        key="k",
+        event_id="ev_1",
+        rule="big-lead",
+        name="call",
+        type=TaskType.MAKE_CALL,
+        provider=ProviderName.MINDHUNTERS,
+        due_at=due_at,
+        fields={"title": "Call Ana"},
+        state=state,
+        reason=reason,
+        rule_set="rs_1",
+    )
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ('no phone: contact.phone is "Ana\'s", which is no phone number', "dead: the contact has no phone number"),
+        ("title: data.notes is missing", "dead: title could not be filled"),
+        ('Ana wants "peace": and quiet', "dead: a field could not be filled"),
+        (None, "dead: a field could not be filled"),
+    ],
+)
+def test_why_planning_ended_a_task_is_told_without_the_payload(listener, now, reason, said):
+    """The cause comes out of a closed set, with the command that has the rest."""
+    board.planned([planned(TaskState.DEAD, reason)], now, listener.send)
+    row = listener.rows["tk_1"]
+    assert ("FAILURE", f"{said}; see: leadwire show tk_1") == (row.state, row.result)
+
+
+def test_what_is_due_later_is_shown_as_waiting(listener, now):
+    """With the moment it is due at; what is due at once shows itself by its message."""
+    tasks = [planned(TaskState.PLANNED), planned(TaskState.PLANNED, number=2, due_at=now + timedelta(seconds=5))]
+    board.planned(tasks, now, listener.send)
+    assert {"tk_1": "RETRY"} == {uuid: row.state for uuid, row in listener.rows.items()}
+    assert "planned, due at 2026-03-02T14:00:00.000Z" == listener.rows["tk_1"].result
+
+
+def test_a_flood_of_later_touches_is_not_shown(listener, now):
+    """A message that plans many for later leaves Flower's memory to what has happened."""
+    board.planned([planned(TaskState.PLANNED, number=n) for n in range(SINGLE_DELIVERY_LIMIT + 1)], now, listener.send)
+    assert [] == listener.types
+
+
+@pytest.mark.parametrize(
+    ("verdict", "status", "state", "due_at", "words"),
+    [
+        (Verdict.DELIVERED, 201, TaskState.DELIVERED, None, "delivered 201"),
+        (Verdict.BUSY, 503, TaskState.WAITING, LATER, "busy 503; again at 2026-03-02T14:00:00.000Z"),
+        (Verdict.BUSY, 429, TaskState.DEAD, None, "busy 429, too many requests; given up after attempt 4"),
+        (Verdict.UNKNOWN, None, TaskState.UNKNOWN, None, "unknown, no answer: may have been executed"),
+        (Verdict.UNKNOWN, 500, TaskState.UNKNOWN, None, "unknown 500, may have been executed"),
+        (Verdict.REFUSED, None, TaskState.SUPPRESSED, None, "too late: its time has passed"),
+        (Verdict.REFUSED, None, TaskState.DEAD, None, "refused, the fields cannot be put into a request"),
+    ],
+)
+def test_outcomes_in_words(verdict, status, state, due_at, words):
+    """Verdict, status, what it means and what follows, short enough for a column."""
+    assert words == outcome_words(verdict, status, state, due_at=due_at, attempt=4)
+
+
+def test_a_message_of_many_is_summed_up():
+    """How many came to what."""
+    many = [outcome(TaskState.DELIVERED)] * 3 + [outcome(TaskState.DEAD), outcome(None)]
+    assert "1 dead, 3 delivered, 1 elsewhere" == board.summary(many)
