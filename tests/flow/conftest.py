@@ -176,11 +176,6 @@ class Line:
             time.sleep(0.05)
 
 
-def pytest_configure(config):
-    """Make the mark known."""
-    config.addinivalue_line("markers", "houses(*names): the houses a test runs on, of tests/flow/houses.py")
-
-
 def pytest_generate_tests(metafunc):
     """Run a test on the houses it is marked for, and on the first one without a mark."""
     if "house" in metafunc.fixturenames:
