@@ -36,8 +36,8 @@ demo: $(STAMP) ## Start it all with sandbox providers and example rules, post si
 up: $(STAMP) ## Run it: broker, worker, webhook server and Flower under one supervisor (needs LEADWIRE_RULES).
 	@$(BIN)/leadwire up
 
-test: $(STAMP) ## Run the tests.
-	@$(BIN)/pytest -q
+test: $(STAMP) ## Run the tests, several files side by side: most of them wait for processes.
+	@$(BIN)/pytest -q -n 4 --dist loadfile
 
 check: $(STAMP) ## Run the gates: format, lint, types, import contracts, docstrings.
 	@$(BIN)/ruff format --check .

@@ -13,13 +13,18 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Final
 
 from ingress.lifeline import die_with_parent
 
 log = logging.getLogger(__name__)
+
+#: How long the others may take to finish their requests; less than those who stop us give.
+ENDING_SECONDS: Final = 15.0
 
 
 @dataclass(slots=True)
@@ -29,14 +34,25 @@ class Siblings:
     is_first: bool
     others: tuple[int, ...] = ()
     _ending: bool = field(default=False)
+    _waiting: list[threading.Thread] = field(default_factory=list)
 
     def watch(self) -> None:
         """Have this process end in order (SIGTERM) when one of the others has ended by itself."""
         for pid in self.others:
-            threading.Thread(target=self._wait_for, args=(pid,), name=f"sibling-{pid}", daemon=True).start()
+            thread = threading.Thread(target=self._wait_for, args=(pid,), name=f"sibling-{pid}", daemon=True)
+            self._waiting.append(thread)
+            thread.start()
+
+    def join(self) -> None:
+        """Wait until the others have ended, for a while: what still runs dies with this process."""
+        give_up_at = time.monotonic() + ENDING_SECONDS
+        for thread in self._waiting:
+            thread.join(max(0.0, give_up_at - time.monotonic()))
 
     def end(self) -> None:
-        """Tell the others to end."""
+        """Tell the others to end; they finish what they have begun."""
+        if self._ending:
+            return
         self._ending = True
         for pid in self.others:
             with suppress(ProcessLookupError):
@@ -47,7 +63,8 @@ class Siblings:
             _, status = os.waitpid(pid, 0)
             if not self._ending:
                 code = os.waitstatus_to_exitcode(status)
-                log.error("a process of the ingress ended with %s; all of them end, to be started afresh", code)
+                if code:
+                    log.error("a process of the ingress ended with %s; all of them end, to be started afresh", code)
                 os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -6,12 +6,15 @@ message per event or two. Flower loses nothing when they come five times a secon
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 #: How long an event may wait for company; a full message (24 events) leaves at once.
 EVENTS_SECONDS: Final = 0.2
+#: After so long a flush that was scheduled is not believed in any more.
+OVERDUE_SECONDS: Final = 2.0
 
 
 class Consumer(CeleryConsumer):
@@ -19,15 +22,17 @@ class Consumer(CeleryConsumer):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._flush_is_due = False
+        self._flush_at_seconds = 0.0
 
     def on_send_event_buffered(self) -> None:  # type: ignore[override]  # the stub names the promise it is called through
         """Have what is collected sent a little later, once."""
         hub: Any = self.hub  # type: ignore[attr-defined]  # the stubs know little of the consumer
-        if hub and not self._flush_is_due:
-            self._flush_is_due = True
+        now_seconds = time.monotonic()
+        # Overdue by far: Celery cancels what is scheduled when a connection breaks before its loop runs.
+        if hub and not now_seconds < self._flush_at_seconds + OVERDUE_SECONDS:
+            self._flush_at_seconds = now_seconds + EVENTS_SECONDS
             hub.call_later(EVENTS_SECONDS, self._flush_events)
 
     def _flush_events(self) -> None:
-        self._flush_is_due = False
+        self._flush_at_seconds = 0.0
         super()._flush_events()  # type: ignore[misc]  # as above

@@ -11,13 +11,14 @@ import http.client
 import select
 import socket
 import ssl
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
 import certifi
+
+from worker.awake import awake_seconds
 
 #: One address that does not answer must not eat the time of the next.
 CONNECT_SECONDS: Final = 10.0
@@ -45,13 +46,13 @@ class Attempt:
     __slots__ = ("_ends_at_seconds", "_may_begin", "began")
 
     def __init__(self, deadline_seconds: float, may_begin: Callable[[], bool] | None = None) -> None:
-        self._ends_at_seconds = time.monotonic() + deadline_seconds
+        self._ends_at_seconds = awake_seconds() + deadline_seconds
         self._may_begin = may_begin
         self.began = False
 
     def left_seconds(self) -> float:
         """Return what is left of the deadline; raises TimeoutError when nothing is."""
-        seconds = self._ends_at_seconds - time.monotonic()
+        seconds = self._ends_at_seconds - awake_seconds()
         if seconds <= 0:
             raise TimeoutError("the attempt's deadline has passed")
         return seconds
@@ -144,7 +145,7 @@ class Connection:
         self._socket = sock
         self._incoming = _Incoming(sock)
         self._answered = False
-        #: Since when (monotonic seconds) nobody uses it.
+        #: Since when nobody uses it, by `awake_seconds`: after a suspension it is old.
         self.idle_since_seconds = 0.0
 
     def write(self, data: bytes, attempt: Attempt) -> None:

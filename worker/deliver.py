@@ -19,10 +19,11 @@ from typing import Any, Final, TypeVar
 
 from rules.drafting import mark
 from rules.vocabulary import LedgerBusyError, ProviderName, TaskState, Verdict, instant
+from worker.awake import awake_seconds
 from worker.ledger import Claim, NotClaimed, Settlement
 from worker.retry import History, next_step
 from worker.wire import Answered, NotBegun, Reading, Request, Sent, Unsendable
-from worker.wiring import Hand, Services, awake_seconds, chance, utc_now
+from worker.wiring import Hand, Services, chance, utc_now
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,12 @@ def _deliver_slice(services: Services, hand: Hand, task_ids: Sequence[str], tell
     delivered = [_not_claimed(answer) for answer in answers if isinstance(answer, NotClaimed)]
     ended: SimpleQueue[tuple[Claim, Future[Attempted | None]]] = SimpleQueue()
     for claim in claims:
-        future = hand.pool.submit(_attempt, services, hand, claim, claimed_seconds)
+        try:
+            future = hand.pool.submit(_attempt, services, hand, claim, claimed_seconds)
+        except RuntimeError as error:  # no thread is to be had, or the process ends: it never began
+            log.error("task %s is given back: %s", claim.task.id, error)
+            future = Future()
+            future.set_result(None)
         future.add_done_callback(partial(_hand_over, ended, claim))
     waiting = len(claims)
     while waiting:
@@ -141,8 +147,18 @@ def _deliver_slice(services: Services, hand: Hand, task_ids: Sequence[str], tell
             except Empty:
                 break
         waiting -= len(group)
-        delivered += _settle(services, [(claim, future.result()) for claim, future in group], tell)
+        delivered += _settle(services, [(claim, _attempted(claim, future)) for claim, future in group], tell)
     return delivered
+
+
+def _attempted(claim: Claim, future: Future[Attempted | None]) -> Attempted | None:
+    """Return what an attempt came to; a fault of ours leaves it open, and concerns this task alone."""
+    try:
+        return future.result()
+    except Exception as error:
+        log.exception("task %s: a fault in its attempt; it may have been executed", claim.task.id)
+        reason = f"a fault in the worker ({type(error).__name__}) while it was sent: it may have been executed."
+        return Attempted(reading=Reading(verdict=Verdict.UNKNOWN, reason=reason))
 
 
 def _hand_over(ended: SimpleQueue[Any], claim: Claim, future: Future[Attempted | None]) -> None:
@@ -157,19 +173,16 @@ def _not_claimed(answer: NotClaimed) -> Delivered:
 def _settle(services: Services, made: Sequence[tuple[Claim, Attempted | None]], tell: Tell) -> list[Delivered]:
     """Record what attempts came to, those that never began as given back; a write that fails is tried for long."""
     delivered = []
-    settled = []
-    for claim, attempted in made:
-        if attempted is not None:
-            settled.append((claim, _settlement(claim, attempted)))
-            continue
-        given = _told(claim, TaskState.WAITING, "given back before anything was sent")
-        tell([given])
-        _patiently(partial(services.ledger.give_back, claim, utc_now()), claim.task.id)
-        delivered.append(replace(given, told=True))
+    settled = [(claim, _settlement(claim, attempted)) for claim, attempted in made if attempted is not None]
     if settled:
         ids = ", ".join(claim.task.id for claim, _ in settled)
         taken = _patiently(lambda: services.ledger.settle_many(settled, utc_now()), ids)
         delivered += [_settled(*pair, taken=took) for pair, took in zip(settled, taken, strict=True)]
+    for claim in (claim for claim, attempted in made if attempted is None):
+        given = _told(claim, TaskState.WAITING, "given back before anything was sent")
+        tell([given])
+        _patiently(partial(services.ledger.give_back, claim, utc_now()), claim.task.id)
+        delivered.append(replace(given, told=True))
     return delivered
 
 

@@ -22,10 +22,11 @@ from celery.worker.control import Panel, control_command
 
 from rules.vocabulary import LedgerError, TaskState, instant
 from worker import board
+from worker.awake import awake_seconds
 from worker.deliver import Delivered, outcome_words
 from worker.dispatch import CELERY_TASK_OF
 from worker.ledger import Ledger, StoredTask
-from worker.wiring import awake_seconds, utc_now
+from worker.wiring import utc_now
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,10 @@ from datetime import timedelta
 from typing import Final
 
 from rules.vocabulary import LedgerError, ProviderName
+from worker.awake import awake_seconds
 from worker.dispatch import DEPTH_LIMIT
 from worker.queues import EVENTS_QUEUE, QUEUE_OF, QueueDepths
-from worker.wiring import Services, awake_seconds, utc_now
+from worker.wiring import Services, utc_now
 
 log = logging.getLogger(__name__)
 

@@ -24,13 +24,13 @@ import json
 import re
 import ssl
 import threading
-import time
 import zlib
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Final, overload
 from urllib.parse import quote, urlencode, urlsplit
 
+from worker.awake import awake_seconds
 from worker.connection import Address, Attempt, BrokenAnswerError, Connection, StaleError, TooLateError, connect
 from worker.wire import Answered, NeverSent, NoAnswer, NotBegun, Request, Sent
 
@@ -154,7 +154,7 @@ class Transport:
                 raise ConnectionAbortedError("the process is ending")
             if not self._kept:
                 return None
-            oldest_seconds = time.monotonic() - KEEPALIVE_SECONDS
+            oldest_seconds = awake_seconds() - KEEPALIVE_SECONDS
             if self._kept[-1].idle_since_seconds > oldest_seconds:
                 return self._kept.pop()
             expired, self._kept = self._kept, []
@@ -163,7 +163,7 @@ class Transport:
         return None
 
     def _keep(self, connection: Connection) -> bool:
-        connection.idle_since_seconds = time.monotonic()
+        connection.idle_since_seconds = awake_seconds()
         with self._lock:
             if not self._closed:
                 self._kept.append(connection)

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from rules.vocabulary import LedgerError
+from worker.awake import awake_seconds
 from worker.report import Report
-from worker.wiring import awake_seconds, utc_now
+from worker.wiring import utc_now
 
 log = logging.getLogger(__name__)
 

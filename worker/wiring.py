@@ -37,11 +37,6 @@ def utc_now() -> datetime:
     return datetime.now(UTC)  # noqa: TID251 - the one place that reads the clock
 
 
-def awake_seconds() -> float:
-    """Return a clock that never goes back and, where the system has one, also counts the time it was suspended."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
-
-
 def chance() -> float:
     """Return a number from 0 up to 1."""
     return random.random()  # noqa: TID251, S311 - the one place that draws; jitter is no secret

@@ -65,9 +65,11 @@ def ingress() -> None:
                 log.info("webhooks are received on port %s of %s", door.server.port, door.server.host)
             door.server.run()
         finally:
+            ours.end()
             door.close()
     finally:
         ours.end()
+        ours.join()
 
 
 @click.command()
@@ -131,6 +133,7 @@ def flower() -> None:
 
 def _stop_on_sigterm() -> None:
     def stop(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what ends now must not be interrupted
         raise SystemExit(0)
 
     signal.signal(signal.SIGTERM, stop)

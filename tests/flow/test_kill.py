@@ -7,7 +7,6 @@ import time
 import uuid
 
 import httpx
-import pytest
 
 from rules.vocabulary import TaskState
 from tests.flow.houses import every_house, on_postgresql
@@ -48,7 +47,7 @@ def created(line) -> list[str]:
     return sorted(task["title"].removeprefix("Person ") for task in line.sandbox.tasks("vambe"))
 
 
-@pytest.mark.houses("sqlite+valkey", "postgresql+redis")  # the broker plays no part in it
+@every_house
 def test_killing_everything_under_load_loses_nothing_and_repeats_nothing(own_line):
     """SIGKILL to the supervisor, three times under load: every accepted event has its task or is unknown, none twice."""
     accepted: list[str] = []

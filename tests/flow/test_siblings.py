@@ -1,7 +1,10 @@
 """The processes that share the public port, as `leadwire up` starts them."""
 
+import fcntl
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -59,3 +62,29 @@ def test_as_many_processes_as_are_asked_for(tmp_path, own_line):
     own_line.settings["LEADWIRE_INGRESS_PROCESSES"] = "1"
     own_line.start()
     assert 1 == len(_ingress_processes(own_line))
+
+
+def test_requests_under_way_are_answered_at_a_stop(own_line):
+    """SIGTERM lets both processes finish what they have begun, here eight requests that wait for their turn to write."""
+    own_line.start()
+    outcomes: list[object] = []
+
+    def post():
+        try:
+            outcomes.append(own_line.post(own_line.event()).status_code)
+        except httpx.HTTPError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=post) for _ in range(8)]
+    with (own_line.home / "ledger.sqlite3-turn").open("rb") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        for thread in threads:
+            thread.start()
+        time.sleep(0.6)  # until all are taken; the ingress waits for two seconds
+        own_line.process.terminate()
+        time.sleep(0.4)
+        fcntl.flock(turn, fcntl.LOCK_UN)
+    for thread in threads:
+        thread.join(20)
+    assert [200] * 8 == outcomes
+    assert 0 == own_line.process.wait(40)

@@ -101,8 +101,8 @@ def move(source_url: str, target_url: str, now: datetime, progress: Progress) ->
         if mark is None:
             mark = _set_mark(ends, now)
         way.passed("mark the file")
-        _copy_and_commit(ends, mark, way)
-        return _finish(ends, way, resumed=False)
+        copied = _copy_and_commit(ends, mark, way)
+        return _finish(ends, way, resumed=not copied)
 
 
 def undo(source_url: str, target_url: str, progress: Progress) -> None:
@@ -243,11 +243,16 @@ def _take_mark_away(ends: _Ends, mark: Row[Any]) -> None:
     ends.file.commit()
 
 
-def _copy_and_commit(ends: _Ends, mark: Row[Any], way: _Way) -> None:
+def _copy_and_commit(ends: _Ends, mark: Row[Any], way: _Way) -> bool:
+    """Copy everything; False when it turns out to be there: the commit of an earlier try ended only now."""
     committing = False
     try:
         with ends.there.begin():
             _hold_target(ends)
+            if inspect(ends.there).has_table(moves.name):
+                if ends.there.execute(select(moves.c.token)).scalar() != mark.token:
+                    raise LedgerError(f"{ends.target.name} is not empty any more: another ledger has moved there")
+                return False
             _copy(ends, way)
             moves.create(ends.there)
             came = {
@@ -268,6 +273,7 @@ def _copy_and_commit(ends: _Ends, mark: Row[Any], way: _Way) -> None:
             f"the connection to {ends.target.name} broke while the copy was committed: repeat the command, which finds out"
         ) from error
     way.passed("committed")
+    return True
 
 
 def _hold_target(ends: _Ends) -> None:
