@@ -170,12 +170,9 @@ class Supervisor:
         for child in self._children:
             self._wait_until_ready(child)
         # Flower comes last: it costs as much to start as a worker, and no touch waits for it.
-        self._start(
-            flower_child := self._child(
-                "flower", ["flower"], without_credentials, lambda: _answers(f"{flower}/healthcheck")
-            )
-        )
-        self._wait_until_ready(flower_child)
+        child = self._child("flower", ["flower"], without_credentials, lambda: _answers(f"{flower}/healthcheck"))
+        self._start(child)
+        self._wait_until_ready(child)
         if not self._stop:
             self._tell(front, operator, flower, token)
 

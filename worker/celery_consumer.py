@@ -22,17 +22,17 @@ class Consumer(CeleryConsumer):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._flush_at_seconds = 0.0
+        self._flush_at_seconds = -OVERDUE_SECONDS
 
     def on_send_event_buffered(self) -> None:  # type: ignore[override]  # the stub names the promise it is called through
         """Have what is collected sent a little later, once."""
         hub: Any = self.hub  # type: ignore[attr-defined]  # the stubs know little of the consumer
         now_seconds = time.monotonic()
         # Overdue by far: Celery cancels what is scheduled when a connection breaks before its loop runs.
-        if hub and not now_seconds < self._flush_at_seconds + OVERDUE_SECONDS:
+        if hub and now_seconds >= self._flush_at_seconds + OVERDUE_SECONDS:
             self._flush_at_seconds = now_seconds + EVENTS_SECONDS
             hub.call_later(EVENTS_SECONDS, self._flush_events)
 
     def _flush_events(self) -> None:
-        self._flush_at_seconds = 0.0
+        self._flush_at_seconds = -OVERDUE_SECONDS
         super()._flush_events()  # type: ignore[misc]  # as above

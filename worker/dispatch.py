@@ -30,8 +30,8 @@ CELERY_TASK_OF: Final[Mapping[TaskType, str]] = {type_: f"leadwire.{type_}" for 
 
 #: Ids that one message carries at the most.
 IDS_PER_MESSAGE: Final = 100
-#: Deliveries carry one id each, so that Flower shows every touch by itself, until more than this many wait at once: then a
-#: message of their own costs each of them more CPU than all the rest (Celery and Flower 2.9 of 4.4 ms, measured).
+#: Deliveries carry one id each, so that Flower shows every touch by itself, until more than this many wait at once. With
+#: 8 in place of 50 an event under full load cost the worker 2.6 ms of CPU in place of 3.9, and Flower 0.15 in place of 0.41.
 SINGLE_DELIVERY_LIMIT: Final = 8
 #: A message with many ids that nobody took for this long is worth nothing: the sweep has repeated it.
 MESSAGE_EXPIRES_SECONDS: Final = 120

@@ -13,8 +13,9 @@ on this side can tell that from one that read the request and died, so it stays 
 Proxies and certificate folders of the environment are ignored: what a request passes through is part of Leadwire's own
 settings or nothing. Redirects are never followed: a credential goes to the configured host only. Cookies are not kept.
 
-http.client instead of a larger client: a request costs a fifth of the CPU (0.20 against 0.96 ms with eight threads,
-measured beside each other), and no layer lies between the decision "has it begun" and the socket.
+http.client instead of a larger client: no layer lies between the decision "has it begun" and the socket, and a request
+costs a fraction of the CPU (eight threads: http.client 0.20 ms where this transport over httpx took 0.96 beside it; as it is
+now 0.12 where http.client took 0.11).
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ class Writer:
         """Try a job alone; say whether that is its end, be it good or bad."""
         try:
             self._write_step_by_step([job], hurry=True)
-        except BaseException as error:  # noqa: BLE001 - as in `_serve`
+        except BaseException as error:  # noqa: BLE001 - as in `_run`
             if transactions.passes(error):
                 self._undo()
                 return False
