@@ -217,7 +217,8 @@ class Task:
     `key` is the hash of event, rule and name, unique for ever; `id` is its readable beginning. `fields` is what the
     provider is to be told, rendered, in Leadwire's own words (see `rules/plan.py`); the provider's file turns it into the
     wire. `state` is PLANNED, or DEAD or SUPPRESSED with `reason` when planning itself ended it. `note` says what was
-    assumed (the time zone used, say).
+    assumed (the time zone used, say). `parent` is the id of the task whose end this one answers; `reactions` are the ends of
+    this one that its rule answers with further tasks.
     """
 
     id: str
@@ -238,6 +239,8 @@ class Task:
     reason: str | None = None
     note: str | None = None
     rule_set: str
+    parent: str | None = None
+    reactions: tuple[str, ...] = ()
 
 
 class DecisionOutcome(StrEnum):

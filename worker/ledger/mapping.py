@@ -138,6 +138,9 @@ def stored_task(row: Any) -> StoredTask:
         external_id=row.external_id,
         created_at=moment(row.created_at),
         updated_at=moment(row.updated_at),
+        parent=row.parent,
+        reactions=tuple(load(row.reactions)) if row.reactions else (),
+        slot_at=moment_or_none(row.slot_at),
     )
 
 

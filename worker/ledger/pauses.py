@@ -38,12 +38,14 @@ _PROBED: Final = Statement(
     .values(paused_until_at=bindparam("until"), updated_at=bindparam("now"))
 )
 _NEW_PAUSE: Final = upsert(providers)
+#: What a pause says nothing of.
+_OTHERS: Final = ("kind", "failures", "openings", "next_slot_at", "day", "sent_today", "found_at")
 _PAUSE_COLUMNS: Final = ("paused_until_at", "reason", "held", "updated_at")
 _HOLD: Final = Statement(
     _NEW_PAUSE.on_conflict_do_update(
         index_elements=(providers.c.name,), set_={name: _NEW_PAUSE.excluded[name] for name in _PAUSE_COLUMNS}
     ),
-    columns_of(providers),
+    columns_of(providers, *_OTHERS),
 )
 #: A person's order that still holds stands, also when it was given a moment ago.
 _PAUSE: Final = Statement(
@@ -56,7 +58,7 @@ _PAUSE: Final = Statement(
             providers.c.paused_until_at <= _NEW_PAUSE.excluded.updated_at,
         ),
     ),
-    columns_of(providers),
+    columns_of(providers, *_OTHERS),
 )
 _LIFT: Final = Statement(
     update(providers)

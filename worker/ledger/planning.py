@@ -79,7 +79,7 @@ _ADD_DECISIONS: Final = Statement(
 )
 _ADD_TASK: Final = Statement(
     upsert(tasks).on_conflict_do_nothing(),
-    columns_of(tasks, "first_attempt_at", "lease_until_at", "owner", "external_id"),
+    columns_of(tasks, "first_attempt_at", "lease_until_at", "owner", "external_id", "slot_at"),
 )
 _NEW_TURNS: Final = upsert(turns)
 _TAKE_TURNS: Final = Statement(
@@ -221,6 +221,8 @@ def _task_row(task: Task, at: int) -> dict[str, Any]:
         "dispatched_at": at if due else None,
         "created_at": at,
         "updated_at": at,
+        "parent": task.parent,
+        "reactions": dump(list(task.reactions)) if task.reactions else None,
     }
 
 

@@ -108,7 +108,7 @@ class StoredTask:
 
     `attempts` counts the tries since it was planned or last retried by hand, `epoch` every claim and retry ever: it is the
     fencing number. `reason` says why it is in its state, `note` what was assumed. `lease_until_at` and `owner` belong to
-    the state sending, `dispatched_at` to queued.
+    the state sending, `dispatched_at` to queued. `slot_at` is the moment that the provider's rate keeps free for it.
     """
 
     id: str
@@ -137,6 +137,9 @@ class StoredTask:
     external_id: str | None
     created_at: datetime
     updated_at: datetime
+    parent: str | None = None
+    reactions: tuple[str, ...] = ()
+    slot_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 #: Every schema revision in order; `worker/ledger/migrations/versions/` has a file for each.
-REVISIONS: Final = ("0001", "0002")
+REVISIONS: Final = ("0001", "0002", "0003")
 
 metadata = MetaData()
 
@@ -134,6 +134,9 @@ tasks = Table(
     Column("external_id", Text),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
+    Column("parent", Text),
+    Column("reactions", Text),
+    Column("slot_at", BigInteger),
     UniqueConstraint("event_id", "rule", "name"),
     Index("ix_tasks_state", "state", "type", "due_at"),
     Index("ix_tasks_timed", "provider", "due_at", sqlite_where=TASK_TIMED, postgresql_where=TASK_TIMED),
@@ -172,6 +175,57 @@ providers = Table(
     Column("reason", Text),
     Column("held", Boolean, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
+    Column("kind", Text),
+    Column("failures", Integer, nullable=False, server_default="0"),
+    Column("openings", Integer, nullable=False, server_default="0"),
+    Column("next_slot_at", BigInteger),
+    Column("day", Text),
+    Column("sent_today", Integer, nullable=False, server_default="0"),
+    Column("found_at", BigInteger),
+)
+
+#: Tasks in state unknown that are to be looked up at their provider; one without a row waits for a person.
+doubts = Table(
+    "doubts",
+    metadata,
+    Column("task_id", Text, ForeignKey("tasks.id"), primary_key=True),
+    Column("provider", Text, nullable=False),
+    Column("began_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger, nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    Column("look_ups", Integer, nullable=False),
+    Column("absent_at", BigInteger),
+    Index("ix_doubts_due", "provider", "due_at"),
+    sqlite_with_rowid=False,
+)
+
+#: What a task's end asks for and what is still to be planned: one row for each end that its rule reacts to.
+reactions = Table(
+    "reactions",
+    metadata,
+    Column("task_id", Text, ForeignKey("tasks.id"), primary_key=True),
+    Column("trigger", Text, primary_key=True),
+    Column("since_at", BigInteger, nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Index("ix_reactions_due", "due_at"),
+    sqlite_with_rowid=False,
+)
+
+#: What became of delivered tasks at their provider; `due_at` is when it is asked next, null when it need not be any more.
+outcomes = Table(
+    "outcomes",
+    metadata,
+    Column("task_id", Text, ForeignKey("tasks.id"), primary_key=True),
+    Column("provider", Text, nullable=False),
+    Column("external_id", Text, nullable=False),
+    Column("delivered_at", BigInteger, nullable=False),
+    Column("due_at", BigInteger),
+    Column("polls", Integer, nullable=False),
+    Column("outcome", Text),
+    Column("seen_at", BigInteger),
+    Index("ix_outcomes_due", "provider", "due_at"),
+    sqlite_with_rowid=False,
 )
 
 rule_sets = Table(
