@@ -159,6 +159,11 @@ class Leadwire:
             "LEADWIRE_MINDHUNTERS_TOKEN": "not-a-real-token",
             "LEADWIRE_VAMBE_URL": f"{place.sink_url}/api/public",
             "LEADWIRE_VAMBE_API_KEY": "not-a-real-key",
+            # What is measured is the machinery: the limits that protect a real provider would be the measure of all.
+            "LEADWIRE_MINDHUNTERS_RATE": "0",
+            "LEADWIRE_MINDHUNTERS_CONCURRENCY": "0",
+            "LEADWIRE_VAMBE_RATE": "0",
+            "LEADWIRE_VAMBE_CONCURRENCY": "0",
         }
         command = [sys.executable, "-P", "-m", "ingress.cli", "up"]
         log = place.folder / "log.txt"

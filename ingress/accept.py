@@ -4,6 +4,9 @@ Size, handshake, verify (with the timestamp), decode, split, normalise, record i
 stands on a record on disk. What is not verified is never stored; what is verified and cannot be read is kept and answered
 with success, because its sender would only send it again. A storage that cannot be written is the source's busy status;
 nothing a stranger can send is ever a 5xx. Source: Leadwire's design, section 5.
+
+`begin` does all that comes before the record and `Recording` all that comes after it, so that nobody has to hold a thread
+while the commit is under way; `accept` is both with the wait between them.
 """
 
 from __future__ import annotations
@@ -73,6 +76,24 @@ class EventDispatch(Protocol):
         """Have these events processed; returns at once and may fail without harm: the sweep finds them."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """What a request wants kept before its sender is told anything."""
+
+    source: Source
+    delivery: Delivery
+    events: Sequence[IncomingEvent]
+
+    def stands(self, recorded: Recorded, dispatch: EventDispatch) -> Reply:
+        """Dispatch what is on disk now and return what the sender is told. Never raises."""
+        _dispatch(self.source, dispatch, recorded)
+        return _accepted(self.source, self.events, recorded)
+
+    def failed(self, fault: Exception) -> Reply:
+        """Return what the sender is told when it could not be kept. Never raises."""
+        return _failed(self.source, fault)
+
+
 def accept(
     received: Received,
     source: Source,
@@ -87,20 +108,32 @@ def accept(
 
     `new_id` makes a fresh id for an event, such as `ev_019a...`; `body_limit_bytes` holds where the source has no limit.
     """
+    begun = begin(received, source, now, new_id, body_limit_bytes=body_limit_bytes)
+    if isinstance(begun, Reply):
+        return begun
+    try:
+        recorded = ledger.record(begun.delivery, begun.events)
+    except Exception as fault:  # noqa: BLE001 - nothing may get past
+        return begun.failed(fault)
+    return begun.stands(recorded, dispatch)
+
+
+def begin(
+    received: Received,
+    source: Source,
+    now: datetime,
+    new_id: Callable[[], str],
+    *,
+    body_limit_bytes: int = BODY_LIMIT_BYTES,
+) -> Reply | Recording:
+    """Return what the sender is told, or what has to be recorded first. Never raises, never waits for anything."""
     limit_bytes = source.body_limit_bytes or body_limit_bytes
     if len(received.body) > limit_bytes:
         return oversized(limit_bytes)
     try:
-        return _accept(received, source, ledger, dispatch, now, new_id)
-    except LedgerBusyError as fault:
-        log.warning("%s: cannot record now: %s", source.name, fault)
-        return busy(source, "ledger_busy")
-    except LedgerError as fault:
-        log.error("%s: cannot record: %s", source.name, fault)
-        return busy(source, "ledger_fault")
-    except Exception as fault:  # noqa: BLE001 - the one place where nothing may get past
-        log.error("%s: unexpected %s at %s", source.name, type(fault).__name__, _where(fault))
-        return busy(source, "unexpected")
+        return _begin(received, source, now, new_id)
+    except Exception as fault:  # noqa: BLE001 - nothing may get past
+        return _failed(source, fault)
 
 
 def busy(source: Source | None, reason: str) -> Reply:
@@ -124,6 +157,11 @@ def oversized(limit_bytes: int) -> Reply:
     )
 
 
+def refusal(reason: str) -> bytes:
+    """Return the body of a refusal that no source has a part in."""
+    return _json(status="refused", reason=reason)
+
+
 def no_such_source() -> Reply:
     """Return the answer to a request for a source that is not configured."""
     return Reply(
@@ -136,14 +174,18 @@ def no_such_source() -> Reply:
     )
 
 
-def _accept(
-    received: Received,
-    source: Source,
-    ledger: Recorder,
-    dispatch: EventDispatch,
-    now: datetime,
-    new_id: Callable[[], str],
-) -> Reply:
+def _failed(source: Source, fault: Exception) -> Reply:
+    if isinstance(fault, LedgerBusyError):
+        log.warning("%s: cannot record now: %s", source.name, fault)
+        return busy(source, "ledger_busy")
+    if isinstance(fault, LedgerError):
+        log.error("%s: cannot record: %s", source.name, fault)
+        return busy(source, "ledger_fault")
+    log.error("%s: unexpected %s at %s", source.name, type(fault).__name__, _where(fault))
+    return busy(source, "unexpected")
+
+
+def _begin(received: Received, source: Source, now: datetime, new_id: Callable[[], str]) -> Reply | Recording:
     if received.method != "POST":
         asked = source.handshake(received) if received.method in ("GET", "OPTIONS") else None
         return _handshake(asked) if asked else _not_allowed()
@@ -161,9 +203,7 @@ def _accept(
     if asked:
         return _handshake(asked)
     events = _events(received, source, now, new_id)
-    recorded = ledger.record(_delivery(received, source, now, new_id), events)
-    _dispatch(source, dispatch, recorded)
-    return _accepted(source, events, recorded)
+    return Recording(source=source, delivery=_delivery(received, source, now, new_id), events=events)
 
 
 def _events(received: Received, source: Source, now: datetime, new_id: Callable[[], str]) -> list[IncomingEvent]:

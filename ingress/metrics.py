@@ -121,7 +121,8 @@ FAMILIES: Final = (
         labels=("type", "state"),
         help=(
             "Touches by what they came to. Dead: `leadwire tasks --state dead` has the reason, `leadwire retry` sends again. "
-            "Unknown: it may have been executed; look at the provider, then `leadwire settle`. Suppressed: it was too late."
+            "Unknown: it may have been executed; it is looked up at the provider, and `leadwire tasks --state unknown` says what "
+            "is left to a person. Suppressed: it was too late."
         ),
         values=overview.counted(Tally.TASKS_ENDED, overview.TYPES, overview.TASK_ENDS),
     ),
@@ -141,10 +142,10 @@ FAMILIES: Final = (
         kind="counter",
         labels=("provider", "cause"),
         help=(
-            "Times that a provider began to be left alone, by an answer of its own or by a person. By an answer: its credential "
-            "or its URL is wrong; the worker's log has the status."
+            "Times that a provider began to be left alone, by cause. Answer: its credential or its URL is wrong. Breaker: tries "
+            "in a row failed. Asked: it got too many requests; set LEADWIRE_*_RATE lower. The worker's log has the status."
         ),
-        values=overview.counted(Tally.PAUSES, overview.PROVIDERS, ("answer", "person")),
+        values=overview.counted(Tally.PAUSES, overview.PROVIDERS, overview.CAUSES),
     ),
     Family(
         name="leadwire_delivery_after_received_seconds",
@@ -178,8 +179,8 @@ FAMILIES: Final = (
         kind="gauge",
         labels=("type", "state"),
         help=(
-            "Touches that the ledger holds. Unknown ones wait for a person: `leadwire settle`. Waiting ones that pile up: the "
-            "provider is busy or paused."
+            "Touches that the ledger holds. Unknown ones are being looked up, or wait for a person: `leadwire settle`. Waiting "
+            "ones that pile up: the provider is busy or paused."
         ),
         values=overview.tasks,
     ),
@@ -206,8 +207,11 @@ FAMILIES: Final = (
     Family(
         name="leadwire_provider_paused",
         kind="gauge",
-        labels=("provider",),
-        help="1 while a provider is left alone and its touches wait. Mend its credential or URL and restart the worker.",
+        labels=("provider", "cause"),
+        help=(
+            "1 while a provider is left alone for this cause and its touches wait. Answer: mend its credential or URL and "
+            "restart the worker. Breaker, asked: one touch after another tries whether it is back. Person: `leadwire resume`."
+        ),
         values=overview.paused,
     ),
     Family(

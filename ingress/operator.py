@@ -268,7 +268,7 @@ def _provider(name: ProviderName, pause: ProviderState | None) -> dict[str, Any]
         "name": name,
         "paused": True,
         "until": instant(until_at) if until_at else None,
-        "by": "person" if pause.held else "answer",
+        "by": pause.kind,
         "http_status": int(status[0]) if status and not pause.held else None,
     }
 

@@ -14,7 +14,7 @@ from typing import Final
 from ingress.accept import Outcome
 from ingress.sources import Refusal
 from rules.vocabulary import TERMINAL_TASK_STATES, EventState, ProviderName, TaskState, TaskType
-from worker.ledger import Due, Measures
+from worker.ledger import Due, Measures, PauseKind
 from worker.ledger.tallying import Tally
 
 #: Numbers by the values of a family's labels.
@@ -24,6 +24,7 @@ EVENTS: Final = "events"
 TASKS: Final = "tasks"
 
 PROVIDERS: Final = [str(name) for name in ProviderName]
+CAUSES: Final = [str(kind) for kind in PauseKind]
 TYPES: Final = [str(type_) for type_ in TaskType]
 _TASK_STATES: Final = [str(state) for state in TaskState]
 #: What a task comes to, for now or for good.
@@ -115,8 +116,9 @@ def ages(view: View) -> Values:
 
 
 def paused(view: View) -> Values:
-    """Return 1 for each provider that is paused."""
-    return {(str(name),): float(name in view.measures.paused) for name in ProviderName}
+    """Return 1 for each provider that is paused, under the cause of it."""
+    kinds = {str(name): str(state.kind) for name, state in view.measures.paused.items()}
+    return {(name, cause): float(kinds.get(name) == cause) for name in PROVIDERS for cause in CAUSES}
 
 
 def paused_until(view: View) -> Values:

@@ -15,8 +15,9 @@ from ingress import sources
 from ingress.data_folder import operator_token
 from ingress.operator import OperatorServer, Watch, create_operator_app
 from ingress.request_counts import RequestCounts
+from ingress.serving import Server, listen
 from ingress.siblings import bind
-from ingress.web import COUNTS, Readiness, Server, create_app, listen
+from ingress.web import COUNTS, Readiness, create_app
 from rules.load import SECTIONS
 from rules.rulebook import RuleBook, SourceText
 from rules.vocabulary import Fault, LedgerError, RuleError, SettingsError
@@ -151,7 +152,7 @@ def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, op
             )
             operator = _operator_port(settings, watch, Readiness(ledger))
             undone.callback(operator.close)
-        server = listen(app, sockets)
+        server = listen(app, sockets, ledger, dispatcher, busy_after=BUSY_AFTER)
         undone.pop_all()
     requests.start()
     if operator is not None:

@@ -1,24 +1,24 @@
-"""The public port: webhooks in, health out, over Flask and waitress.
+"""The public port: webhooks in, health out, over Flask.
 
 The body is read once, raw, with a hard cap, and nothing of the framework ever parses it. Every answer is JSON unless the
 source says otherwise; none holds a traceback, a version or a name of a source that was not asked for.
+
+A server that cannot wait in its thread puts a function at `environ[HAND_OVER]`: it is given what has to be recorded, and
+answers by itself when that stands (`ingress/serving.py` does). Under any other WSGI server the application waits.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import partial
 from threading import Lock
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from flask import Flask, Response, request
-from waitress.server import create_server  # type: ignore[import-untyped]  # it has no annotations
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from ingress.accept import (
@@ -29,6 +29,7 @@ from ingress.accept import (
     Recorder,
     Reply,
     accept,
+    begin,
     busy,
     no_such_source,
     oversized,
@@ -39,20 +40,20 @@ from rules.vocabulary import Problem
 
 log = logging.getLogger(__name__)
 
-#: What waitress reads on top of the largest body, so that "too large" is said by us, with our reason.
-HEADROOM_BYTES: Final = 64 * 1024
-#: More than senders at once: who waits for the commit holds a thread, and the more wait, the more share one commit.
-THREADS: Final = 32
-CONNECTIONS: Final = 1_000
-CHANNEL_TIMEOUT_SECONDS: Final = 20
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 #: How long an answer about readiness is good for.
 READINESS_SECONDS: Final = 1.0
 #: Where the counts of a process are found: `app.extensions[COUNTS]`.
 COUNTS: Final = "leadwire.counts"
 
-#: Where `listen` finds the largest body any source takes.
-_READ_LIMIT: Final = "leadwire.read_limit"
+#: Where a server finds what returns the largest body any source takes: `app.extensions[READ_LIMIT]`.
+READ_LIMIT: Final = "leadwire.read_limit"
+#: Where it finds what counts a reply to a source's sender and returns it as status, headers and body.
+ANSWER: Final = "leadwire.answer"
+#: Where in its environment a server puts what takes a source's name and a `Recording`.
+HAND_OVER: Final = "leadwire.hand_over"
+#: With every answer.
+GUARDS: Final = (("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"))
 
 #: The sources in force, or None while there are none: webhooks then are asked to come again.
 Sources = Mapping[str, Source] | None
@@ -63,37 +64,6 @@ class Storage(Recorder, Protocol):
 
     def writable(self) -> None:
         """Commit a write that leaves nothing behind; raises LedgerError when that cannot be done now."""
-
-
-class Server:
-    """A server that listens already; `host` and `port` are what was taken when port 0 was asked for."""
-
-    def __init__(self, listening: Any) -> None:
-        self._listening = listening
-        several = getattr(listening, "effective_listen", None)  # a name with several addresses
-        host, port = several[0] if several else (listening.effective_host, listening.effective_port)
-        self.host, self.port = str(host), int(port)
-
-    def run(self) -> None:
-        """Serve until `close`, or until SystemExit or KeyboardInterrupt in this thread; then requests are finished."""
-        self._listening.run()
-
-    def close(self) -> None:
-        """Stop listening and let `run` return; may be called from any thread."""
-        for server in self._servers():
-            server.trigger.pull_trigger(partial(_stop, server))
-
-    def _servers(self) -> list[Any]:
-        several = getattr(self._listening, "map", None)
-        return [one for one in several.values() if hasattr(one, "active_channels")] if several else [self._listening]
-
-
-def _stop(server: Any) -> None:
-    """Close a waitress server from within its own loop; connections in the middle of a request are let finish."""
-    for channel in list(server.active_channels.values()):
-        if not channel.requests:
-            channel.handle_close()
-    server.close()
 
 
 class Counts:
@@ -127,13 +97,14 @@ def create_app(
 
     `sources` may be a function, asked at every request, so that a changed rules folder is picked up; None means that there is
     no valid set yet. `new_id` makes a fresh id of an event; `body_limit_bytes` holds where a source has no limit of its own.
-    Counts are at `app.extensions["leadwire.counts"]`.
+    Counts are at `app.extensions[COUNTS]`.
     """
     app = Flask("leadwire", static_folder=None)
     app.url_map.strict_slashes = False
     counts = app.extensions[COUNTS] = Counts()
     readiness = Readiness(ledger)
-    app.extensions[_READ_LIMIT] = lambda: _largest(in_force(), body_limit_bytes)
+    app.extensions[READ_LIMIT] = lambda: _largest(in_force(), body_limit_bytes)
+    app.extensions[ANSWER] = lambda name, reply: _answer(counts, name, reply)
     in_force: Callable[[], Sources] = sources if callable(sources) else lambda: sources
 
     def webhook(name: str) -> Response:
@@ -146,10 +117,16 @@ def create_app(
         limit_bytes = source.body_limit_bytes or body_limit_bytes
         body = _body(limit_bytes)
         if body is None:
-            reply = oversized(limit_bytes)
-        else:
-            reply = accept(_received(body), source, ledger, dispatcher, now(), new_id, body_limit_bytes=limit_bytes)
-        return _counted(counts, name, reply)
+            return _counted(counts, name, oversized(limit_bytes))
+        received, hand_over = _received(body), request.environ.get(HAND_OVER)
+        if hand_over is None:
+            reply = accept(received, source, ledger, dispatcher, now(), new_id, body_limit_bytes=limit_bytes)
+            return _counted(counts, name, reply)
+        begun = begin(received, source, now(), new_id, body_limit_bytes=limit_bytes)
+        if isinstance(begun, Reply):
+            return _counted(counts, name, begun)
+        hand_over(name, begun)
+        return Response(status=202)  # nobody sees it: the server answers when the record stands
 
     def healthz() -> Response:
         return _say(200, status="ok")
@@ -165,23 +142,6 @@ def create_app(
     app.register_error_handler(Exception, _failed)
     app.after_request(_guarded)
     return app
-
-
-def listen(app: Flask, sockets: Sequence[socket.socket]) -> Server:
-    """Return a server on these bound sockets, which other processes may share; call its `run`."""
-    return Server(
-        create_server(
-            app,
-            sockets=list(sockets),
-            threads=THREADS,
-            connection_limit=CONNECTIONS,
-            channel_timeout=CHANNEL_TIMEOUT_SECONDS,
-            asyncore_use_poll=True,  # select(2) ends at 1,024 descriptors, and costs more
-            max_request_body_size=app.extensions[_READ_LIMIT]() + HEADROOM_BYTES,
-            clear_untrusted_proxy_headers=True,
-            ident="leadwire",
-        )
-    )
 
 
 def _largest(sources: Sources, body_limit_bytes: int) -> int:
@@ -250,10 +210,21 @@ def _failed(fault: Exception) -> Response:
     return _response(busy(None, "unexpected"))
 
 
+def guarded_headers(headers: Mapping[str, str], body: bytes) -> list[tuple[str, str]]:
+    """Return the headers of an answer that does not go through Flask, with those that every answer has."""
+    given = [(name.title(), value) for name, value in headers.items()]
+    return [*given, *GUARDS, ("Content-Length", str(len(body)))]
+
+
 def _guarded(response: Response) -> Response:
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Cache-Control"] = "no-store"
+    for name, value in GUARDS:
+        response.headers[name] = value
     return response
+
+
+def _answer(counts: Counts, source: str, reply: Reply) -> tuple[int, list[tuple[str, str]], bytes]:
+    counts.add(source or UNKNOWN, reply)
+    return reply.status, guarded_headers(reply.headers, reply.body), reply.body
 
 
 def _counted(counts: Counts, source: str, reply: Reply) -> Response:
@@ -274,4 +245,15 @@ def _say(code: int, **members: object) -> Response:
     return Response(body, status=code, content_type=JSON_TYPE)
 
 
-__all__ = ["COUNTS", "Counts", "Outcome", "Server", "Sources", "Storage", "create_app", "listen"]
+__all__ = [
+    "ANSWER",
+    "COUNTS",
+    "HAND_OVER",
+    "READ_LIMIT",
+    "Counts",
+    "Outcome",
+    "Sources",
+    "Storage",
+    "create_app",
+    "guarded_headers",
+]

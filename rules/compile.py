@@ -6,13 +6,15 @@ faults. `rules_of` and the rest only put together what has passed every check.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import reduce
+from operator import getitem
 from typing import Final
 
 from rules.conditions import compile_conditions, present_paths
-from rules.consistency import Reading
+from rules.consistency import Reading, names_beside
 from rules.document import DefaultsText, DueOn, Entry, RuleTest, RuleText, Section, TeamTask, TeamText
 from rules.document import Retry as RetryText
 from rules.moments import At
@@ -21,7 +23,7 @@ from rules.rulebook import Action, Defaults, Dynamic, Member, Proof, Rule, Team,
 from rules.rulebook import DueOn as DueDate
 from rules.templates import Template, compile_template, is_template
 from rules.variables import Constant, Numeral, Pending
-from rules.vocabulary import Json, RetryPolicy, TaskType
+from rules.vocabulary import OUTCOMES, Json, RetryPolicy, TaskType
 
 #: Keys of a task that `Action` has fields for; the others make up its body.
 _FIELDS: Final = frozenset({"at", "expires", "due", "assign", "timezone"})
@@ -48,7 +50,7 @@ def prepare(reading: Reading) -> Prepared:
         certain = present_paths(reading.value["rules"][path[1]].get("if"))
         for key, value in body.items():
             for at, text in _texts(value, (*path, kind.value, key)) if key not in _FIXED else ():
-                template = compile_template(text, reading.places, at)
+                template = compile_template(text, reading.places, at, names_beside(path))
                 if template is not None:
                     prepared.templates[at] = template
                     _warn_of_missing(template, certain, reading.places, at)
@@ -116,12 +118,7 @@ class Compiler:
             description=None if rule.description is None else str(rule.description),
             when=rule.when if isinstance(rule.when, tuple) else (str(rule.when),),
             test=self.prepared.tests.get((*path, "if"), _always),
-            actions=tuple(
-                self._action(entry, kind, (*path, "then", index))
-                for index, entry in enumerate(rule.then)
-                for kind in TaskType
-                if getattr(entry, kind) is not None
-            ),
+            actions=self._actions(rule.then, (*path, "then"), ()),
             stop=rule.stop is True,
             timezone=_text(rule.timezone),
             file=self.reading.file,
@@ -131,10 +128,20 @@ class Compiler:
             ),
         )
 
-    def _action(self, entry: Entry, kind: TaskType, path: Path) -> Action:
+    def _actions(self, entries: Sequence[Entry] | None, path: Path, after: tuple[str, ...]) -> tuple[Action, ...]:
+        """Return what a list of tasks makes; `after` are the names of those whose end it answers."""
+        return tuple(
+            self._action(entry, kind, (*path, index), after)
+            for index, entry in enumerate(entries or ())
+            for kind in TaskType
+            if getattr(entry, kind) is not None
+        )
+
+    def _action(self, entry: Entry, kind: TaskType, path: Path, after: tuple[str, ...]) -> Action:
         task = getattr(entry, kind)
         inside = (*path, kind.value)
-        raw = self.reading.value["rules"][path[1]]["then"][path[3]][kind]
+        raw = reduce(getitem, inside, self.reading.value)
+        name = (*after, str(entry.id or kind.value))
         body = {
             key: self._dynamic(_counted(value, getattr(task, key)), (*inside, key))
             for key, value in raw.items()
@@ -144,7 +151,7 @@ class Compiler:
             body.setdefault("priority", "medium")
         at, expires = getattr(task, "at", None), getattr(task, "expires", None)
         return Action(
-            name=str(entry.id or kind.value),
+            name="/".join(name),
             type=kind,
             place=self._place(path),
             at=at if isinstance(at, At) else self.prepared.templates.get((*inside, "at")),
@@ -154,6 +161,13 @@ class Compiler:
             timezone=self._dynamic(task.timezone, (*inside, "timezone")),
             body=body,
             retry=policy(entry.retry, self.retry),
+            if_unsure=entry.if_unsure,
+            on_failure=self._actions(entry.on_failure, (*path, "on_failure"), name),
+            on_outcome={
+                outcome: self._actions(answers, (*path, "on_outcome", outcome), (*name, outcome))
+                for outcome in OUTCOMES
+                if entry.on_outcome is not None and (answers := getattr(entry.on_outcome, outcome))
+            },
         )
 
     def _due(self, due: Json, path: Path) -> timedelta | DueDate | Template | None:

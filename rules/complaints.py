@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from rules.document import TAGS, Document, Entry, OtherTask, Section, TeamTask, WhatsappTemplate
+from rules.document import TAGS, Document, Entry, OtherTask, RuleText, Section, TeamTask, WhatsappTemplate
 from rules.places import Path, Places
 from rules.shapes import EMPTY
 from rules.vocabulary import Json
@@ -85,6 +85,8 @@ def _elsewhere(path: Path, model: type[Section], root: type[Section]) -> str:
         around = _model_at(path[:-2], root)
         if around is not None and key in allowed_keys(around):
             return f": it stands beside `{path[-2]}`, not inside it;"
+    if model is RuleText and key in {"on_failure", "on_outcome"}:
+        return ": it stands beside a task, in its entry under `then`;"
     if model is Entry and key in allowed_keys(OtherTask) + allowed_keys(WhatsappTemplate) + allowed_keys(TeamTask):
         return ": it stands inside the task, not beside it;"
     return ""

@@ -19,9 +19,11 @@ from rules.provider_shapes import UUID_PATTERN
 from rules.shapes import SCHEDULES
 from rules.templates import is_template
 from rules.variables import Constant, Pending
-from rules.vocabulary import CANONICAL_EVENT_TYPES, PROVIDER_OF, Fault, Json, ProviderName, TaskType
+from rules.vocabulary import CANONICAL_EVENT_TYPES, OUTCOMES, PROVIDER_OF, Fault, Json, ProviderName, TaskType
 from rules.wording import did_you_mean, nearest, shown
 
+#: So many times may a task follow on the end of another that followed itself: call, then message, then person.
+ANSWER_LEVELS: Final = 3
 #: More faults of one file than this help nobody.
 FAULT_LIMIT: Final = 1_000
 
@@ -88,12 +90,36 @@ class Reading:
         yield from _mappings(_mapping(self.value).get("rules"), ("rules",))
 
     def entries(self) -> Iterator[tuple[Path, TaskType, Mapping[str, Json], Mapping[str, Json]]]:
-        """Yield each task of each rule: the path of its entry, its type, what is beside it, and what is inside it."""
+        """Yield each task of each rule: the path of its entry, its type, what is beside it, and what is inside it.
+
+        What answers the end of a task comes right after it.
+        """
         for path, rule in self.rules():
-            for at, entry in _mappings(rule.get("then"), (*path, "then")):
-                for kind in TaskType:
-                    if isinstance(entry.get(kind), dict):
-                        yield at, kind, entry, entry[kind]
+            yield from _entries(rule.get("then"), (*path, "then"))
+
+
+def _entries(value: Json, path: Path) -> Iterator[tuple[Path, TaskType, Mapping[str, Json], Mapping[str, Json]]]:
+    for at, entry in _mappings(value, path):
+        for kind in TaskType:
+            if isinstance(entry.get(kind), dict):
+                yield at, kind, entry, entry[kind]
+        for answers, tasks in answers_of(entry):
+            yield from _entries(tasks, (*at, *answers))
+
+
+def answers_of(entry: Mapping[str, Json]) -> Iterator[tuple[tuple[str, ...], Json]]:
+    """Yield the lists of tasks that answer an entry's ends, each with the keys that lead to it."""
+    if "on_failure" in entry:
+        yield ("on_failure",), entry["on_failure"]
+    for outcome, tasks in _mapping(entry.get("on_outcome")).items():
+        yield ("on_outcome", outcome), tasks
+
+
+def names_beside(path: Path) -> tuple[str, ...]:
+    """Return what the templates of the entry at a path may name beside the event."""
+    if path[-2] == "on_failure":
+        return ("failure",)
+    return ("failure", "outcome") if path[-3] == "on_outcome" else ()
 
 
 def _mapping(value: Json) -> Mapping[str, Json]:
@@ -171,26 +197,49 @@ def _unique_rules(files: Iterable[Reading]) -> None:
 
 def _check_names(rule: Mapping[str, Json], places: Places, path: Path) -> None:
     """Complain about entries that make no task or several, and about two tasks of one name."""
-    first: dict[str, str] = {}
+    _check_entries(rule.get("then"), places, (*path, "then"), (), {})
+
+
+def _check_entries(value: Json, places: Places, path: Path, after: tuple[str, ...], first: dict[str, str]) -> None:
+    """Check the tasks of one list; `after` are the names of those whose end it answers, `first` where names stand."""
     kinds = ", ".join(TaskType)
-    for at, entry in _mappings(rule.get("then"), (*path, "then")):
+    for at, entry in _mappings(value, path):
         found = [kind.value for kind in TaskType if kind in entry]
         if len(found) > 1:
             message = f"one entry makes one task: begin a new entry with `-` before `{found[1]}`"
             places.complain((*at, found[1]), message, at_key=True)
-        elif not found and set(entry) <= {"id", "retry", "if_unsure"}:
+        elif not found and set(entry) <= {"id", "retry", "if_unsure", "on_failure", "on_outcome"}:
             places.complain(at, f"names no task: write one of {kinds}")
-        if len(found) != 1:
-            continue
-        name = entry.get("id", found[0])
-        place = str(places.of_value(at))
-        earlier = first.setdefault(str(name), place)
-        if earlier != place:
-            what = f"task id {shown(name)}" if "id" in entry else f"task `{name}` without an `id`"
-            remedy = "give it another one" if "id" in entry else "give each its own `id`"
-            places.complain(
-                (*at, "id") if "id" in entry else at, f"a second {what} in this rule (first at {earlier}): {remedy}"
-            )
+        name = str(entry.get("id", found[0] if found else ""))
+        if len(found) == 1:
+            _check_name(entry, "/".join((*after, name)), places, at, first)
+        _check_outcomes(entry, places, at)
+        for keys, tasks in answers_of(entry):
+            if len(after) >= ANSWER_LEVELS:
+                message = f"tasks may follow on one another {ANSWER_LEVELS} deep, and this is one more: remove it"
+                places.complain((*at, keys[0]), message, at_key=True)
+            else:
+                _check_entries(tasks, places, (*at, *keys), (*after, "/".join((name, *keys[1:]))), first)
+
+
+def _check_name(entry: Mapping[str, Json], name: str, places: Places, path: Path, first: dict[str, str]) -> None:
+    place = str(places.of_value(path))
+    earlier = first.setdefault(name, place)
+    if earlier != place:
+        own = name.rpartition("/")[2]
+        what = f"task id {shown(own)}" if "id" in entry else f"task `{own}` without an `id`"
+        where = "in this rule" if own == name else f"after `{name.rpartition('/')[0]}`"
+        remedy = "give it another one" if "id" in entry else "give each its own `id`"
+        at = (*path, "id") if "id" in entry else path
+        places.complain(at, f"a second {what} {where} (first at {earlier}): {remedy}")
+
+
+def _check_outcomes(entry: Mapping[str, Json], places: Places, path: Path) -> None:
+    if entry.get("on_outcome") == {}:
+        places.complain((*path, "on_outcome"), f"must hold at least one of {', '.join(OUTCOMES)}", at_key=True)
+    elif "on_outcome" in entry and TaskType.TEAM_TASK in entry:
+        message = "is for tasks of Mindhunters: Vambe's documents have no word for how a task ended"
+        places.complain((*path, "on_outcome"), message, at_key=True)
 
 
 def _check_types(rule: Mapping[str, Json], places: Places, path: Path) -> None:

@@ -14,7 +14,40 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from pydantic.json_schema import SkipJsonSchema
 
 from rules import provider_shapes, shapes
-from rules.shapes import dynamic, fixed, present, unless_missing
+from rules.shapes import dynamic, fixed, present
+from rules.value_types import (
+    CLOCK,
+    CODE,
+    SPAN,
+    AgentId,
+    Assign,
+    At,
+    CallPriority,
+    CampaignId,
+    ContactId,
+    CountryZones,
+    DynamicFlag,
+    DynamicText,
+    DynamicZone,
+    EventTypes,
+    Flag,
+    FreeText,
+    GivenCount,
+    GivenOpen,
+    GivenText,
+    GivenZone,
+    Moment,
+    Name,
+    Open,
+    Phone,
+    Span,
+    TaskName,
+    TeamPriority,
+    TemplateId,
+    Text,
+    Zone,
+    either,
+)
 from rules.vocabulary import Json
 
 _WINDOW: Final = "calling windows come with a later version"
@@ -23,100 +56,6 @@ _UNNAMED: Final = (
     "Mindhunters documents it without its wire name, and Leadwire sends no guesses; once you know the name, "
     "`extra_fields` can carry it"
 )
-
-#: Template code or a variable: where one of these may stand, an editor cannot check more.
-_CODE: Final[Mapping[str, Json]] = {"type": "string", "pattern": r"\{\{|\{%|\$\{"}
-_VARIABLE: Final[Mapping[str, Json]] = {"type": "string", "pattern": r"\$\{"}
-_TEXT: Final[Mapping[str, Json]] = {"type": "string", "minLength": 1}
-_SPAN: Final[Mapping[str, Json]] = {"type": "string", "pattern": r"^\+?[0-9]{1,9}[smhdw]$"}
-_UUID: Final[Mapping[str, Json]] = {"type": "string", "pattern": f"^{provider_shapes.UUID_PATTERN}$"}
-_COUNTRY_ZONES: Final[Mapping[str, Json]] = {
-    "type": "object",
-    "propertyNames": {"pattern": "^[A-Z]{2}$"},
-    "additionalProperties": {"type": "string"},
-}
-_CLOCK: Final[Mapping[str, Json]] = {"type": "string", "pattern": f"^{shapes.TIME_PATTERN}$"}
-
-
-def _or(*schemas: Mapping[str, Json]) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [dict(schema) for schema in schemas]})
-
-
-def _or_null(kind: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": [kind, "null"]})
-
-
-Text = Annotated[Json, PlainValidator(fixed(shapes.text)), WithJsonSchema({**_TEXT})]
-FreeText = Annotated[Json, PlainValidator(shapes.text), WithJsonSchema({**_TEXT})]
-DynamicText = Annotated[Json, PlainValidator(dynamic(shapes.text)), WithJsonSchema({**_TEXT})]
-Name = Annotated[Json, PlainValidator(fixed(shapes.name)), WithJsonSchema({**_TEXT, "maxLength": 100})]
-TaskName = Annotated[
-    Json, PlainValidator(fixed(shapes.task_name)), WithJsonSchema({**_TEXT, "maxLength": 100, "pattern": "^[^/]*$"})
-]
-Flag = Annotated[Json, PlainValidator(fixed(shapes.flag)), WithJsonSchema({"type": "boolean"})]
-DynamicFlag = Annotated[Json, PlainValidator(dynamic(shapes.flag)), _or({"type": "boolean"}, _CODE)]
-Zone = Annotated[
-    Json,
-    PlainValidator(fixed(shapes.zone)),
-    WithJsonSchema({"type": "string", "examples": ["America/Santiago", "UTC"]}),
-]
-DynamicZone = Annotated[
-    Json, PlainValidator(dynamic(shapes.zone)), WithJsonSchema({"type": "string", "examples": ["America/Santiago"]})
-]
-Span = Annotated[Json, PlainValidator(fixed(shapes.span)), _or(_SPAN, _VARIABLE)]
-Moment = Annotated[
-    Json,
-    PlainValidator(fixed(shapes.moment)),
-    WithJsonSchema({"type": "string", "examples": ["2026-03-02T10:00:00-03:00"]}),
-]
-AgentId = Annotated[Json, PlainValidator(dynamic(provider_shapes.uuid("an agent", "agent_uuid"))), _or(_UUID, _CODE)]
-TemplateId = Annotated[
-    Json,
-    PlainValidator(dynamic(provider_shapes.uuid("an approved template", "task_data.template_uuid"))),
-    _or(_UUID, _CODE),
-]
-CampaignId = Annotated[
-    Json, PlainValidator(dynamic(provider_shapes.uuid("a campaign", "campaign_uuid"))), _or(_UUID, _CODE)
-]
-ContactId = Annotated[
-    Json, PlainValidator(dynamic(provider_shapes.uuid("a contact of Mindhunters", "contact_uuid"))), _or(_UUID, _CODE)
-]
-Phone = Annotated[
-    Json,
-    PlainValidator(dynamic(provider_shapes.phone)),
-    _or({"type": "string", "pattern": f"^{provider_shapes.PHONE_PATTERN}$"}, _CODE),
-]
-At = Annotated[
-    Json,
-    PlainValidator(dynamic(shapes.at)),
-    WithJsonSchema({"type": "string", "examples": ["now", "+10m", "next 09:00", "{{ data.callback_at }}"]}),
-]
-CallPriority = Annotated[
-    Json,
-    PlainValidator(dynamic(provider_shapes.call_priority)),
-    _or({"type": "integer", "minimum": 1, "maximum": 10}, _CODE),
-]
-TeamPriority = Annotated[
-    Json,
-    PlainValidator(dynamic(provider_shapes.team_priority)),
-    _or({"enum": [*provider_shapes.PRIORITY_WORDS]}, _CODE),
-]
-CountryZones = Annotated[Json, PlainValidator(shapes.country_zones), WithJsonSchema({**_COUNTRY_ZONES})]
-GivenText = Annotated[Json, PlainValidator(unless_missing(shapes.text)), _or_null("string")]
-GivenZone = Annotated[Json, PlainValidator(unless_missing(fixed(shapes.zone))), _or_null("string")]
-GivenOpen = Annotated[Json, PlainValidator(unless_missing(shapes.mapping)), _or_null("object")]
-GivenCount = Annotated[Json, PlainValidator(unless_missing(shapes.whole(0))), _or_null("integer")]
-Open = Annotated[Json, PlainValidator(shapes.mapping), WithJsonSchema({"type": "object"})]
-Assign = Annotated[
-    Json,
-    PlainValidator(dynamic(provider_shapes.assignees)),
-    _or(_TEXT, {"type": "array", "items": {**_TEXT}, "minItems": 1}),
-]
-EventTypes = Annotated[
-    Json,
-    PlainValidator(fixed(shapes.event_types)),
-    _or(_TEXT, {"type": "array", "items": {**_TEXT}, "minItems": 1}),
-]
 
 
 class Section(BaseModel):
@@ -149,12 +88,12 @@ class Retry(Section):
     jitter: Annotated[
         Json,
         PlainValidator(fixed(shapes.jitter)),
-        _or({"type": "number", "minimum": 0, "maximum": 1}, {"const": "full"}),
+        either({"type": "number", "minimum": 0, "maximum": 1}, {"const": "full"}),
     ] = Field(0.1, description="The largest part of the delay added by chance (0.1: up to a tenth later), or full.")
     schedule: Annotated[
         Json,
         PlainValidator(fixed(shapes.schedule)),
-        _or({"type": "array", "items": {**_SPAN}, "minItems": 1}, {"enum": [*shapes.SCHEDULES]}),
+        either({"type": "array", "items": {**SPAN}, "minItems": 1}, {"enum": [*shapes.SCHEDULES]}),
     ] = Field(None, description="Custom only: the delays, as in [1m, 5m, 1h], or standard-webhooks.")
     budget: Span = Field(None, description="The longest time from the first try to the last. Default 7d.")
 
@@ -163,7 +102,7 @@ class Redial(Section):
     """What Mindhunters itself does after no answer or busy."""
 
     NOT_YET: ClassVar[Mapping[str, str]] = {"every": _UNNAMED, "strategy": _UNNAMED}
-    max: Annotated[Json, PlainValidator(dynamic(shapes.whole(1))), _or({"type": "integer", "minimum": 1}, _CODE)] = (
+    max: Annotated[Json, PlainValidator(dynamic(shapes.whole(1))), either({"type": "integer", "minimum": 1}, CODE)] = (
         Field(description="How often Mindhunters tries to reach the contact.")
     )
 
@@ -225,7 +164,7 @@ class DueOn(Section):
     date: Annotated[
         Json, PlainValidator(dynamic(shapes.day)), WithJsonSchema({"type": "string", "examples": ["2026-12-01"]})
     ] = Field(description="The day, as in 2026-12-01; Vambe knows no time without a date.")
-    time: Annotated[Json, PlainValidator(dynamic(shapes.clock)), _or(_CLOCK, _CODE)] = Field(
+    time: Annotated[Json, PlainValidator(dynamic(shapes.clock)), either(CLOCK, CODE)] = Field(
         None, description="The time of day in the task's time zone, as in 14:00; without it the task is all-day."
     )
 
@@ -246,7 +185,7 @@ class TeamTask(Section):
     description: DynamicText = Field(None, description="What the person should know.")
     due: Annotated[
         Annotated[DueOn, Tag("\0mapping")]
-        | Annotated[Json, PlainValidator(dynamic(shapes.due_text)), _or(_SPAN, _CODE), Tag("\0text")],
+        | Annotated[Json, PlainValidator(dynamic(shapes.due_text)), either(SPAN, CODE), Tag("\0text")],
         Discriminator(_due_form),
     ] = Field(None, description="When it is due: +2h, or a date with or without a time; absent: no due date.")
     timezone: DynamicZone = Field(None, description="The zone of the due time; default: the team's, the rule's, ...")
@@ -261,14 +200,16 @@ class Entry(Section):
     """One task of a rule: its type with what is sent, and beside it what is done when sending fails."""
 
     NOT_YET: ClassVar[Mapping[str, str]] = {
-        "on_failure": "tasks after a failure come with a later version; remove it",
-        "on_outcome": "tasks after an outcome come with a later version; remove it",
         "window": _WINDOW,
     }
     id: TaskName = Field(None, description="The task's name in its rule; default: its type.")
     retry: Annotated[Retry | None, BeforeValidator(present)] = Field(None, description="When it is sent again.")
-    if_unsure: Annotated[Json, PlainValidator(fixed(shapes.if_unsure)), WithJsonSchema({"const": "ask"})] = Field(
-        "ask", description="What to do when nobody can tell whether it was executed: ask a person."
+    if_unsure: Annotated[
+        Json, PlainValidator(fixed(shapes.one_of("ask", "repeat"))), WithJsonSchema({"enum": ["ask", "repeat"]})
+    ] = Field(
+        "ask",
+        description="What to do when no look-up at the provider can tell whether it was executed: ask a person, or repeat "
+        "it, which may touch somebody twice.",
     )
     make_call: Annotated[MakeCall | None, BeforeValidator(present)] = Field(None, description="An AI phone call.")
     whatsapp_template: Annotated[WhatsappTemplate | None, BeforeValidator(present)] = Field(
@@ -278,6 +219,30 @@ class Entry(Section):
     mindhunters_task: Annotated[OtherTask | None, BeforeValidator(present)] = Field(
         None, description="Any other documented task of Mindhunters."
     )
+    on_failure: Annotated[list[Entry] | None, BeforeValidator(shapes.items("task"))] = Field(
+        None, description="Tasks to make when this one ends dead or too late; their templates may use `failure`."
+    )
+    on_outcome: Annotated[OnOutcome | None, BeforeValidator(present)] = Field(
+        None,
+        description="Tasks to make when Mindhunters has ended this one; needs LEADWIRE_MINDHUNTERS_POLL.",
+    )
+
+
+class OnOutcome(Section):
+    """What follows when Mindhunters has ended a task, by how; templates may use `outcome` and `failure`."""
+
+    completed: Annotated[list[Entry] | None, BeforeValidator(shapes.items("task"))] = Field(
+        None, description="Tasks to make when it was carried out."
+    )
+    failed: Annotated[list[Entry] | None, BeforeValidator(shapes.items("task"))] = Field(
+        None, description="Tasks to make when Mindhunters gave up on it."
+    )
+    expired: Annotated[list[Entry] | None, BeforeValidator(shapes.items("task"))] = Field(
+        None, description="Tasks to make when its time passed before it was carried out."
+    )
+
+
+Entry.model_rebuild()
 
 
 class GivenContact(Section):
@@ -337,11 +302,7 @@ class RuleText(Section):
             "absent",
         ),
         _LATER,
-    ) | {
-        "window": _WINDOW,
-        "on_failure": "tasks after a failure come with a later version; remove it",
-        "on_outcome": "tasks after an outcome come with a later version; remove it",
-    }
+    ) | {"window": _WINDOW}
     id: Name = Field(description="The rule's name, one of its kind in all files; it is part of every task's key.")
     description: FreeText = Field(None, description="What the rule is for; the default title of its tasks.")
     when: EventTypes = Field(description="The event type, a list of them, or a pattern such as deal.*")

@@ -56,6 +56,13 @@ ALWAYS: Final = frozenset({"id", "source", "type", "occurred_at", "received_at",
 _SCALARS: Final = ALWAYS | {"attempt"}
 _OPEN: Final = frozenset({"consent"})
 
+#: What tasks that answer another's end can name beside the event, and what lies below it.
+Beside = Mapping[str, tuple[str, ...]]
+BESIDE: Final[Beside] = {"failure": ("reason", "status", "title", "task"), "outcome": ()}
+#: Of these, what need not be there: no answer, no status.
+OPTIONAL_BESIDE: Final = frozenset({("failure", "status")})
+_WHERE_BESIDE: Final = {"failure": "on_failure and on_outcome", "outcome": "on_outcome"}
+
 _LENGTH_LIMIT: Final = 500
 _INDEX: Final = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
 _NEGATIVE: Final = re.compile(r"-[0-9]+", re.ASCII)
@@ -114,21 +121,24 @@ def _step(found: re.Match[str], text: str) -> Step:
     return word
 
 
-def complain(steps: Steps, text: str) -> str | None:
-    """Return what is wrong with a path that no event can have, with the remedy; None when there may be such a field."""
-    root = steps[0]
-    if root not in ROOTS:
-        return _unknown_root(str(root), text)
-    if len(steps) > 1 and root in _SCALARS:
+def complain(steps: Steps, text: str, beside: Beside = {}) -> str | None:  # noqa: B006 - never changed
+    """Return what is wrong with a path that no event can have, with the remedy; None when there may be such a field.
+
+    `beside` are the roots that are there beside the event's.
+    """
+    root = str(steps[0])
+    if root not in ROOTS and root not in beside:
+        return _unknown_root(root, text)
+    if len(steps) > 1 and (root in _SCALARS or beside.get(root) == ()):
         return f"{as_json(text)}: {root} is a single value, nothing lies below it"
-    known = KNOWN.get(str(root))
-    if known is None or len(steps) == 1:
+    known = KNOWN.get(root) or beside.get(root)
+    if not known or len(steps) == 1:
         return None
     name = str(steps[1])
     if name not in known:
         near = nearest(name, known)
         hint = f"did you mean {root}.{near}? " if near else ""
-        has = f"it has {', '.join(known)}; other fields of the payload are below data"
+        has = f"it has {', '.join(known)}" + ("" if root in beside else "; other fields of the payload are below data")
         return f"{as_json(text)}: {root} has no {name}; {hint}{has}"
     if len(steps) > 2 and name not in _OPEN:  # noqa: PLR2004 - root, name and one more
         return f"{as_json(text)}: {root}.{name} is a single value, nothing lies below it"
@@ -136,6 +146,8 @@ def complain(steps: Steps, text: str) -> str | None:
 
 
 def _unknown_root(root: str, text: str) -> str:
+    if root in _WHERE_BESIDE:
+        return f"{as_json(text)}: {root} is known to the tasks of {_WHERE_BESIDE[root]} only; did you mean data.{text}?"
     near = nearest(root, ROOTS)
     meant = f"did you mean {near}{text[len(root) :]} or data.{text}?" if near else f"did you mean data.{text}?"
     return f"{as_json(text)}: an event has no {root}; {meant} A path begins with one of {', '.join(ROOTS)}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from typing import Final
@@ -69,6 +70,45 @@ def decide(book: RuleBook, event: Event, *, now: datetime) -> Plan:
         if rule.stop and any(task.state is TaskState.PLANNED for task in made):
             stopped_by[rule.file] = rule.id
     return Plan(event_id=event.id, rule_set=book.version, state=state, decisions=tuple(decisions), tasks=tuple(tasks))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A task that has come to an end: what those that answer it may say of it.
+
+    `reason` is why, `status` the last answer's, if there was one; `outcome` is the provider's word when that is the end.
+    """
+
+    id: str
+    rule: str
+    name: str
+    title: str
+    reason: str
+    status: int | None = None
+    outcome: str | None = None
+
+    def view(self) -> dict[str, Json]:
+        """Return what templates see beside the event."""
+        failure = {"reason": self.reason, "status": self.status, "title": self.title, "task": self.name}
+        return {"failure": failure} | ({} if self.outcome is None else {"outcome": self.outcome})
+
+
+def react(
+    book: RuleBook, event: Event, ended: Ended, trigger: str, *, now: datetime
+) -> tuple[tuple[Task, ...], str | None]:
+    """Return the tasks that answer a task's end under the rule set that planned it; never raises for what an event holds.
+
+    `trigger` is one of `Task.reactions`. Conditions are not asked again. With no task there is a sentence that says why.
+    """
+    rule = next((rule for rule in book.rules if rule.id == ended.rule), None)
+    action = rule.action(ended.name) if rule else None
+    if rule is None or action is None or trigger not in action.answers:
+        return (), f"rule set {book.version} has nothing that answers {trigger} of {ended.rule}/{ended.name}"
+    view = _view(book, event, now)
+    if isinstance(view, Exception):
+        return (), f"what follows on {ended.name} could not be planned: {_said(view)}"
+    scene = _scene(book, rule, event, {**view, **ended.view()}, now)
+    return tuple(_plan_task(scene, each, parent=ended.id) for each in action.answers[trigger]), None
 
 
 def task_key(event_id: str, rule_id: str, name: str) -> str:
@@ -139,7 +179,7 @@ def _scene(book: RuleBook, rule: Rule, event: Event, view: Mapping[str, Json], n
     return Scene(book=book, rule=rule, event=event, view={**view, ZONE: zone}, now=now)
 
 
-def _plan_task(scene: Scene, action: Action) -> Task:
+def _plan_task(scene: Scene, action: Action, parent: str | None = None) -> Task:
     key = task_key(scene.event.id, scene.rule.id, action.name)
     draft = Draft(scene=scene, action=action, key=key)
     contact, timing, rotation = scene.event.contact, Timing(due_at=scene.now), None
@@ -172,6 +212,8 @@ def _plan_task(scene: Scene, action: Action) -> Task:
         reason=reason,
         note="; ".join(draft.notes) or None,
         rule_set=scene.book.version,
+        parent=parent,
+        reactions=tuple(action.answers),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Final, Literal
 from rules.moments import At
 from rules.places import Places
 from rules.templates import Template
-from rules.vocabulary import FailedTest, Fault, Json, RetryPolicy, TaskType
+from rules.vocabulary import FAILURE, FailedTest, Fault, Json, RetryPolicy, TaskType, outcome_trigger
 
 #: A compiled `if:`; returns the first test that failed, or None when all of it holds. The argument is `Event.view()`.
 Test = Callable[[Mapping[str, Json]], FailedTest | None]
@@ -56,9 +56,10 @@ class DueOn:
 class Action:
     """One entry of a rule's `then`, compiled.
 
-    `body` holds every key of the task beside those that have a field here, constants or Templates. `at` is for tasks of
-    Mindhunters, `due` and `assign` for team tasks: `assign` is a Team, user ids, or a Template that gives a team's name, an
-    id or a list of ids.
+    The name of one that answers another's end begins with that one's name: `call/team_task` is made when `call` failed,
+    `call/expired/team_task` when it expired at its provider. `body` holds every key of the task beside those that have a
+    field here, constants or Templates. `at` is for tasks of Mindhunters, `due` and `assign` for team tasks: `assign` is a
+    Team, user ids, or a Template that gives a team's name, an id or a list of ids.
     """
 
     name: str
@@ -72,6 +73,15 @@ class Action:
     body: Mapping[str, Dynamic]
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     if_unsure: Literal["ask", "repeat"] = "ask"
+    on_failure: tuple[Action, ...] = ()
+    #: By the provider's word for how it ended the task.
+    on_outcome: Mapping[str, tuple[Action, ...]] = field(default_factory=dict)
+
+    @property
+    def answers(self) -> Mapping[str, tuple[Action, ...]]:
+        """What follows on each end that is answered, by the word for it in `Task.reactions`."""
+        failure = {FAILURE: self.on_failure} if self.on_failure else {}
+        return failure | {outcome_trigger(word): actions for word, actions in self.on_outcome.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +112,16 @@ class Rule:
     file: str
     place: str
     proofs: tuple[Proof, ...] = ()
+
+    def action(self, name: str) -> Action | None:
+        """Return the action of this name, also one that only answers another's end."""
+        open_ = [*self.actions]
+        while open_:
+            action = open_.pop()
+            if action.name == name:
+                return action
+            open_ += (each for actions in action.answers.values() for each in actions)
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

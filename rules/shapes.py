@@ -308,15 +308,6 @@ def mapping(value: Json) -> dict[str, Json]:
     return value
 
 
-def if_unsure(value: Json) -> Json:
-    """Return what to do when nobody can tell whether a task was executed."""
-    if value == "repeat":
-        raise UnfitError(
-            "`repeat` is not yet supported: it comes with the look-up at the provider; until then a person is asked"
-        )
-    return one_of("ask")(value)
-
-
 def no_calendars(value: Json) -> None:
     """Return nothing: calendars come with windows."""
     if value is not None:

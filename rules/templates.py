@@ -48,10 +48,14 @@ _GUARDS: Final = frozenset({"defined", "undefined", "none"})
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A text with `{{ }}` or `{% %}` in it, found good; `place` is where it stands (`file:line:column`)."""
+    """A text with `{{ }}` or `{% %}` in it, found good; `place` is where it stands (`file:line:column`).
+
+    `beside` are the names it may use beside the event's.
+    """
 
     text: str
     place: str
+    beside: tuple[str, ...] = ()
 
     def render(self, view: Mapping[str, Json]) -> Json:
         """Return what the template gives for an event's view: JSON, and text unless it is exactly one expression.
@@ -66,7 +70,7 @@ class Template:
         except TemplateError:
             raise
         except MissingNameError as error:
-            raise TemplateError(_missing_name(str(error), self.text, view)) from None
+            raise TemplateError(_missing_name(str(error), _reading(self.text, self.beside), view)) from None
         except UndefinedError as error:
             raise TemplateError(about_missing(str(error))) from None
         except Exception as error:
@@ -75,7 +79,7 @@ class Template:
     @property
     def optional_fields(self) -> tuple[str, ...]:
         """The fields it needs though an event may lack them: used without `default` and without `is defined`."""
-        return _reading(self.text).needed
+        return _reading(self.text, self.beside).needed
 
 
 def is_template(text: str) -> bool:
@@ -83,9 +87,12 @@ def is_template(text: str) -> bool:
     return "{{" in text or "{%" in text or "{#" in text
 
 
-def compile_template(text: str, places: Places, path: Path) -> Template | None:
-    """Read a template; complaints go to `places`, with the line inside the text, and the answer then is None."""
-    reading = _reading(text)
+def compile_template(text: str, places: Places, path: Path, beside: tuple[str, ...] = ()) -> Template | None:
+    """Read a template; complaints go to `places`, with the line inside the text, and the answer then is None.
+
+    `beside` are the names of `paths.BESIDE` that it may use.
+    """
+    reading = _reading(text, beside)
     place = places.of_value(path)
     for line, message in reading.complaints:
         # Only in a literal block are the lines of the text those of the file; it begins below its `|`.
@@ -100,7 +107,7 @@ def compile_template(text: str, places: Places, path: Path) -> Template | None:
                 message=f"template: {inside}{message}",
             )
         )
-    return None if reading.complaints else Template(text, str(place))
+    return None if reading.complaints else Template(text, str(place), beside)
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
@@ -117,7 +124,7 @@ class _Reading:
 
 
 @lru_cache(maxsize=_CACHED)
-def _reading(text: str) -> _Reading:
+def _reading(text: str, beside: tuple[str, ...]) -> _Reading:
     reading = _Reading()
     if len(text) > _LENGTH_LIMIT:
         reading.complaints.append((1, f"it has {len(text):,} characters; {_LENGTH_LIMIT:,} are allowed"))
@@ -135,7 +142,8 @@ def _reading(text: str) -> _Reading:
         if deep is not None:
             reading.complaints.append((deep, "nested too deep"))
             return reading
-        _Reader(reading, {name.name for name in template.find_all(nodes.Name) if name.ctx == "store"}).read(template)
+        own_names = {name.name for name in template.find_all(nodes.Name) if name.ctx == "store"}
+        _Reader(reading, own_names, {name: paths.BESIDE[name] for name in beside}).read(template)
     return reading
 
 
@@ -149,9 +157,10 @@ def _too_deep(node: nodes.Node, levels: int) -> int | None:
 class _Reader:
     """Goes through a parsed template: complains of what is not allowed or not there, and notes the fields."""
 
-    def __init__(self, reading: _Reading, own_names: set[str]) -> None:
+    def __init__(self, reading: _Reading, own_names: set[str], beside: paths.Beside) -> None:
         self.reading = reading
         self.own_names = own_names
+        self.beside = beside
         self.needed: dict[str, None] = {}
         self.guarded: set[str] = set()
 
@@ -200,20 +209,20 @@ class _Reader:
     def _name(self, node: nodes.Node, steps: paths.Steps, *, guarded: bool) -> None:
         root = str(steps[0])
         if isinstance(node, nodes.Name) and node.ctx == "store":
-            if root.startswith("_") or root in _BESIDE or root in paths.ROOTS:
+            if root.startswith("_") or root in _BESIDE or root in paths.ROOTS or root in self.beside:
                 self._complain(node, f"{root} cannot be set: choose another name")
             return
         if root in self.own_names or root in _BESIDE:
             return
         spelling = paths.spelled(steps)
-        complaint = paths.complain(steps, spelling)
+        complaint = paths.complain(steps, spelling, self.beside)
         if complaint:
             self._complain(node, complaint)
             return
         self.reading.fields[spelling] = steps
         if guarded:
             self.guarded.add(spelling)
-        elif root not in paths.ALWAYS:
+        elif root not in paths.ALWAYS and (root not in self.beside or steps in paths.OPTIONAL_BESIDE):
             self.needed.setdefault(spelling)
 
 
@@ -312,9 +321,9 @@ def _json(value: Json) -> Json:
     )
 
 
-def _missing_name(last: str, text: str, view: Mapping[str, Json]) -> str:
+def _missing_name(last: str, reading: _Reading, view: Mapping[str, Json]) -> str:
     """Return the message for a missing value, of which only the last part of the name is known where it was used."""
-    for spelling, steps in _reading(text).fields.items():
+    for spelling, steps in reading.fields.items():
         dotted = ".".join(str(step) for step in steps)
         found = paths.find(view, steps)
         if (dotted == last or dotted.endswith(f".{last}")) and (found is None or found is paths.MISSING):

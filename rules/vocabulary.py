@@ -243,6 +243,17 @@ class Task:
     reactions: tuple[str, ...] = ()
 
 
+#: The end that `on_failure` answers: the task is dead, or was suppressed.
+FAILURE: Final = "failure"
+#: The outcomes at Mindhunters that `on_outcome` can answer.
+OUTCOMES: Final = ("completed", "failed", "expired")
+
+
+def outcome_trigger(outcome: str) -> str:
+    """Return the word under which a task's `reactions` list an outcome: `outcome:failed`."""
+    return f"outcome:{outcome}"
+
+
 class DecisionOutcome(StrEnum):
     """What a listening rule came to for one event."""
 
@@ -330,3 +341,7 @@ class LedgerError(Problem):
 
 class LedgerBusyError(LedgerError):
     """The ledger cannot be written right now (locked, disk full): the caller asks to be called again later."""
+
+
+class LedgerInDoubtError(LedgerBusyError):
+    """A commit has not come back: nobody knows whether it stands."""

@@ -20,9 +20,12 @@ from rules.vocabulary import PROVIDER_OF, ProviderName, TaskState, TaskType
 from worker import board
 from worker.deliver import Delivered, deliver
 from worker.dispatch import CELERY_TASK_OF, PROCESS_EVENT
+from worker.follow import Follow
 from worker.process import process_events
 from worker.queues import EVENTS_QUEUE, QUEUE_OF, QueueDepths, celery_app, declare
+from worker.react import React
 from worker.retelling import Retelling
+from worker.seek import seekers
 from worker.sweep import Sweep
 from worker.wiring import Services, broker_of, utc_now
 
@@ -37,6 +40,8 @@ def create(services: Services) -> Celery:
     app = celery_app(broker_of(services.settings), confirm=False)
     events = _Events()
     retelling = Retelling(services.ledger, events.send)
+    answering = React(services, lambda tasks: board.planned(tasks, utc_now(), events.send))
+    following = Follow(services)
 
     @app.task(name=PROCESS_EVENT, Request=board.Request)
     def process_event(event_ids: Sequence[str]) -> str:
@@ -47,23 +52,27 @@ def create(services: Services) -> Celery:
     for type_ in TaskType:
         app.task(
             name=CELERY_TASK_OF[type_], bind=True, throws=(board.TaskDead, board.TaskUnknown), Request=board.Request
-        )(_delivering(services, PROVIDER_OF[type_], events, retelling))
+        )(_delivering(services, PROVIDER_OF[type_], events, retelling, answering))
 
     board.forgive_revocations()
     signals.worker_ready.connect(events.begin, weak=False)
     sweep = Sweep(services, QueueDepths(app))
     retelling.when_somebody_listens()
-    _KEPT.append((process_event, sweep, retelling))
+    seeking = seekers(services)
+    _KEPT.append((process_event, sweep, retelling, seeking, answering, following))
     signals.worker_ready.connect(lambda **_: sweep.start(), weak=False)
     signals.worker_ready.connect(lambda **_: retelling.start(), weak=False)
     signals.worker_shutting_down.connect(lambda **_: services.closing.set(), weak=False)
     signals.worker_shutdown.connect(lambda **_: sweep.stop(), weak=False)
     signals.worker_shutdown.connect(lambda **_: retelling.stop(), weak=False)
+    for beside in (*seeking, answering, following):
+        signals.worker_ready.connect(lambda *, of=beside, **_: of.start(), weak=False)
+        signals.worker_shutdown.connect(lambda *, of=beside, **_: of.stop(), weak=False)
     return app
 
 
 def _delivering(
-    services: Services, provider: ProviderName, events: _Events, retelling: Retelling
+    services: Services, provider: ProviderName, events: _Events, retelling: Retelling, answering: React
 ) -> Callable[..., str]:
     def run(
         self: Task[..., Any],
@@ -86,6 +95,7 @@ def _delivering(
         alone = isinstance(task_ids, str)
         outcomes = deliver(services, provider, [task_ids] if isinstance(task_ids, str) else task_ids, tell)
         retelling.note(outcomes)
+        answering.note(outcomes)
         if alone:
             return board.show(outcomes[0], name, events.send)
         if len(outcomes) == 1:

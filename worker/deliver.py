@@ -8,7 +8,7 @@ create the task is tried again a few times, so that a blip does not cost the hou
 from __future__ import annotations
 
 import logging
-import time
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -18,12 +18,11 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 from rules.drafting import mark
-from rules.vocabulary import LedgerBusyError, ProviderName, TaskState, Verdict, instant
-from worker.awake import awake_seconds
-from worker.ledger import Claim, NotClaimed, Settlement
+from rules.vocabulary import LedgerBusyError, LedgerInDoubtError, ProviderName, TaskState, Verdict, instant
+from worker.ledger import Claim, Held, Limits, NotClaimed, PauseKind, ProviderState, Settlement
 from worker.retry import History, next_step
 from worker.wire import Answered, NotBegun, Reading, Request, Sent, Unsendable
-from worker.wiring import Hand, Services, chance, utc_now
+from worker.wiring import Clock, Hand, Services
 
 log = logging.getLogger(__name__)
 
@@ -93,39 +92,56 @@ def _put_back(services: Services, task_ids: Sequence[str], why: str, tell: Tell)
     waiting = TaskState.WAITING
     given = [Delivered(task_id=task_id, state=waiting, words=f"put back: {why}") for task_id in task_ids]
     tell(given)
-    services.ledger.put_back(task_ids, utc_now())
+    services.ledger.put_back(task_ids, services.clock.now())
     return [replace(outcome, told=True) for outcome in given]
 
 
 def _deliver_alone(services: Services, hand: Hand, task_ids: Sequence[str], tell: Tell) -> list[Delivered]:
-    claimed_seconds = awake_seconds()
-    (claim,) = services.ledger.claim(task_ids, utc_now(), LEASE, services.owner)
+    claimed_seconds = services.clock.awake_seconds()
+    (claim,) = _claim(services, hand, task_ids)
     if isinstance(claim, NotClaimed):
+        if claim.held is Held.CONCURRENCY:
+            hand.pace.full(claimed_seconds)
         return [_not_claimed(claim)]
     return _settle(services, [(claim, _attempt(services, hand, claim, claimed_seconds))], tell)
 
 
 def _deliver_together(services: Services, hand: Hand, task_ids: Sequence[str], tell: Tell) -> list[Delivered]:
-    """Claim and send in slices no larger than the provider was seen to answer within a moment."""
+    """Claim and send in slices no larger than the provider was seen to answer within a moment, or than it may have at once.
+
+    Where its rate or a pause keeps one, the rest is asked for together, so that each learns its own moment at once.
+    """
     delivered: list[Delivered] = []
     rest = list(task_ids)
+    most = services.limits.get(hand.provider.name, Limits()).concurrency or len(rest)
+    held: Held | None = None
     while rest:
         if services.closing.is_set():
             return delivered + _put_back(services, rest, "the worker ends", tell)
-        size = hand.pace.size
-        begun_seconds = awake_seconds()
-        done = _deliver_slice(services, hand, rest[:size], tell)
+        if held is Held.CONCURRENCY:
+            hand.pace.full(services.clock.awake_seconds())
+            why = f"{hand.provider.name} has as many requests as it may have at once"
+            return delivered + _put_back(services, rest, why, tell)
+        size = len(rest) if held else min(hand.pace.size, most)
+        begun_seconds = services.clock.awake_seconds()
+        done, held = _deliver_slice(services, hand, rest[:size], tell)
         tell([outcome for outcome in done if not outcome.told])
         delivered += done
-        hand.pace.note(min(size, len(rest)), awake_seconds() - begun_seconds)
+        hand.pace.note(min(size, len(rest)), services.clock.awake_seconds() - begun_seconds)
         rest = rest[size:]
     return delivered
 
 
-def _deliver_slice(services: Services, hand: Hand, task_ids: Sequence[str], tell: Tell) -> list[Delivered]:
-    """Claim these in one transaction, send them side by side, and settle together what was answered meanwhile."""
-    claimed_seconds = awake_seconds()
-    answers = services.ledger.claim(task_ids, utc_now(), LEASE, services.owner)
+def _deliver_slice(
+    services: Services, hand: Hand, task_ids: Sequence[str], tell: Tell
+) -> tuple[list[Delivered], Held | None]:
+    """Claim these in one transaction, send them side by side, and settle together what was answered meanwhile.
+
+    Returns also what of the provider keeps the tasks after these; of its concurrency nothing does when any was claimed.
+    """
+    clock = services.clock
+    claimed_seconds = clock.awake_seconds()
+    answers = _claim(services, hand, task_ids)
     claims = [claim for claim in answers if isinstance(claim, Claim)]
     delivered = [_not_claimed(answer) for answer in answers if isinstance(answer, NotClaimed)]
     ended: SimpleQueue[tuple[Claim, Future[Attempted | None]]] = SimpleQueue()
@@ -140,15 +156,32 @@ def _deliver_slice(services: Services, hand: Hand, task_ids: Sequence[str], tell
     waiting = len(claims)
     while waiting:
         group = [ended.get()]
-        settle_by_seconds = awake_seconds() + COMPANY_SECONDS
+        settle_by_seconds = clock.awake_seconds() + COMPANY_SECONDS
         while len(group) < waiting:
             try:
-                group.append(ended.get(timeout=max(0.0, settle_by_seconds - awake_seconds())))
+                group.append(ended.get(timeout=max(0.0, settle_by_seconds - clock.awake_seconds())))
             except Empty:
                 break
         waiting -= len(group)
         delivered += _settle(services, [(claim, _attempted(claim, future)) for claim, future in group], tell)
-    return delivered
+    kept = [answer.held for answer in answers if isinstance(answer, NotClaimed) and answer.held is not None]
+    held = kept[-1] if kept else None
+    return delivered, None if held is Held.CONCURRENCY and claims else held
+
+
+def _claim(services: Services, hand: Hand, task_ids: Sequence[str]) -> list[Claim | NotClaimed]:
+    """Claim under a name of its own, so that a claim of which nobody knows whether it stands is undone if it does."""
+    name = hand.provider.name
+    limits = (
+        {name: services.limits[name]} if name in services.limits else {}
+    )  # the other provider's line is not touched
+    clock, ledger, owner = services.clock, services.ledger, f"{services.owner}/{next(services.claim_numbers)}"
+    try:
+        return ledger.claim(task_ids, clock.now(), LEASE, owner, limits)
+    except LedgerInDoubtError:
+        given = _patiently(clock, lambda: ledger.give_back_of(owner, task_ids, clock.now()), ", ".join(task_ids))
+        log.warning("a claim's commit was in doubt; of it was given back, unsent: %s", ", ".join(given) or "nothing")
+        raise
 
 
 def _attempted(claim: Claim, future: Future[Attempted | None]) -> Attempted | None:
@@ -173,31 +206,46 @@ def _not_claimed(answer: NotClaimed) -> Delivered:
 def _settle(services: Services, made: Sequence[tuple[Claim, Attempted | None]], tell: Tell) -> list[Delivered]:
     """Record what attempts came to, those that never began as given back; a write that fails is tried for long."""
     delivered = []
-    settled = [(claim, _settlement(claim, attempted)) for claim, attempted in made if attempted is not None]
+    clock = services.clock
+    poll = timedelta(seconds=services.settings.mindhunters_poll_seconds)
+    settled = [
+        (claim, _settlement(clock, claim, attempted, poll)) for claim, attempted in made if attempted is not None
+    ]
     if settled:
         ids = ", ".join(claim.task.id for claim, _ in settled)
-        taken = _patiently(lambda: services.ledger.settle_many(settled, utc_now()), ids)
+        taken = _patiently(clock, lambda: services.ledger.settle_many(settled, clock.now(), _alert), ids)
         delivered += [_settled(*pair, taken=took) for pair, took in zip(settled, taken, strict=True)]
     for claim in (claim for claim, attempted in made if attempted is None):
         given = _told(claim, TaskState.WAITING, "given back before anything was sent")
         tell([given])
-        _patiently(partial(services.ledger.give_back, claim, utc_now()), claim.task.id)
+        _patiently(clock, partial(services.ledger.give_back, claim, clock.now()), claim.task.id)
         delivered.append(replace(given, told=True))
     return delivered
 
 
 def _settled(claim: Claim, settlement: Settlement, *, taken: bool) -> Delivered:
-    task = claim.task
     if not taken:
         return _told(claim, None, "settled late: somebody else holds the task")
-    if settlement.pause_until_at:
-        # The provider's own words may hold personal data: they are in the ledger, not in the log.
-        until, why = instant(settlement.pause_until_at), settlement.status or "no answer"
-        log.error("%s pauses until %s (%s); see `leadwire tasks`", task.provider, until, why)
     words = outcome_words(
         settlement.verdict, settlement.status, settlement.state, due_at=settlement.due_at, attempt=claim.attempt
     )
     return _told(claim, settlement.state, words, settlement.due_at)
+
+
+#: What a pause that begins with an outcome means for an operator.
+_PAUSED: Final[Mapping[PauseKind | None, str]] = {
+    PauseKind.ANSWER: "it does not take our credential, or its URL is wrong",
+    PauseKind.BREAKER: "tries in a row failed",
+    PauseKind.ASKED: "it got too many requests",
+}
+
+
+def _alert(pause: ProviderState) -> None:
+    """Tell once of a pause that begins; the provider's own words may hold personal data and stay in the ledger."""
+    until = instant(pause.paused_until_at) if pause.paused_until_at else "it is resumed"
+    status = re.match(r"[1-5][0-9]{2}\b", pause.reason or "")
+    why = f"{status[0]}, {_PAUSED[pause.kind]}" if status else _PAUSED[pause.kind]
+    log.error("%s is left alone until %s (%s); its tasks wait, see `leadwire tasks`", pause.name, until, why)
 
 
 def _told(claim: Claim, state: TaskState | None, words: str, due_at: datetime | None = None) -> Delivered:
@@ -205,11 +253,11 @@ def _told(claim: Claim, state: TaskState | None, words: str, due_at: datetime | 
     return Delivered(task_id=task.id, state=state, due_at=due_at, words=words, rule=task.rule, attempt=claim.attempt)
 
 
-def _settlement(claim: Claim, made: Attempted) -> Settlement:
-    """Return what the attempt means for its task."""
+def _settlement(clock: Clock, claim: Claim, made: Attempted, poll: timedelta) -> Settlement:
+    """Return what the attempt means for its task; Mindhunters is asked after `poll` what became of it, or never."""
     reading = made.reading
     history = History(attempt=claim.attempt, first_attempt_at=claim.first_attempt_at)
-    step = next_step(reading, claim.task.retry, history, now=utc_now(), chance=chance())
+    step = next_step(reading, claim.task.retry, history, now=clock.now(), chance=clock.chance(), status=made.status)
     reason = step.reason
     if step.state is TaskState.UNKNOWN:
         reason = f"{reason} Its mark is {mark(claim.task.key)}."
@@ -223,6 +271,8 @@ def _settlement(claim: Claim, made: Attempted) -> Settlement:
         counted=step.counted,
         pause_until_at=step.pause_until_at,
         pause_reason=reading.reason if step.pause_until_at else None,
+        pause_kind=PauseKind.ASKED if step.pause_asked else PauseKind.ANSWER,
+        poll_at=clock.now() + poll if poll and claim.task.provider is ProviderName.MINDHUNTERS else None,
     )
 
 
@@ -283,21 +333,24 @@ def _attempt(services: Services, hand: Hand, claim: Claim, claimed_seconds: floa
 
     That is a claim which grew old before the request began, or a worker that ends: the task loses nothing by either.
     """
+    clock = services.clock
     end_seconds = claimed_seconds + ATTEMPT_SECONDS
     begin_by_seconds = claimed_seconds + BEGIN_WITHIN_SECONDS
     for pause_seconds in (*QUICK_PAUSES_SECONDS, None):
-        request = hand.provider.prepare(claim.task, utc_now())
+        # By the claim's own clock: a look-up searches around the claim, and the system's may leap meanwhile.
+        elapsed = timedelta(seconds=clock.awake_seconds() - claimed_seconds)
+        request = hand.provider.prepare(claim.task, claim.claimed_at + elapsed)
         if isinstance(request, Unsendable):
             reading = Reading(verdict=Verdict.REFUSED, reason=request.reason)
             return Attempted(reading=reading, too_late=request.too_late)
-        if services.closing.is_set() or awake_seconds() > begin_by_seconds:
+        if services.closing.is_set() or clock.awake_seconds() > begin_by_seconds:
             return None
-        sent = _send(hand, request, end_seconds, begin_by_seconds)
+        sent = _send(clock, hand, request, end_seconds, begin_by_seconds)
         if isinstance(sent, NotBegun):
             return None
-        reading = _read(hand, sent, request, end_seconds)
-        rest_seconds = _quick_rest(reading, pause_seconds)
-        if rest_seconds is None or awake_seconds() + rest_seconds > end_seconds - QUICK_TRY_NEEDS_SECONDS:
+        reading = _read(clock, hand, sent, request, end_seconds)
+        rest_seconds = _quick_rest(clock, reading, pause_seconds)
+        if rest_seconds is None or clock.awake_seconds() + rest_seconds > end_seconds - QUICK_TRY_NEEDS_SECONDS:
             break
         if services.closing.wait(rest_seconds):
             return None
@@ -306,42 +359,42 @@ def _attempt(services: Services, hand: Hand, claim: Claim, claimed_seconds: floa
     return Attempted(reading=reading, status=sent.status if isinstance(sent, Answered) else None)
 
 
-def _send(hand: Hand, request: Request, end_seconds: float, begin_by_seconds: float) -> Sent | NotBegun:
+def _send(clock: Clock, hand: Hand, request: Request, end_seconds: float, begin_by_seconds: float) -> Sent | NotBegun:
     return hand.transport.send(
         request,
-        deadline_seconds=end_seconds - awake_seconds(),
-        may_begin=lambda: awake_seconds() <= begin_by_seconds,
+        deadline_seconds=end_seconds - clock.awake_seconds(),
+        may_begin=lambda: clock.awake_seconds() <= begin_by_seconds,
     )
 
 
-def _read(hand: Hand, sent: Sent, request: Request, end_seconds: float) -> Reading:
-    reading = hand.provider.read(sent, utc_now(), request)
+def _read(clock: Clock, hand: Hand, sent: Sent, request: Request, end_seconds: float) -> Reading:
+    reading = hand.provider.read(sent, clock.now(), request)
     if not reading.probe_first:
         return reading
-    probed = hand.transport.send(hand.provider.probe(), deadline_seconds=max(1.0, end_seconds - awake_seconds()))
+    probed = hand.transport.send(hand.provider.probe(), deadline_seconds=max(1.0, end_seconds - clock.awake_seconds()))
     if isinstance(probed, Answered) and probed.status < 300:  # noqa: PLR2004 - any success
         return Reading(verdict=Verdict.REFUSED, reason=reading.reason)
     return reading
 
 
-def _quick_rest(reading: Reading, pause_seconds: float | None) -> float | None:
+def _quick_rest(clock: Clock, reading: Reading, pause_seconds: float | None) -> float | None:
     """Return how long to rest before trying again within the attempt; None when it must not be tried again now."""
     if pause_seconds is None or reading.verdict is not Verdict.BUSY:
         return None
     if reading.retry_after_at is None:
         return pause_seconds
-    asked = reading.retry_after_at - utc_now()
+    asked = reading.retry_after_at - clock.now()
     return max(asked.total_seconds(), pause_seconds) if asked <= QUICK_RETRY_AFTER else None
 
 
-def _patiently(write: Callable[[], _Written], task_ids: str) -> _Written:
+def _patiently(clock: Clock, write: Callable[[], _Written], task_ids: str) -> _Written:
     """Write, with patience: the outcome is known, and only when the ledger stays shut is it left to the lease."""
-    give_up_seconds = awake_seconds() + SETTLE_PATIENCE_SECONDS
+    give_up_seconds = clock.awake_seconds() + SETTLE_PATIENCE_SECONDS
     while True:
         try:
             return write()
         except LedgerBusyError:
-            if awake_seconds() > give_up_seconds:
+            if clock.awake_seconds() > give_up_seconds:
                 log.error("cannot be settled, the ledger stays shut; the outcome becomes unknown: %s", task_ids)
                 raise
-            time.sleep(0.5)
+            clock.sleep(0.5)

@@ -64,9 +64,11 @@ class Dispatcher:
     def events(self, event_ids: Sequence[str]) -> None:
         """Have these events processed."""
         with self._changed:
+            is_first = not self._event_ids
             if len(self._event_ids) < WAITING_LIMIT:
                 self._event_ids.extend(event_ids)
-            self._changed.notify()
+            if is_first or len(self._event_ids) >= IDS_PER_MESSAGE:  # else the publisher's window takes them along
+                self._changed.notify()
 
     def tasks(self, tasks: Sequence[TaskRef]) -> None:
         """Have these tasks delivered."""

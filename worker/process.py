@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from rules.plan import decide
 from rules.vocabulary import EventState, LedgerBusyError, Plan, Task
 from worker.ledger import StoredEvent
-from worker.wiring import Services, utc_now
+from worker.wiring import Services
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def process_events(services: Services, event_ids: Sequence[str]) -> Tally:
     fresh, suspects = services.ledger.fresh_events(event_ids)
     _process(services, fresh, tally)
     for event_id in suspects:
-        _process(services, services.ledger.events_to_process([event_id], utc_now()), tally)
+        _process(services, services.ledger.events_to_process([event_id], services.clock.now()), tally)
     return tally
 
 
@@ -62,7 +62,7 @@ def _process(services: Services, events: Sequence[StoredEvent], tally: Tally) ->
 
 
 def _record(services: Services, plans: Sequence[Plan], tally: Tally) -> None:
-    due = services.ledger.record_plans(plans, utc_now())
+    due = services.ledger.record_plans(plans, services.clock.now())
     services.dispatcher.tasks(due)
     sent = {task.id for task in due}
     tally.quiet += [task for plan in plans for task in plan.tasks if task.id not in sent]
@@ -74,7 +74,7 @@ def _record(services: Services, plans: Sequence[Plan], tally: Tally) -> None:
 def _plan(services: Services, stored: StoredEvent) -> Plan | None:
     """Return the event's plan; an event whose planning fails is noted in the ledger, and its neighbours go on."""
     try:
-        return decide(services.book, stored.event, now=utc_now())
+        return decide(services.book, stored.event, now=services.clock.now())
     except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this event alone
         _failed(services, stored.event.id, "planning", error)
         return None
@@ -83,4 +83,4 @@ def _plan(services: Services, stored: StoredEvent) -> Plan | None:
 def _failed(services: Services, event_id: str, step: str, error: Exception) -> None:
     """Note a failure in the ledger; the log gets no message of it, since that may quote the payload."""
     log.error("event %s: %s failed with %s; see `leadwire show`", event_id, step, type(error).__name__)
-    services.ledger.event_failed(event_id, f"{step} failed: {type(error).__name__}: {error}", utc_now())
+    services.ledger.event_failed(event_id, f"{step} failed: {type(error).__name__}: {error}", services.clock.now())

@@ -1,9 +1,9 @@
 """Telling Flower again what it may have missed, out of the ledger.
 
-Flower knows only what it heard: a worker that is killed says nothing more of what it was sending, doubts are ended by
-`leadwire settle` in another process, and while Flower or the broker was away nobody listened. So every worker
+Flower knows only what it heard: a worker that is killed says nothing more of what it was sending, doubts are ended by a
+look-up or by `leadwire settle` in another process, and while Flower or the broker was away nobody listened. So every worker
 
-- looks every five seconds which tasks are `unknown`, tells those that are so newly, and that a doubt has ended;
+- looks every five seconds which tasks are `unknown`, tells those that are so newly, and how a doubt has ended;
 - tells what came of the latest tasks when it starts, and when somebody begins to listen.
 
 What is told is what stands, so that telling it twice, or by several workers, changes nothing.
@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from celery.worker.control import Panel, control_command
 
-from rules.vocabulary import LedgerError, TaskState, instant
+from rules.vocabulary import TERMINAL_TASK_STATES, LedgerError, TaskState, Verdict, instant
 from worker import board
 from worker.awake import awake_seconds
 from worker.deliver import Delivered, outcome_words
@@ -99,7 +99,7 @@ class Retelling:
                 log.exception("Flower could not be told what it may have missed; the next round tries again")
 
     def doubts(self) -> None:
-        """Tell which tasks are newly in doubt, and which were delivered after all."""
+        """Tell which tasks are newly in doubt, and which were delivered after all or have ended otherwise."""
         known = self._doubtful | {self._noted.popleft() for _ in range(len(self._noted))}
         found = {task.id: task for task in self._ledger.list_tasks(LATEST_OF_STATE, state=TaskState.UNKNOWN)}
         for task_id in found.keys() - known:
@@ -108,6 +108,9 @@ class Retelling:
         delivered = [task.id for task in ended if task and task.state is TaskState.DELIVERED]
         if delivered:
             board.together(delivered, self._send, "delivered, after a doubt")
+        for task in ended:
+            if task and task.state in TERMINAL_TASK_STATES and task.state is not TaskState.DELIVERED:
+                self._tell(task)
         self._doubtful = set(found)
 
     def everything(self) -> None:
@@ -150,6 +153,8 @@ class Retelling:
         else:
             due_at = task.due_at if waiting else None
             words = outcome_words(last.verdict, last.status, task.state, due_at=due_at, attempt=last.number)
+            if last.verdict is Verdict.UNKNOWN and task.state is TaskState.DEAD:
+                words = f"its provider does not have it; given up after attempt {last.number}"
         return Delivered(
             task_id=task.id,
             state=task.state,

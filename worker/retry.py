@@ -1,4 +1,4 @@
-"""What follows an attempt: retry when, give up when, ask a person when.
+"""What follows an attempt, and what follows a look-up: retry when, give up when, ask a person when.
 
 Pure: the reading of the answer, the task's policy, `now` and `chance` go in, the next step comes out. Retry-After is kept
 in full up to the policy's cap, and jitter only ever makes a retry later.
@@ -8,27 +8,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final, assert_never
+from typing import Final, Literal, assert_never
 
 from rules.vocabulary import RetryPolicy, TaskState, Verdict
-from worker.wire import Reading
+from worker.wire import Absent, CannotTell, Found, Reading
 
 #: How long a provider is left alone after an answer that no other of its tasks would fare better with (a rejected
 #: credential, a wrong URL). Then one task is let through as a probe (see `worker/ledger/pauses.py`).
 PROVIDER_PAUSE: Final = timedelta(seconds=60)
+#: How long a provider that gets too many requests (429) is left alone, at the least, without a wish, and at the longest.
+ASKED_LEAST: Final = timedelta(seconds=1)
+ASKED_WITHOUT_WISH: Final = timedelta(seconds=5)
+ASKED_LONGEST: Final = timedelta(hours=1)
+_TOO_MANY_REQUESTS: Final = 429
 #: The shortest wait after a Retry-After that comes sooner than the policy's own delay.
 FIRST_PATIENCE: Final = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextStep:
-    """The state a task goes to. `counted` is false when the attempt costs the task nothing."""
+    """The state a task goes to. `counted` is false when the attempt costs the task nothing.
+
+    `pause_until_at` leaves its provider alone; `pause_asked` says that the provider wished it, and nothing is wrong with us.
+    """
 
     state: TaskState
     due_at: datetime | None = None
     reason: str | None = None
     counted: bool = True
     pause_until_at: datetime | None = None
+    pause_asked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +48,16 @@ class History:
     first_attempt_at: datetime
 
 
-def next_step(reading: Reading, policy: RetryPolicy, history: History, *, now: datetime, chance: float) -> NextStep:
-    """Say what follows an attempt. `chance` is a number from 0 up to 1."""
+def next_step(
+    reading: Reading,
+    policy: RetryPolicy,
+    history: History,
+    *,
+    now: datetime,
+    chance: float,
+    status: int | None = None,
+) -> NextStep:
+    """Say what follows an attempt. `chance` is a number from 0 up to 1, `status` that of the answer."""
     match reading.verdict:
         case Verdict.DELIVERED:
             return NextStep(state=TaskState.DELIVERED, reason=reading.warning)
@@ -53,9 +70,25 @@ def next_step(reading: Reading, policy: RetryPolicy, history: History, *, now: d
             return NextStep(
                 state=TaskState.WAITING, due_at=until_at, reason=reading.reason, counted=False, pause_until_at=until_at
             )
+        case Verdict.BUSY if status == _TOO_MANY_REQUESTS:
+            return _rest(reading, now)
         case Verdict.BUSY:
             return _retry(reading, policy, history, now=now, chance=chance)
     assert_never(reading.verdict)
+
+
+def _rest(reading: Reading, now: datetime) -> NextStep:
+    """Leave a provider alone that gets too many requests; its tasks wait as long, and lose nothing."""
+    asked = reading.retry_after_at - now if reading.retry_after_at is not None else ASKED_WITHOUT_WISH
+    until_at = now + min(max(asked, ASKED_LEAST), ASKED_LONGEST)
+    return NextStep(
+        state=TaskState.WAITING,
+        due_at=until_at,
+        reason=reading.reason,
+        counted=False,
+        pause_until_at=until_at,
+        pause_asked=True,
+    )
 
 
 def _retry(reading: Reading, policy: RetryPolicy, history: History, *, now: datetime, chance: float) -> NextStep:
@@ -77,6 +110,91 @@ def _retry(reading: Reading, policy: RetryPolicy, history: History, *, now: date
             state=TaskState.DEAD, reason=f"gave up: the next try would be past the budget: {reading.reason}"
         )
     return NextStep(state=TaskState.WAITING, due_at=due_at, reason=reading.reason, counted=counted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookingUp:
+    """When a provider is asked again about a task that may have been executed.
+
+    A task counts as absent after two complete listings without it: the second begins at least `after_end` after the attempt
+    ended and `apart` after the first, since a provider may show new tasks late. A look-up that cannot tell is repeated after
+    `again`, then nobody can tell.
+    """
+
+    after_end: timedelta = timedelta(seconds=20)
+    apart: timedelta = timedelta(seconds=10)
+    again: tuple[timedelta, ...] = (
+        timedelta(seconds=5),
+        timedelta(seconds=20),
+        timedelta(minutes=1),
+        timedelta(minutes=5),
+    )
+
+
+LOOKING_UP: Final = LookingUp()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookUps:
+    """What was looked up before: `failed` look-ups could not tell, `absent_at` began the listing that did not hold the task."""
+
+    ended_at: datetime
+    failed: int = 0
+    absent_at: datetime | None = None
+
+
+def after_look_up(
+    told: Found | Absent | CannotTell,
+    before: LookUps,
+    policy: RetryPolicy,
+    history: History,
+    if_unsure: Literal["ask", "repeat"],
+    *,
+    asked_at: datetime,
+    now: datetime,
+    plan: LookingUp = LOOKING_UP,
+) -> NextStep:
+    """Say what follows a look-up that began at `asked_at`.
+
+    UNKNOWN with a moment: it is looked up again then; UNKNOWN without one: a person is asked.
+    """
+    match told:
+        case Found():
+            return NextStep(
+                state=TaskState.DELIVERED, reason="no usable answer came; found at the provider by its mark"
+            )
+        case CannotTell() if before.failed < len(plan.again):
+            return NextStep(state=TaskState.UNKNOWN, due_at=now + plan.again[before.failed])
+        case CannotTell() if if_unsure == "repeat":
+            why = f"it could not be looked up at the provider ({told.reason})"
+            return _send_again(f"{why}; sent again, as `if_unsure: repeat` says", why, policy, history, now)
+        case CannotTell():
+            return NextStep(state=TaskState.UNKNOWN, reason=told.reason)
+        case Absent():
+            second_at = _second_listing_at(before, asked_at, plan)
+            if second_at is not None:
+                return NextStep(state=TaskState.UNKNOWN, due_at=second_at)
+            why = "no usable answer came; looked up twice, and the provider does not have it"
+            return _send_again(f"{why}: sent again", why, policy, history, now)
+    assert_never(told)
+
+
+def _second_listing_at(before: LookUps, asked_at: datetime, plan: LookingUp) -> datetime | None:
+    """Return when to list again after a listing without the task; None when it was the second one."""
+    soonest_at = before.ended_at + plan.after_end
+    if before.absent_at is None:
+        return max(soonest_at, asked_at + plan.apart)
+    soonest_at = max(soonest_at, before.absent_at + plan.apart)
+    return None if asked_at >= soonest_at else soonest_at
+
+
+def _send_again(reason: str, why: str, policy: RetryPolicy, history: History, now: datetime) -> NextStep:
+    if history.attempt > policy.max_attempts:
+        tries = f"{history.attempt} tries" if history.attempt > 1 else "1 try"
+        return NextStep(state=TaskState.DEAD, reason=f"gave up after {tries}: {why}")
+    if now - history.first_attempt_at > policy.budget:
+        return NextStep(state=TaskState.DEAD, reason=f"gave up: the next try would be past the budget: {why}")
+    return NextStep(state=TaskState.WAITING, due_at=now, reason=reason)
 
 
 def delay_before(retries_made: int, policy: RetryPolicy, chance: float) -> timedelta:

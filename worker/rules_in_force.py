@@ -29,6 +29,9 @@ SUFFIXES: Final = frozenset({".yaml", ".yml"})
 #: So many entries of a sub-folder are looked at for rule files that would not be read.
 SUBFOLDER_ENTRIES: Final = 1_000
 
+#: Earlier rule sets that a process keeps compiled.
+REMEMBERED_SETS: Final = 8
+
 _KINDS: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -162,3 +165,32 @@ def together(first: Sequence[Fault], then: Sequence[Fault], files: Files) -> tup
     taken = {(fault.file, fault.line, fault.column) for fault in first}
     more = (fault for fault in then if (fault.file, fault.line, fault.column) not in taken)
     return in_order([*first, *more], files)
+
+
+class KeptRuleSets:
+    """The rule sets that planned what is still under way, compiled as this process reads them; the latest are remembered."""
+
+    def __init__(
+        self, ledger: Ledger, current: RuleBook, environment: Mapping[str, str], resolve: frozenset[str]
+    ) -> None:
+        self._ledger = ledger
+        self._environment = environment
+        self._resolve = resolve
+        self._books = {current.version: current}
+
+    def book(self, version: str) -> RuleBook:
+        """Return a rule set by its version; SettingsError when it is gone, RuleError when it cannot be read any more.
+
+        The latter is mostly a variable that is not set any more.
+        """
+        known = self._books.get(version)
+        if known is not None:
+            return known
+        files = self._ledger.rule_set(version)
+        if files is None:
+            raise SettingsError(f"rule set {version} is not in the ledger any more")
+        book = load(files, self._environment, resolve=self._resolve)
+        if len(self._books) > REMEMBERED_SETS:
+            del self._books[list(self._books)[1]]  # the oldest but the one in force
+        self._books[version] = book
+        return book

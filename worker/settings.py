@@ -7,6 +7,7 @@ working folder is read too, and the environment wins over it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ PREFIX: Final = "LEADWIRE_"
 
 #: Brokers by URL. Valkey speaks as Redis does, and so does its URL to Celery, which knows the Redis words only.
 BROKER_SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys", "redis+socket", "unix", "amqp", "amqps")
+#: The slowest rate that may be set, in requests a second.
+LEAST_RATE: Final = 0.01
 _SAME_AS: Final = {"valkey": "redis", "valkeys": "rediss", "unix": "redis+socket"}
 
 
@@ -92,6 +95,17 @@ VARIABLES: Final = (
     Variable(name="MINDHUNTERS_TOKEN", default="", meaning="Bearer token of the workspace.", secret=True),
     Variable(name="VAMBE_URL", default="https://api.vambe.me/api/public", meaning="API root."),
     Variable(name="VAMBE_API_KEY", default="", meaning="Key of the organisation.", secret=True),
+    Variable(name="MINDHUNTERS_RATE", default="20", meaning="Requests a second, of all workers together; 0: no limit."),
+    Variable(name="MINDHUNTERS_CONCURRENCY", default="8", meaning="Requests on their way at once; 0: no limit."),
+    Variable(name="MINDHUNTERS_DAILY_CAP", default="0", meaning="Attempts in a day (UTC); 0: no limit."),
+    Variable(
+        name="MINDHUNTERS_POLL",
+        default="0",
+        meaning="Seconds between two questions what became of a delivered task; 0: it is not asked.",
+    ),
+    Variable(name="VAMBE_RATE", default="20", meaning="As for Mindhunters."),
+    Variable(name="VAMBE_CONCURRENCY", default="8", meaning="As for Mindhunters."),
+    Variable(name="VAMBE_DAILY_CAP", default="0", meaning="As for Mindhunters."),
     Variable(
         name="OPERATOR_TOKEN",
         default="",
@@ -128,6 +142,13 @@ class Settings:
     mindhunters_token: Secret | None = None
     vambe_url: str = "https://api.vambe.me/api/public"
     vambe_api_key: Secret | None = None
+    mindhunters_rate: float = 20.0  # requests a second; here and below 0 means: no limit
+    mindhunters_concurrency: int = 8
+    mindhunters_daily_cap: int = 0
+    mindhunters_poll_seconds: int = 0
+    vambe_rate: float = 20.0
+    vambe_concurrency: int = 8
+    vambe_daily_cap: int = 0
     operator_token: Secret | None = None
     ingress_processes: int = 2
     worker_threads: int = 16
@@ -159,6 +180,13 @@ class Settings:
             mindhunters_token=reader.secret("MINDHUNTERS_TOKEN"),
             vambe_url=reader.url("VAMBE_URL", ("http", "https")) or "",
             vambe_api_key=reader.secret("VAMBE_API_KEY"),
+            mindhunters_rate=reader.rate("MINDHUNTERS_RATE"),
+            mindhunters_concurrency=reader.whole("MINDHUNTERS_CONCURRENCY", 0, 10_000),
+            mindhunters_daily_cap=reader.whole("MINDHUNTERS_DAILY_CAP", 0, 1_000_000_000),
+            mindhunters_poll_seconds=reader.whole("MINDHUNTERS_POLL", 0, 86_400),
+            vambe_rate=reader.rate("VAMBE_RATE"),
+            vambe_concurrency=reader.whole("VAMBE_CONCURRENCY", 0, 10_000),
+            vambe_daily_cap=reader.whole("VAMBE_DAILY_CAP", 0, 1_000_000_000),
             operator_token=reader.secret("OPERATOR_TOKEN"),
             ingress_processes=reader.whole("INGRESS_PROCESSES", 1, 64),
             worker_threads=reader.whole("WORKER_THREADS", 1, 256),
@@ -213,6 +241,15 @@ class _Reader:
             self.faults.append(f"{PREFIX}{name}: {text!r} is not a whole number from {least} to {most}")
             return least
         return int(text)
+
+    def rate(self, name: str) -> float:
+        """Return how many a second: 0, or a number from one in a hundred seconds up."""
+        text = self.text(name)
+        good = re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,6})?", text) and (float(text) == 0 or float(text) >= LEAST_RATE)
+        if not good:
+            self.faults.append(f"{PREFIX}{name}: {text!r} is not 0 or a number from {LEAST_RATE} to 9999")
+            return 0.0
+        return float(text)
 
     def choice(self, name: str, allowed: tuple[str, ...]) -> str:
         text = self.text(name).lower()

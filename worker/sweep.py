@@ -13,17 +13,17 @@ from datetime import timedelta
 from typing import Final
 
 from rules.vocabulary import LedgerError, ProviderName
-from worker.awake import awake_seconds
 from worker.dispatch import DEPTH_LIMIT
 from worker.queues import EVENTS_QUEUE, QUEUE_OF, QueueDepths
-from worker.wiring import Services, utc_now
+from worker.wiring import Services
 
 log = logging.getLogger(__name__)
 
 #: Due work starts within a second of its moment, where a thread and a place in its queue are free.
 PERIOD_SECONDS: Final = 0.5
-#: Of a provider that holds all its slots, so many tasks are dispatched in a round all the same: else newcomers, which are
-#: dispatched when they are planned, would take every slot that comes free, and the oldest would wait for ever.
+#: Of a provider that holds all its slots, or has as many requests as it may have at once, so many tasks are dispatched in a
+#: round all the same: else newcomers, which are dispatched when they are planned, would take every place that comes free, and
+#: the oldest would wait for ever.
 AT_FULL: Final = 2
 #: Events found at once; they travel a hundred to a message.
 EVENTS_LIMIT: Final = 1000
@@ -66,9 +66,10 @@ class Sweep:
 
     def once(self) -> None:
         """Do one round."""
-        now = utc_now()
-        if awake_seconds() - self._leases_seconds >= LEASES_SECONDS:
-            self._leases_seconds = awake_seconds()
+        clock = self._services.clock
+        now = clock.now()
+        if clock.awake_seconds() - self._leases_seconds >= LEASES_SECONDS:
+            self._leases_seconds = clock.awake_seconds()
             for task_id in self._services.ledger.expire_leases(now):
                 log.warning(
                     "task %s: its lease ended without an outcome; it is unknown whether it was executed", task_id
@@ -87,10 +88,13 @@ class Sweep:
         busy = {name: limit for name, limit in room.items() if limit and name not in idle}
         for limits, grace in ((idle, GRACE_EMPTY), (busy, GRACE_WAITING)):
             if limits:
-                due = self._services.ledger.due_tasks(utc_now(), grace, limits)
+                due = self._services.ledger.due_tasks(self._services.clock.now(), grace, limits)
                 self._services.dispatcher.tasks(due)
 
     def _share(self, name: ProviderName) -> int:
         """Return how many of a provider's tasks may be dispatched now: as its slots are free, so that few are put back."""
-        slots = self._services.hands[name].slots
+        hand = self._services.hands[name]
+        if hand.pace.full_until_seconds > self._services.clock.awake_seconds():
+            return AT_FULL
+        slots = hand.slots
         return max(AT_FULL, DEPTH_LIMIT * slots.free // slots.number)

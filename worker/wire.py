@@ -1,4 +1,4 @@
-"""What goes over the wire to a provider, as values: the request, and the only three ways a send can end."""
+"""What goes over the wire to a provider, as values: the request, the only three ways a send can end, and what each tells."""
 
 from __future__ import annotations
 
@@ -66,6 +66,14 @@ Sent = Answered | NeverSent | NoAnswer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CancelAnswer:
+    """What came of asking a provider to cancel a task that it has: whether it did, and its answer in words."""
+
+    taken: bool
+    words: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """What a provider's file makes of a send.
 
@@ -81,3 +89,65 @@ class Reading:
     retry_after_at: datetime | None = None
     probe_first: bool = False
     warning: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What the pages of one listing held so far.
+
+    `ids` are those of the pass under way, `earlier` those of the pass before if it was whole, `least_total` the smallest
+    number of tasks that its pages told of. `held` maps marks that were found to the provider's ids, and `unmarked` has the
+    titles of tasks without any mark, both of all passes.
+    """
+
+    ids: frozenset[str] = frozenset()
+    held: Mapping[str, str] = field(default_factory=dict)
+    unmarked: frozenset[str] = frozenset()
+    least_total: int | None = None
+    earlier: frozenset[str] | None = None
+    passes: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class More:
+    """The listing goes on: `page` is to be asked for next, and its reading is given `seen`."""
+
+    page: int
+    seen: Seen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A listing that was read whole; see `Seen`. `form_works`: it shows that the question itself was understood."""
+
+    held: Mapping[str, str]
+    unmarked: frozenset[str]
+    form_works: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CannotTell:
+    """A look-up decides nothing; `reason` may be shown anywhere. `answered` is false when the provider did not answer."""
+
+    reason: str
+    answered: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The provider holds the task that was looked for, under this id."""
+
+    external_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absent:
+    """A listing that was read whole does not hold the task."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stands:
+    """How a task that the provider accepted stands there, in the provider's word; `final` when that will not change."""
+
+    word: str
+    final: bool

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from rules.rulebook import RuleBook
 from rules.vocabulary import ProviderName, SettingsError
 from worker import providers
+from worker.awake import awake_seconds
 from worker.dispatch import IDS_PER_MESSAGE, Dispatcher
-from worker.ledger import Ledger, open_ledger
+from worker.ledger import Ledger, Limits, open_ledger
 from worker.providers import Provider
 from worker.queues import celery_app
 from worker.rules_in_force import rules_in_force
@@ -28,8 +31,12 @@ WORKER_SECTIONS: Final = frozenset({"rules"})
 FRONT_DOOR_SECTIONS: Final = frozenset({"sources"})
 #: Requests that one message with many ids has on the way at the same time, per provider.
 SIDE_BY_SIDE: Final = 8
+#: What is known already can wait a little for its commit, a sender for its answer cannot; see `Writer`.
+YIELDING: Final = timedelta(milliseconds=40)
 #: What was claimed together and answered within this lets the next claim be twice as large.
 QUICK_SECONDS: Final = 0.5
+#: So long a provider is taken to have as many requests as it may have at once, after it was found so.
+FULL_SECONDS: Final = 1.0
 
 
 def utc_now() -> datetime:
@@ -40,6 +47,17 @@ def utc_now() -> datetime:
 def chance() -> float:
     """Return a number from 0 up to 1."""
     return random.random()  # noqa: TID251, S311 - the one place that draws; jitter is no secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """What tells the time, waits and draws; whoever gives another one can make the same run again."""
+
+    now: Callable[[], datetime] = utc_now
+    #: For spans; see `worker/awake.py`.
+    awake_seconds: Callable[[], float] = awake_seconds
+    sleep: Callable[[float], None] = time.sleep
+    chance: Callable[[], float] = chance
 
 
 def new_id(prefix: str) -> str:
@@ -85,6 +103,12 @@ class Pace:
     """
 
     size: int = SIDE_BY_SIDE
+    #: Until when, by the clock that counts suspended time, all requests that may be are taken to be on their way.
+    full_until_seconds: float = 0.0
+
+    def full(self, now_seconds: float) -> None:
+        """Learn that no further request may be on its way now."""
+        self.full_until_seconds = now_seconds + FULL_SECONDS
 
     def note(self, claimed: int, seconds: float) -> None:
         """Learn from so many that were claimed together and took so long."""
@@ -118,6 +142,10 @@ class Services:
     owner: str
     #: Set when the process is to end: waits inside an attempt give up early.
     closing: threading.Event = field(default_factory=threading.Event)
+    clock: Clock = field(default_factory=Clock)
+    limits: Mapping[ProviderName, Limits] = field(default_factory=dict)
+    #: Gives every claim a number of its own.
+    claim_numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def close(self) -> None:
         """Give everything back, the ledger last."""
@@ -133,7 +161,7 @@ def build_worker(settings: Settings, *, owner: str) -> Services:
     """Put the engine room of one worker process together. Raises Problem with what is missing."""
     broker_url = broker_of(settings)
     credentials = _credentials(settings)
-    ledger = open_ledger(settings.database_url)
+    ledger = open_ledger(settings.database_url, yielding=YIELDING)
     ledger.lift_answers_pauses(utc_now())
     book = rules_in_force(settings.rules, ledger, settings.environment, resolve=WORKER_SECTIONS, now=utc_now())
     return Services(
@@ -146,7 +174,24 @@ def build_worker(settings: Settings, *, owner: str) -> Services:
             for name, (url, credential) in credentials.items()
         },
         owner=owner,
+        limits=limits_of(settings),
     )
+
+
+def limits_of(settings: Settings) -> Mapping[ProviderName, Limits]:
+    """Return how much each provider may get from all workers together."""
+    of_settings = {
+        ProviderName.MINDHUNTERS: (
+            settings.mindhunters_rate,
+            settings.mindhunters_concurrency,
+            settings.mindhunters_daily_cap,
+        ),
+        ProviderName.VAMBE: (settings.vambe_rate, settings.vambe_concurrency, settings.vambe_daily_cap),
+    }
+    return {
+        name: Limits(rate_per_second=rate, burst=max(1, math.ceil(rate)), concurrency=concurrency, daily_cap=cap)
+        for name, (rate, concurrency, cap) in of_settings.items()
+    }
 
 
 def broker_of(settings: Settings) -> str:
@@ -158,8 +203,17 @@ def broker_of(settings: Settings) -> str:
     return settings.broker_url
 
 
-def _credentials(settings: Settings) -> Mapping[ProviderName, tuple[str, Secret]]:
-    """Return URL and credential of every provider; raises SettingsError naming all that is missing."""
+def reach(settings: Settings, name: ProviderName) -> tuple[Provider, Transport]:
+    """Return one provider and the way to it, for a command that asks it something. Raises SettingsError."""
+    url, credential = _credentials(settings, [name])[name]
+    provider = providers.load(name)
+    return provider, Transport(url, provider.authorise(credential.reveal()))
+
+
+def _credentials(
+    settings: Settings, names: Iterable[ProviderName] = ProviderName
+) -> Mapping[ProviderName, tuple[str, Secret]]:
+    """Return URL and credential of these providers; raises SettingsError naming all that is missing."""
     wanted: dict[ProviderName, tuple[tuple[str, str | None], tuple[str, Secret | None]]] = {
         ProviderName.MINDHUNTERS: (
             ("MINDHUNTERS_URL", settings.mindhunters_url),
@@ -167,11 +221,12 @@ def _credentials(settings: Settings) -> Mapping[ProviderName, tuple[str, Secret]
         ),
         ProviderName.VAMBE: (("VAMBE_URL", settings.vambe_url), ("VAMBE_API_KEY", settings.vambe_api_key)),
     }
-    missing = [name for pair in wanted.values() for name, value in pair if not value]
+    asked = {name: wanted[name] for name in names}
+    missing = [name for pair in asked.values() for name, value in pair if not value]
     if missing:
-        names = ", ".join(f"LEADWIRE_{name}" for name in missing)
-        raise SettingsError(f"not set: {names}: the worker cannot reach the provider without it")
-    return {name: (url, credential) for name, ((_, url), (_, credential)) in wanted.items() if url and credential}
+        unset = ", ".join(f"LEADWIRE_{name}" for name in missing)
+        raise SettingsError(f"not set: {unset}: the provider cannot be reached without it")
+    return {name: (url, credential) for name, ((_, url), (_, credential)) in asked.items() if url and credential}
 
 
 def _hand(name: ProviderName, url: str, credential: Secret, *, slots: int) -> Hand:

@@ -86,6 +86,8 @@ def task_document(task: StoredTask) -> Document:
         "expires_at": _moment(task.expires_at),
         "note": task.note,
         "rule_set": task.rule_set,
+        "parent": task.parent,
+        "outcome": task.outcome,
     }
 
 
@@ -104,8 +106,8 @@ def attempt_document(attempt: AttemptRow) -> Document:
     }
 
 
-def whole_task_document(task: StoredTask, attempts: list[AttemptRow]) -> Document:
-    """Return a task as `show --json` prints it: with what its provider is told and every try."""
+def whole_task_document(task: StoredTask, attempts: list[AttemptRow], follow_ups: list[StoredTask]) -> Document:
+    """Return a task as `show --json` prints it: with what its provider is told, every try, and what followed on its end."""
     return {
         **task_document(task),
         "fields": dict(task.fields),
@@ -113,6 +115,8 @@ def whole_task_document(task: StoredTask, attempts: list[AttemptRow]) -> Documen
         "epoch": task.epoch,
         "first_attempt_at": _moment(task.first_attempt_at),
         "lease_until_at": _moment(task.lease_until_at),
+        "reactions": list(task.reactions),
+        "follow_ups": [task_document(one) for one in follow_ups],
         "attempt_history": [attempt_document(attempt) for attempt in attempts],
     }
 
@@ -131,4 +135,5 @@ def planned_task_document(task: Task) -> Document:
         "reason": task.reason,
         "note": task.note,
         "fields": dict(task.fields),
+        "reactions": list(task.reactions),
     }

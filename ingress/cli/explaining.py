@@ -40,11 +40,14 @@ STATE_WORDS: Mapping[TaskState, str] = {
     TaskState.SENDING: "being sent",
     TaskState.DELIVERED: "delivered",
     TaskState.WAITING: "waiting for its next try",
-    TaskState.UNKNOWN: "unknown: the provider may have it; look there, then `leadwire settle ID`",
+    TaskState.UNKNOWN: "unknown: the provider may have it; it is looked up there, and else yours to decide: `leadwire settle ID`",
     TaskState.DEAD: "dead; once the cause is mended: `leadwire retry ID`",
     TaskState.CANCELLED: "cancelled",
     TaskState.SUPPRESSED: "suppressed",
 }
+
+#: In these states a reason is a remark about the event, such as that it was replayed.
+_DECIDED: Final = frozenset({EventState.PROCESSED, EventState.IGNORED, EventState.RECEIVED})
 
 
 def explain_stored(
@@ -62,6 +65,8 @@ def explain_stored(
         return document({**event_document(stored), "tasks": tasks, "listened_types": list(listened)})
     event = stored.event
     lines = [*_head(event), f"state    {_state_words(stored, listened)}"]
+    if stored.reason and stored.rule_set and stored.state in _DECIDED:
+        lines.append(f"note     {stored.reason}")
     for decision in stored.decisions:
         lines += ["", *decision_lines(decision)]
         for task in made:
@@ -200,6 +205,8 @@ def _task_lines(task: StoredTask) -> Iterable[str]:
     facts = [counted(task.attempts, "attempt"), f"due {instant(task.due_at)}"]
     if task.external_id:
         facts.append(f"at the provider {task.external_id}")
+    if task.outcome:
+        facts.append(f"there it is {task.outcome}")
     yield f"        {task.id}  {', '.join(facts)}"
     if task.reason:
         yield f"        reason  {task.reason}"
@@ -210,7 +217,8 @@ def _task_lines(task: StoredTask) -> Iterable[str]:
 def _planned_lines(task: Task) -> Iterable[str]:
     yield f"    task {task.name}: {task.type} by {task.provider}, {task.state}, due {instant(task.due_at)}"
     facts = {name: as_json(value) for name, value in task.fields.items() if value is not None}
-    for name, words in {**facts, "reason": task.reason, "note": task.note}.items():
+    answered = ", ".join(task.reactions)
+    for name, words in {**facts, "reason": task.reason, "note": task.note, "answered": answered}.items():
         if words:
             yield f"        {name:<16} {words}"
 

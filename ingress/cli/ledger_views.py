@@ -120,7 +120,12 @@ def show(some_id: str, *, json_wanted: bool) -> None:
         event = None if task else ledger.event(some_id)
         if task:
             attempts = ledger.attempts(task.id)
-            text = document(whole_task_document(task, attempts)) if json_wanted else _task_text(task, attempts)
+            answers = [one for one in ledger.tasks_of(task.event_id) if one.parent == task.id]
+            text = (
+                document(whole_task_document(task, attempts, answers))
+                if json_wanted
+                else _task_text(task, attempts, answers)
+            )
         elif event:
             made = ledger.tasks_of(event.id)
             whole = {**whole_event_document(event), "tasks": [task_document(one) for one in made]}
@@ -209,13 +214,15 @@ def _event_text(stored: StoredEvent, made: list[StoredTask]) -> str:
     lines += ["data:", *_value_lines(event.data), "decisions:"]
     lines += [f"  {printable(line)}" for one in stored.decisions for line in decision_lines(one)] or ["  none"]
     lines += ["tasks:"]
-    lines += [f"  {printable(f'{one.id}  {one.type}  {one.rule}/{one.name}  {one.state}')}" for one in made] or [
-        "  none"
-    ]
+    lines += [_task_line(one) for one in made] or ["  none"]
     return "\n".join(lines)
 
 
-def _task_text(task: StoredTask, attempts: list[AttemptRow]) -> str:
+def _task_line(task: StoredTask) -> str:
+    return f"  {printable(f'{task.id}  {task.type}  {task.rule}/{task.name}  {task.state}')}"
+
+
+def _task_text(task: StoredTask, attempts: list[AttemptRow], follow_ups: list[StoredTask]) -> str:
     facts = [
         ("state", str(task.state) + (f": {task.reason}" if task.reason else "")),
         ("type", f"{task.type} by {task.provider}"),
@@ -226,6 +233,8 @@ def _task_text(task: StoredTask, attempts: list[AttemptRow]) -> str:
         ("expires", instant(task.expires_at) if task.expires_at else "never"),
         ("attempts", f"{task.attempts}, epoch {task.epoch}"),
         ("provider's id", task.external_id or "-"),
+        ("outcome", task.outcome or "-"),
+        ("follows on", task.parent or "-"),
         ("note", task.note or "-"),
         ("key", task.key),
         ("created", instant(task.created_at)),
@@ -233,6 +242,9 @@ def _task_text(task: StoredTask, attempts: list[AttemptRow]) -> str:
     ]
     lines = [f"task {task.id}", *_fact_lines(facts), "fields:", *_value_lines(dict(task.fields)), "attempts:"]
     lines += [f"  {line}" for one in attempts for line in _attempt_lines(one)] or ["  none yet"]
+    if task.reactions or follow_ups:
+        lines += ["what followed:", *(_task_line(one) for one in follow_ups)]
+        lines += [] if follow_ups else [f"  nothing yet; its rule answers {', '.join(task.reactions)}"]
     return "\n".join(lines)
 
 

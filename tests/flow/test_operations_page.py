@@ -1,5 +1,6 @@
 """docs/operations.md says only what is so: its commands are run as they are printed, on a real line."""
 
+import json
 import os
 import re
 import subprocess
@@ -155,6 +156,27 @@ def test_a_postgresql_ledger_is_backed_up_and_restored(terminal, postgres):
     ledger = open_ledger(second)
     assert 4 == len(list(ledger.list_tasks()))
     ledger.close()
+
+
+def test_what_went_wrong_is_put_right(terminal):
+    """The page's own commands: the dead touch is made, the waiting one ended, and a replay makes nothing twice."""
+    line = terminal.line
+    line.start()
+    happen(line)
+    dead, wrong, missing = blocks("When something went wrong")
+    terminal.run(wrong)  # first: the touch that waits is tried again after six seconds
+    terminal.run(dead)
+    ended = {"fine": TaskState.DELIVERED, "refused": TaskState.DELIVERED, "waits": TaskState.CANCELLED}
+    assert line.until(lambda: ended == states(line)), states(line)
+    terminal.run(missing)
+    assert line.until(lambda: [] == received(line)), received(line)
+    assert ended == states(line)
+    assert ["Quick fine", "Quick refused"] == titles(line)
+
+
+def received(line):
+    """Return the events that are still to be decided."""
+    return json.loads(line.cli("events", "--state", "received", "--json").stdout)
 
 
 def variables(url):

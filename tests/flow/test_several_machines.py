@@ -46,6 +46,10 @@ class Machines:
             **{name: value for name, value in os.environ.items() if not name.startswith("LEADWIRE_")},
             "CRM_SECRET": SECRET,
             "LEADWIRE_RULES": str(folder),
+            "LEADWIRE_MINDHUNTERS_RATE": "0",
+            "LEADWIRE_MINDHUNTERS_CONCURRENCY": "0",
+            "LEADWIRE_VAMBE_RATE": "0",
+            "LEADWIRE_VAMBE_CONCURRENCY": "0",
             **settings,
         }
         self.processes = []

@@ -1,5 +1,6 @@
 """A provider that takes its time."""
 
+import time
 import uuid
 
 import httpx
@@ -31,6 +32,40 @@ def test_a_slow_provider_does_not_delay_the_other(own_line):
 
     assert own_line.until(lambda: 22 == len(delivered()), 30)
     assert all(1 == t.attempts for t in delivered())
+
+
+def test_a_provider_that_takes_25_seconds_for_everything_leaves_the_other_as_it_is(own_line):
+    """Under the limits as they come, team tasks begin as soon beside sixty calls that hang as they did alone."""
+    for name, value in (("RATE", "20"), ("CONCURRENCY", "8")):
+        own_line.settings |= {f"LEADWIRE_MINDHUNTERS_{name}": value, f"LEADWIRE_VAMBE_{name}": value}
+    own_line.start()
+
+    def waits(number):
+        """Have so many team tasks made, ten a second; return after how many seconds each began, shortest first."""
+        names = [uuid.uuid4().hex for _ in range(number)]
+        for name in names:
+            own_line.post(own_line.event("deal.created", name=name))
+            time.sleep(0.1)
+        wanted = {f"Person {name}" for name in names}
+        assert own_line.until(lambda: wanted <= {task["title"] for task in own_line.sandbox.tasks("vambe")}, 15)
+        done = [t for t in own_line.tasks() if t.fields.get("title") in wanted]
+        return sorted((t.first_attempt_at - t.due_at).total_seconds() for t in done)
+
+    alone = waits(20)
+    own_line.sandbox.script([{"provider": "mindhunters", "times": None, "answer": {"delay_seconds": 25}}])
+    for _ in range(60):
+        own_line.post(own_line.event("lead.updated", name=uuid.uuid4().hex))
+
+    def calls(state):
+        return [t for t in own_line.tasks() if t.provider is ProviderName.MINDHUNTERS and t.state is state]
+
+    assert own_line.until(lambda: calls(TaskState.SENDING))
+    beside = waits(60)
+    assert beside[56] < max(1.0, 3 * alone[18])
+    assert 1 <= len(calls(TaskState.SENDING)) <= 8
+    assert [] == calls(TaskState.DELIVERED)
+    assert {0, 1} >= {t.attempts for t in own_line.tasks()}
+    own_line.kill()  # an orderly stop would wait for the calls that hang
 
 
 def test_the_oldest_is_not_overtaken_for_ever(own_line):

@@ -1,20 +1,14 @@
-"""The public port over Flask and over real waitress: routes, statuses, limits, and who is told what."""
+"""The public port over Flask: routes, statuses, limits, and who is told what."""
 
 from __future__ import annotations
 
-import http.client
-import json
-import socket
-import threading
 from collections.abc import Iterator
-from functools import partial
 from itertools import count
 
 import pytest
 from flask import Flask
 
-from ingress.siblings import bind
-from ingress.web import COUNTS, Server, create_app, listen
+from ingress.web import COUNTS, create_app
 from rules.vocabulary import LedgerBusyError
 from worker.ledger import Ledger, migrate, open_ledger
 
@@ -204,85 +198,3 @@ def test_forms_are_read_raw(make_app, ledger) -> None:
 
     assert 200 == reply.status_code
     assert 1000 == len(next(iter(ledger.list_events())).event.data["custom"])
-
-
-@pytest.fixture
-def server(make_app) -> Iterator[Server]:
-    """Return the real server on a free port."""
-    listening = listen(make_app(), bind("127.0.0.1", 0))
-    thread = threading.Thread(target=listening.run)
-    thread.start()
-    yield listening
-    listening.close()
-    thread.join(5)
-    assert not thread.is_alive()
-
-
-def _ask(server: Server, method: str, path: str, body: object = None, headers: dict[str, str] | None = None):
-    connection = http.client.HTTPConnection(server.host, server.port, timeout=5)
-    try:
-        connection.request(
-            method, path, body=body, headers=headers or {}, encode_chunked=not isinstance(body, bytes | None)
-        )
-        answer = connection.getresponse()
-        return answer, answer.read()
-    finally:
-        connection.close()
-
-
-def _raw(server: Server, text: bytes) -> bytes:
-    with socket.create_connection((server.host, server.port), timeout=5) as connection:
-        connection.sendall(text)
-        connection.shutdown(socket.SHUT_WR)
-        return b"".join(iter(partial(connection.recv, 65536), b""))
-
-
-def test_over_a_real_server(server) -> None:
-    """A chosen port, no version in the answers, a webhook with a length and one in chunks."""
-    assert 0 < server.port
-    answer, content = _ask(server, "POST", "/webhooks/crm", BODY, HEADERS)
-    assert (200, 1) == (answer.status, json.loads(content)["events"])
-    assert "leadwire" == answer.getheader("Server")
-    answer, content = _ask(
-        server, "POST", "/webhooks/crm", iter([BODY[:10], BODY[10:]]), {**HEADERS, "Transfer-Encoding": "chunked"}
-    )
-    assert (200, 1) == (answer.status, json.loads(content)["duplicates"])
-    answer, content = _ask(server, "HEAD", "/webhooks/crm")
-    assert (405, b"") == (answer.status, content)
-    assert 200 == _ask(server, "GET", "/healthz")[0].status
-
-
-@pytest.mark.parametrize("chunked", [False, True])
-def test_a_large_body_is_413_in_our_words(chunked, server) -> None:
-    """Both with a length and in chunks, a byte over the limit is refused and says why; at the limit it is read."""
-    limit = 1024 * 1024
-    for size, status in ((limit, 200), (limit + 1, 413)):
-        body = BODY + b" " * (size - len(BODY))
-        headers = {**HEADERS, "Transfer-Encoding": "chunked"} if chunked else HEADERS
-        answer, content = _ask(server, "POST", "/webhooks/crm", iter([body]) if chunked else body, headers)
-        assert status == answer.status
-    assert f"the body is larger than {limit} bytes" == json.loads(content)["reason"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"POST /webhooks/crm HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"POST /webhooks/crm HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n",
-        b"POST /webhooks/crm HTTP/1.1\r\nHost: x\r\nX-Webhook-Secret: \xff\xfe\r\nContent-Length: 2\r\n\r\n{}",
-        b"POST /webhooks/crm HTTP/1.1\r\nHost: x\r\nContent-Type: \xff\r\nX-Webhook-Secret: a\r\nContent-Length: 1\r\n\r\n{",
-        b"POST /webhooks/crm?token=%ff&a=\xff HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}",
-        b"POST /webhooks/\xff\xfe HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}",
-        b"POST /webhooks/crm HTTP/1.1\r\nHost: \xff\r\nContent-Length: 2\r\n\r\n{}",
-        b"POST /webhooks/crm HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"BREW /webhooks/crm HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
-    ],
-    ids=range(10),
-)
-def test_garbage_on_the_wire_is_never_a_5xx(text, server) -> None:
-    """What is no request, or an unverified one, is refused, and the server goes on."""
-    answer = _raw(server, text)
-
-    assert not answer or answer.split(b" ")[1][:1] == b"4", answer[:200]
-    assert 200 == _ask(server, "GET", "/healthz")[0].status

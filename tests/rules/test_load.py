@@ -83,7 +83,7 @@ rules:
           timezone: "{{{{ contact.timezone | default('UTC') }}}}"
           extra_fields: {{note: "{{{{ source }}}}", n: 1}}
         retry: {{strategy: exponential, max_attempts: 5, delay: 2m, cap: 1h, jitter: full}}
-        if_unsure: ask
+        if_unsure: repeat
       - team_task: {{assign: closers, due: {{date: 2026-12-01, time: "14:00"}}, priority: high}}
       - id: other
         team_task: {{assign: [{USER}, "{{{{ data.owner | default('x') }}}}"], due: +2h}}
@@ -116,7 +116,7 @@ rules:
     assert isinstance(first.body["extra_fields"]["note"], Template)
     assert 1 == first.body["extra_fields"]["n"]
     assert {"agent", "title", "priority", "redial", "extra_fields"} == set(first.body)
-    assert "ask" == first.if_unsure
+    assert ("repeat", "ask") == (first.if_unsure, second.if_unsure)
     assert (
         RetryPolicy(
             strategy="exponential", max_attempts=5, delay=timedelta(minutes=2), cap=timedelta(hours=1), jitter="full"

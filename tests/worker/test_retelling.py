@@ -166,6 +166,43 @@ def test_the_end_of_a_doubt_is_told(desk):
     assert (["tk_1"], {}) == (desk.together, desk.told)
 
 
+def look_up(desk, **settlement):
+    """End the only doubt as a look-up does."""
+    now = utc_now() + timedelta(minutes=2)
+    (doubt,) = desk.ledger.claim_doubts(ProviderName.MINDHUNTERS, now, LEASE, 9)
+    assert desk.ledger.end_doubt(doubt, Settlement(verdict=Verdict.UNKNOWN, **settlement), now)
+
+
+def test_a_doubt_that_a_look_up_ended_is_told(desk):
+    """Found at the provider: delivered, after a doubt."""
+    desk.make("tk_1", TaskState.UNKNOWN, verdict=Verdict.UNKNOWN)
+    desk.retelling.doubts()
+    desk.told.clear()
+    look_up(desk, state=TaskState.DELIVERED, external_id="x", reason="found")
+    desk.retelling.doubts()
+    assert (["tk_1"], {}) == (desk.together, desk.told)
+
+
+def test_a_doubt_that_ends_in_death_is_told(desk):
+    """Absent after its last try: dead, and not "may have been executed" any more."""
+    desk.make("tk_1", TaskState.UNKNOWN, verdict=Verdict.UNKNOWN)
+    desk.retelling.doubts()
+    desk.told.clear()
+    look_up(desk, state=TaskState.DEAD, reason="gave up")
+    desk.retelling.doubts()
+    assert {"tk_1": ("task-failed", "dead: its provider does not have it; given up after attempt 1")} == desk.told
+
+
+def test_what_stays_in_doubt_is_not_told_again(desk):
+    """Left to a person, it shows as it did."""
+    desk.make("tk_1", TaskState.UNKNOWN, verdict=Verdict.UNKNOWN)
+    desk.retelling.doubts()
+    desk.told.clear()
+    look_up(desk, state=TaskState.UNKNOWN, reason="a person decides")
+    desk.retelling.doubts()
+    assert ([], {}) == (desk.together, desk.told)
+
+
 def test_nothing_of_the_person_is_told(desk):
     """Neither the contact nor the provider's own words."""
     desk.make("tk_dead", TaskState.DEAD, **REFUSED)

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.vocabulary import RetryPolicy, TaskState, Verdict
-from worker.retry import PROVIDER_PAUSE, History, delay_before, next_step
-from worker.wire import Reading
+from worker.providers.retry_after import asked_until
+from worker.retry import PROVIDER_PAUSE, History, LookingUp, LookUps, after_look_up, delay_before, next_step
+from worker.wire import Absent, CannotTell, Found, Reading
 
 NOW = datetime(2026, 3, 2, 13, 0, tzinfo=UTC)
 BUSY = Reading(verdict=Verdict.BUSY, reason="503 overloaded")
@@ -97,6 +98,35 @@ def test_pause_costs_no_attempt():
     assert (False, NOW + PROVIDER_PAUSE, NOW + PROVIDER_PAUSE) == (step.counted, step.due_at, step.pause_until_at)
 
 
+def rest(retry_after_at=None):
+    """Return what follows a 429 with this wish, for a task that has no try left."""
+    reading = Reading(verdict=Verdict.BUSY, reason="429", retry_after_at=retry_after_at)
+    history = History(attempt=4, first_attempt_at=NOW - timedelta(days=9))
+    return next_step(reading, RetryPolicy(), history, now=NOW, chance=0.5, status=429)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, 5),
+        ("8", 8),
+        ("0", 1),
+        ("Mon, 02 Mar 2026 13:02:00 GMT", 120),
+        ("Mon, 02 Mar 2026 12:00:00 GMT", 5),
+        ("1000000000", 3600),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 3600),
+        ("soon", 5),
+        ("-3", 5),
+    ],
+)
+def test_too_many_requests_rest_the_provider_and_cost_nothing(header, seconds):
+    """A 429 leaves the provider alone as long as it asks, within bounds; the task waits as long and never dies of it."""
+    step = rest(asked_until(header, NOW))
+    until_at = NOW + timedelta(seconds=seconds)
+    assert (TaskState.WAITING, False, True) == (step.state, step.counted, step.pause_asked)
+    assert (until_at, until_at) == (step.due_at, step.pause_until_at)
+
+
 policies = st.builds(
     RetryPolicy,
     strategy=st.sampled_from(["fixed", "exponential"]),
@@ -115,3 +145,68 @@ def test_jitter_never_makes_a_retry_earlier(policy, retries, chance):
     drawn = delay_before(retries, policy, chance)
     assert plain <= drawn <= plain * (1 + policy.jitter) + timedelta(microseconds=2)
     assert plain <= policy.cap
+
+
+# -- after a look-up --------------------------------------------------------------------------------------------------
+
+
+def looked_up(
+    told, *, failed=0, absent_at=None, ended_at=NOW - MINUTES, attempt=1, policy=None, if_unsure="ask", **changes
+):
+    """Return what follows a look-up that began now."""
+    before = LookUps(ended_at=ended_at, failed=failed, absent_at=absent_at)
+    history = History(attempt=attempt, first_attempt_at=changes.pop("first_attempt_at", NOW - MINUTES))
+    return after_look_up(told, before, policy or RetryPolicy(), history, if_unsure, asked_at=NOW, now=NOW, **changes)
+
+
+def test_found_is_delivered():
+    """Whatever was looked up before."""
+    assert TaskState.DELIVERED is looked_up(Found(external_id="x"), failed=9, absent_at=NOW).state
+
+
+def test_absent_once_is_listed_again():
+    """At least twenty seconds after the attempt ended, and ten after the first listing."""
+    soon = looked_up(Absent())
+    assert (TaskState.UNKNOWN, NOW + timedelta(seconds=10)) == (soon.state, soon.due_at)
+    assert NOW + timedelta(seconds=17) == looked_up(Absent(), ended_at=NOW - timedelta(seconds=3)).due_at
+
+
+def test_absent_twice_is_sent_again_at_once():
+    """The second listing decides, when it came late enough."""
+    step = looked_up(Absent(), absent_at=NOW - timedelta(seconds=10))
+    assert (TaskState.WAITING, NOW, True) == (step.state, step.due_at, step.counted)
+    early = looked_up(Absent(), absent_at=NOW - timedelta(seconds=9))
+    assert (TaskState.UNKNOWN, NOW + timedelta(seconds=1)) == (early.state, early.due_at)
+    just_ended = looked_up(Absent(), absent_at=NOW - MINUTES, ended_at=NOW - timedelta(seconds=19))
+    assert (TaskState.UNKNOWN, NOW + timedelta(seconds=1)) == (just_ended.state, just_ended.due_at)
+
+
+def test_absent_after_the_last_try_is_dead():
+    """Tries and budget count as they do after a busy answer."""
+    absent_at = NOW - MINUTES
+    assert TaskState.WAITING is looked_up(Absent(), absent_at=absent_at, attempt=3).state
+    assert TaskState.DEAD is looked_up(Absent(), absent_at=absent_at, attempt=4).state
+    long_ago = NOW - timedelta(days=8)
+    assert TaskState.DEAD is looked_up(Absent(), absent_at=absent_at, first_attempt_at=long_ago).state
+
+
+def test_a_look_up_that_cannot_tell_is_repeated_ever_later():
+    """After 5 s, 20 s, 1 min and 5 min; then nobody can tell."""
+    steps = [looked_up(CannotTell(reason="500"), failed=failed) for failed in range(5)]
+    assert [5, 20, 60, 300] == [(step.due_at - NOW).total_seconds() for step in steps[:4]]
+    assert (TaskState.UNKNOWN, None, "500") == (steps[4].state, steps[4].due_at, steps[4].reason)
+
+
+def test_undecided_is_repeated_only_where_the_rule_says_so():
+    """And only while tries are left."""
+    told = CannotTell(reason="500")
+    assert TaskState.WAITING is looked_up(told, failed=4, if_unsure="repeat").state
+    assert TaskState.DEAD is looked_up(told, failed=4, attempt=4, if_unsure="repeat").state
+    assert TaskState.UNKNOWN is looked_up(told, failed=3, if_unsure="repeat").state
+
+
+def test_another_plan_of_looking_up():
+    """The moments are the caller's to choose."""
+    plan = LookingUp(after_end=MINUTES, apart=2 * MINUTES, again=())
+    assert looked_up(CannotTell(reason="500"), plan=plan).due_at is None
+    assert NOW + 2 * MINUTES == looked_up(Absent(), plan=plan).due_at

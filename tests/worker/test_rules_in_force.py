@@ -9,7 +9,14 @@ import pytest
 
 from rules.vocabulary import Fault, RuleError, SettingsError
 from worker.ledger import migrate, open_ledger
-from worker.rules_in_force import read_files, rules_in_force, together, unread_folders
+from worker.rules_in_force import (
+    REMEMBERED_SETS,
+    KeptRuleSets,
+    read_files,
+    rules_in_force,
+    together,
+    unread_folders,
+)
 
 NOW = datetime(2026, 3, 2, 13, 0, tzinfo=UTC)
 GOOD = "rules: [{id: a, when: lead.created, then: [{team_task: {title: Hi, priority: low, assign: [someone]}}]}]\n"
@@ -145,3 +152,34 @@ def test_sub_folders_with_rule_files_are_a_warning(folder):
     (warning,) = unread_folders(folder, shown_as="r")
     assert ("r/deep", True) == (warning.file, "not read" in warning.message)
     assert [] == unread_folders(folder / "a.yaml")
+
+
+def test_an_earlier_set_is_read_from_the_ledger(ledger, folder):
+    """What planned a task counts for what follows on it, also when the folder has changed since."""
+    earlier = rules_in_force(folder, ledger, {}, resolve=RULES, now=NOW)
+    (folder / "a.yaml").write_text(GOOD.replace("id: a", "id: b"))
+    current = rules_in_force(folder, ledger, {}, resolve=RULES, now=NOW)
+    sets = KeptRuleSets(ledger, current, {}, RULES)
+
+    assert current is sets.book(current.version)
+    assert ["a"] == [rule.id for rule in sets.book(earlier.version).rules]
+    assert sets.book(earlier.version) is sets.book(earlier.version)
+
+
+def test_a_set_that_is_gone_says_so(ledger, folder):
+    """A version that nobody stored is named."""
+    sets = KeptRuleSets(ledger, rules_in_force(folder, ledger, {}, resolve=RULES, now=NOW), {}, RULES)
+    with pytest.raises(SettingsError, match="rule set rs_gone is not in the ledger any more"):
+        sets.book("rs_gone")
+
+
+def test_only_some_sets_are_remembered(ledger, folder):
+    """However many sets there were, a process keeps a few compiled, the one in force always."""
+    current = rules_in_force(folder, ledger, {}, resolve=RULES, now=NOW)
+    sets = KeptRuleSets(ledger, current, {}, RULES)
+    for number in range(20):
+        (folder / "a.yaml").write_text(GOOD.replace("id: a", f"id: b{number}"))
+        sets.book(rules_in_force(folder, ledger, {}, resolve=RULES, now=NOW).version)
+
+    assert current is sets.book(current.version)
+    assert REMEMBERED_SETS + 1 == len(sets._books)

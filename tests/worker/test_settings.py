@@ -30,6 +30,21 @@ def test_all_faults_come_at_once():
         assert name in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("written", "expected"), [("0", 0.0), ("0.0", 0.0), ("20", 20.0), ("0.01", 0.01), ("2.5", 2.5)]
+)
+def test_a_rate_is_requests_a_second(written, expected):
+    """Whole or broken, 0 for no limit."""
+    assert expected == Settings.from_environment({"LEADWIRE_VAMBE_RATE": written}).vambe_rate
+
+
+@pytest.mark.parametrize("written", ["0.001", "-1", "1e3", "nan", "inf", "10000", "20/s", "٣"])
+def test_what_is_no_rate_is_refused(written):
+    """Rates that would hold work for ever, and what is no number, are told with what may be set."""
+    with pytest.raises(SettingsError, match=r"LEADWIRE_MINDHUNTERS_RATE: .* is not 0 or a number from 0.01 to 9999"):
+        Settings.from_environment({"LEADWIRE_MINDHUNTERS_RATE": written})
+
+
 def test_a_fault_never_prints_what_may_hold_a_password():
     """A URL that cannot be used is named by its variable alone."""
     with pytest.raises(SettingsError) as told:

@@ -2,42 +2,69 @@
 
 from __future__ import annotations
 
+from worker.ledger.by_hand import CANCELLED_STATES, RETRIED_STATES, why_not_cancelled, why_not_retried
 from worker.ledger.ledger import Ledger
 from worker.ledger.measuring import Due, Measures
 from worker.ledger.opening import migrate, move_ledger, open_ledger, undo_move
+from worker.ledger.replaying import Replayed, renamed, why_not_replayed
 from worker.ledger.rows import (
     AttemptRow,
     Claim,
     Counts,
     Delivery,
+    Doubt,
+    Held,
     IncomingEvent,
+    Limits,
     NotClaimed,
+    PauseKind,
+    Poll,
     ProviderState,
+    Reaction,
     Recorded,
     Settlement,
     StoredEvent,
     StoredTask,
     TaskRef,
 )
+from worker.ledger.selecting import EventSelection, TaskSelection
+from worker.ledger.workload import UNTIL_RESUMED, Workload
 
 __all__ = [
+    "CANCELLED_STATES",
+    "RETRIED_STATES",
+    "UNTIL_RESUMED",
     "AttemptRow",
     "Claim",
     "Counts",
     "Delivery",
+    "Doubt",
     "Due",
+    "EventSelection",
+    "Held",
     "IncomingEvent",
     "Ledger",
+    "Limits",
     "Measures",
     "NotClaimed",
+    "PauseKind",
+    "Poll",
     "ProviderState",
+    "Reaction",
     "Recorded",
+    "Replayed",
     "Settlement",
     "StoredEvent",
     "StoredTask",
     "TaskRef",
+    "TaskSelection",
+    "Workload",
     "migrate",
     "move_ledger",
     "open_ledger",
+    "renamed",
     "undo_move",
+    "why_not_cancelled",
+    "why_not_replayed",
+    "why_not_retried",
 ]

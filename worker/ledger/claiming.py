@@ -5,7 +5,7 @@ The epoch counts claims; whoever holds an older one cannot settle the task any m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -13,14 +13,17 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from rules.vocabulary import TERMINAL_TASK_STATES, ProviderName, TaskState, instant
-from worker.ledger import pauses, tallying
-from worker.ledger.encoding import label, micros, sentence
+from worker.ledger import pauses, reacting, tallying
+from worker.ledger.encoding import label, micros, micros_or_none, sentence
+from worker.ledger.gates import Gates
+from worker.ledger.limits import Refusal
 from worker.ledger.mapping import stored_task
-from worker.ledger.rows import Claim, NotClaimed, ProviderState, StoredTask
+from worker.ledger.rows import Claim, Held, Limits, NotClaimed, ProviderState, StoredTask
 from worker.ledger.statements import ForIds, Statement, columns_of
 from worker.ledger.tables import attempts, tasks
 from worker.ledger.tallying import Tally
 from worker.ledger.work import Shared
+from worker.ledger.workload import UNTIL_RESUMED
 
 #: What somebody else holds at this moment is left to them.
 _FOUND: Final = ForIds(
@@ -40,6 +43,7 @@ _TAKE: Final = Statement(
         first_attempt_at=func.coalesce(tasks.c.first_attempt_at, bindparam("now")),
         lease_until_at=bindparam("lease_end"),
         owner=bindparam("new_owner"),
+        slot_at=None,
         updated_at=bindparam("now"),
     )
 )
@@ -50,6 +54,7 @@ _END: Final = Statement(
         state=bindparam("new_state"),
         due_at=bindparam("new_due_at"),
         reason=bindparam("new_reason"),
+        slot_at=bindparam("new_slot_at"),
         updated_at=bindparam("now"),
     )
 )
@@ -72,6 +77,7 @@ class _Asked:
     now: datetime
     lease_until_at: datetime
     owner: str
+    limits: Mapping[ProviderName, Limits]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,24 +90,39 @@ class _Terms:
     lease_until_at: datetime
     owner: str
     paused: dict[ProviderName, ProviderState]
+    limits: Mapping[ProviderName, Limits]
+    gates: Gates
 
 
-def claim(ids: Sequence[str], now: datetime, lease: timedelta, owner: str) -> Shared[_Asked, list[Claim | NotClaimed]]:
+def claim(
+    ids: Sequence[str], now: datetime, lease: timedelta, owner: str, limits: Mapping[ProviderName, Limits]
+) -> Shared[_Asked, list[Claim | NotClaimed]]:
     """Return the work that claims tasks; its result has one answer for each id, in order."""
-    return Shared(_claim, _Asked(ids, now, now + lease, label(owner)))
+    return Shared(_claim, _Asked(ids, now, now + lease, label(owner), limits))
 
 
 def _claim(connection: Connection, parts: Sequence[_Asked]) -> list[list[Claim | NotClaimed]]:
+    now = min(asked.now for asked in parts)
+    gates = Gates(connection, [asked.limits for asked in parts], now)  # before any task is locked
     ids = list(dict.fromkeys(task_id for asked in parts for task_id in asked.ids))
     found = {row.id: stored_task(row) for row in _FOUND.rows(connection, ids)}
     missing = [task_id for task_id in ids if task_id not in found]
     elsewhere = {row.id for row in _EXISTING.rows(connection, missing)} if missing else set()
-    paused = pauses.in_force(connection, min(asked.now for asked in parts))
+    paused = pauses.in_force(connection, now)
     ended: list[dict[str, Any]] = []
     begun: list[tuple[Claim, _Asked]] = []
     answers = []
     for asked in parts:
-        terms = _Terms(connection, asked.now, micros(asked.now), asked.lease_until_at, asked.owner, paused)
+        terms = _Terms(
+            connection,
+            asked.now,
+            micros(asked.now),
+            asked.lease_until_at,
+            asked.owner,
+            paused,
+            asked.limits,
+            gates,
+        )
         given: dict[str, Claim | NotClaimed] = {}
         for task_id in asked.ids:
             if task_id in given:
@@ -116,6 +137,7 @@ def _claim(connection: Connection, parts: Sequence[_Asked]) -> list[list[Claim |
                 found[task_id] = replace(found[task_id], state=answer.state, due_at=due_at)
         answers.append(_in_order(asked.ids, given))
     _store(connection, begun, ended)
+    gates.store()
     return answers
 
 
@@ -144,29 +166,45 @@ def _answer(task_id: str, task: StoredTask | None, terms: _Terms, ended: list[di
         why = f"too late: expired at {instant(task.expires_at)}"
         ended.append(_change(task, TaskState.SUPPRESSED, task.due_at, why, terms))
         tallying.of(terms.connection).count(Tally.TASKS_ENDED, task.type, TaskState.SUPPRESSED)
+        reacting.note_ends(terms.connection, [(task.id, task.reactions)], terms.at)
         return NotClaimed(task_id=task_id, state=TaskState.SUPPRESSED, why=why)
     if task.due_at > terms.now:
         why = f"it is not due before {instant(task.due_at)}"
         return NotClaimed(task_id=task_id, state=task.state, why=why, due_at=task.due_at)
-    until_at = _paused_until(task.provider, terms)
-    if until_at is None:
-        return _claimed(task, terms)
+    return _admitted(task, terms, ended)
+
+
+def _admitted(task: StoredTask, terms: _Terms, ended: list[dict[str, Any]]) -> Claim | NotClaimed:
+    """Claim a task as far as its provider's pause and limits let it."""
+    pause = terms.paused.get(task.provider)
+    if pause is not None and pause.held and pauses.is_over(pause, terms.now):
+        pause = None
+    if pause is not None and not pauses.is_over(pause, terms.now):
+        return _paused(task, pause, terms, ended)
+    refusal = terms.gates.room(task, terms.limits, terms.now)
+    if refusal is None and pause is not None:
+        probed = pauses.let_probe_through(terms.connection, pause, terms.now)
+        if probed is None:
+            return _paused(task, pause, terms, ended)
+        terms.paused[task.provider] = probed
+    if refusal is None:
+        refusal = terms.gates.begin(task, terms.limits, terms.now, at_once=pause is not None)
+    return _claimed(task, terms) if refusal is None else _refused(task, refusal, terms, ended)
+
+
+def _paused(task: StoredTask, pause: ProviderState, terms: _Terms, ended: list[dict[str, Any]]) -> NotClaimed:
+    until_at = pause.paused_until_at or terms.now
     # The pause's reason quotes the provider and may be personal: it goes to the ledger, `why` goes anywhere.
-    why = f"{task.provider} is paused until {instant(until_at)}"
-    ended.append(_change(task, TaskState.WAITING, until_at, f"{why}: {terms.paused[task.provider].reason}", terms))
-    return NotClaimed(task_id=task_id, state=TaskState.WAITING, why=why, due_at=until_at)
+    until = "it is resumed" if until_at >= UNTIL_RESUMED else instant(until_at)
+    why = f"{task.provider} is paused until {until}"
+    ended.append(_change(task, TaskState.WAITING, until_at, f"{why}: {pause.reason}", terms))
+    return NotClaimed(task_id=task.id, state=TaskState.WAITING, why=why, due_at=until_at, held=Held.PAUSE)
 
 
-def _paused_until(provider: ProviderName, terms: _Terms) -> datetime | None:
-    """Return until when the provider's pause keeps this task; None lets it through, be it as the pause's probe."""
-    pause = terms.paused.get(provider)
-    if pause is None or (pause.held and pauses.is_over(pause, terms.now)):
-        return None
-    probed = pauses.let_probe_through(terms.connection, pause, terms.now)
-    if probed is not None:
-        terms.paused[provider] = probed
-        return None
-    return pause.paused_until_at
+def _refused(task: StoredTask, refusal: Refusal, terms: _Terms, ended: list[dict[str, Any]]) -> NotClaimed:
+    why, due_at = f"{task.provider}: {refusal.why}", refusal.due_at
+    ended.append(_change(task, TaskState.WAITING, due_at, why, terms, slot_at=refusal.slot_at))
+    return NotClaimed(task_id=task.id, state=TaskState.WAITING, why=why, due_at=due_at, held=refusal.held)
 
 
 def _claimed(task: StoredTask, terms: _Terms) -> Claim:
@@ -180,6 +218,7 @@ def _claimed(task: StoredTask, terms: _Terms) -> Claim:
             first_attempt_at=first_attempt_at,
             lease_until_at=terms.lease_until_at,
             owner=terms.owner,
+            slot_at=None,
             updated_at=terms.now,
         ),
         epoch=task.epoch + 1,
@@ -190,12 +229,15 @@ def _claimed(task: StoredTask, terms: _Terms) -> Claim:
     )
 
 
-def _change(task: StoredTask, state: TaskState, due_at: datetime, why: str, terms: _Terms) -> dict[str, Any]:
+def _change(
+    task: StoredTask, state: TaskState, due_at: datetime, why: str, terms: _Terms, *, slot_at: datetime | None = None
+) -> dict[str, Any]:
     return {
         "task_id": task.id,
         "new_state": state,
         "new_due_at": micros(due_at),
         "new_reason": sentence(why),
+        "new_slot_at": micros_or_none(slot_at),
         "now": terms.at,
     }
 

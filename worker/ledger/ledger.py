@@ -7,45 +7,49 @@ open it after forking.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Final
 
 from sqlalchemy import Engine
 
-from rules.vocabulary import EventState, Plan, ProviderName, TaskState, TaskType
+from rules.vocabulary import Plan, ProviderName
 from worker.ledger import (
-    by_hand,
     claiming,
     dispatching,
+    doubts,
     front_door,
-    listing,
-    measuring,
+    gates,
+    looked_up,
     pauses,
     planning,
     probing,
     rule_sets,
     settling,
-    tallying,
 )
-from worker.ledger.engine import reading, snapshot
+from worker.ledger.desk import Desk
+from worker.ledger.engine import reading
+from worker.ledger.following import FollowUps
 from worker.ledger.rows import (
-    AttemptRow,
     Claim,
-    Counts,
     Delivery,
+    Doubt,
     IncomingEvent,
+    Limits,
     NotClaimed,
     ProviderState,
     Recorded,
     Settlement,
     StoredEvent,
-    StoredTask,
     TaskRef,
 )
-from worker.ledger.writer import Writer
+from worker.ledger.writer import Job, Writer
+
+_UNLIMITED: Final[Mapping[ProviderName, Limits]] = MappingProxyType({})
 
 
-class Ledger:
+class Ledger(Desk):
     """The truth about what came in, what was decided and what became of it.
 
     Every method may raise LedgerBusyError when the ledger cannot be written right now and LedgerError for other faults of
@@ -54,8 +58,8 @@ class Ledger:
     """
 
     def __init__(self, readers: Engine, writer: Writer) -> None:
-        self._readers = readers
-        self._writer = writer
+        super().__init__(readers, writer)
+        self.follow_ups = FollowUps(readers, writer)
 
     def close(self) -> None:
         """Finish the writes that are waiting, then let go of every connection."""
@@ -67,6 +71,15 @@ class Ledger:
     def record(self, delivery: Delivery, events: Sequence[IncomingEvent]) -> Recorded:
         """Keep a delivery and its new events; a redelivery changes nothing."""
         return self._writer.write(front_door.record(delivery, events))
+
+    def begin_record(
+        self, delivery: Delivery, events: Sequence[IncomingEvent], tell: Callable[[Job[Recorded]], None]
+    ) -> Job[Recorded]:
+        """Begin to keep a delivery, for a caller whose thread must not wait; `tell` is called in the writer's thread.
+
+        See `Writer.submit`; `Job.outcome` then returns, or raises, what `record` would have.
+        """
+        return self._writer.submit(front_door.record(delivery, events), tell)
 
     def writable(self) -> None:
         """Commit a write that leaves nothing behind; raises LedgerBusyError when that cannot be done now."""
@@ -138,13 +151,20 @@ class Ledger:
         """Make queued tasks wait again, due as they were: nobody has a thread for them now."""
         self._writer.write(dispatching.put_back(ids, now))
 
-    def claim(self, ids: Sequence[str], now: datetime, lease: timedelta, owner: str) -> list[Claim | NotClaimed]:
+    def claim(
+        self,
+        ids: Sequence[str],
+        now: datetime,
+        lease: timedelta,
+        owner: str,
+        limits: Mapping[ProviderName, Limits] = _UNLIMITED,
+    ) -> list[Claim | NotClaimed]:
         """Take the right to send each task, or learn why not; one answer for each id, in order.
 
         A claimed task is `sending` and its attempt is on disk before this returns. A task past `expires_at` ends as
-        `suppressed`; one whose provider is paused waits until then and loses no attempt.
+        `suppressed`; one whose provider is paused, or has as much as `limits` allow, waits until `due_at` and loses no attempt.
         """
-        return self._writer.write(claiming.claim(ids, now, lease, owner)) if ids else []
+        return self._writer.write(claiming.claim(ids, now, lease, owner, limits)) if ids else []
 
     def settle(self, claim: Claim, settlement: Settlement, now: datetime) -> bool:
         """Record what an attempt came to; return whether the task took it.
@@ -155,13 +175,34 @@ class Ledger:
         """
         return self.settle_many([(claim, settlement)], now)[0]
 
-    def settle_many(self, settled: Sequence[tuple[Claim, Settlement]], now: datetime) -> list[bool]:
-        """Record what several attempts came to, in one transaction; see `settle`."""
-        return self._writer.write(settling.settle(settled, now)) if settled else []
+    def settle_many(
+        self,
+        settled: Sequence[tuple[Claim, Settlement]],
+        now: datetime,
+        alert: Callable[[ProviderState], None] | None = None,
+    ) -> list[bool]:
+        """Record what several attempts came to, in one transaction; see `settle`.
+
+        `alert` is told of each pause of a provider that begins with these outcomes, once it stands on disk: once for a pause.
+        """
+        if not settled:
+            return []
+        result = self._writer.write(settling.settle(settled, now))
+        if alert is not None:
+            for pause in result.began:
+                alert(pause)
+        return result.taken
 
     def give_back(self, claim: Claim, now: datetime) -> bool:
         """Undo a claim whose request never began: the task waits, due now; False when the claim no longer holds."""
         return self._writer.write(settling.give_back(claim, now))
+
+    def give_back_of(self, owner: str, ids: Sequence[str], now: datetime) -> list[str]:
+        """Undo whatever claims of these tasks an owner has, of which no request ever began; return the ids.
+
+        For a claim of which nobody knows whether it was written: `owner` must be that claim's alone.
+        """
+        return self._writer.write(settling.give_back_of(owner, ids, now)) if ids else []
 
     def release(self, owner_prefix: str, now: datetime) -> list[str]:
         """Make `unknown` what owners with this prefix, now dead, were sending; return the ids."""
@@ -172,6 +213,33 @@ class Ledger:
         with reading(self._readers) as connection:
             expired = settling.any_expired(connection, now)
         return self._writer.write(settling.expire_leases(now)) if expired else []
+
+    # -- doubts --------------------------------------------------------------------------------------------------------
+
+    def claim_doubts(self, provider: ProviderName, now: datetime, hold: timedelta, limit: int) -> list[Doubt]:
+        """Take unknown tasks to be looked up at this provider now, for as long as `hold`; none while it is paused."""
+        with reading(self._readers) as connection:
+            found = doubts.any_due(connection, provider, now)
+        return self._writer.write(doubts.claim(provider, now, hold, limit)) if found else []
+
+    def note_look_up(self, doubt: Doubt, due_at: datetime, *, failed: bool, absent_at: datetime | None = None) -> bool:
+        """Put off a doubt's next look-up; False when the doubt is no longer held.
+
+        `failed`: this one could not tell. `absent_at`: when a complete listing without the task was asked for.
+        """
+        return self._writer.write(doubts.note(doubt, due_at, failed=failed, absent_at=absent_at))
+
+    def end_doubt(self, doubt: Doubt, settlement: Settlement, now: datetime) -> bool:
+        """End a doubt: the task is delivered, due again or dead, or it stays unknown and waits for a person.
+
+        False, and nothing has changed, when somebody else has decided meanwhile; that the provider has the task (DELIVERED)
+        is taken all the same, as a late success is by `settle`.
+        """
+        return self._writer.write(looked_up.end(doubt, settlement, now))
+
+    def note_form_works(self, provider: ProviderName, now: datetime) -> None:
+        """Remember that a listing of this provider has shown what it was asked for."""
+        self._writer.write(doubts.form_works(provider, now))
 
     # -- providers -----------------------------------------------------------------------------------------------------
 
@@ -184,11 +252,16 @@ class Ledger:
         self._writer.write(pauses.resume(provider, now))
 
     def lift_answers_pauses(self, now: datetime) -> None:
-        """Lift the pauses that answers brought about, not those a person ordered: at a start the settings may be mended."""
-        self._writer.write(pauses.lift_all_of_attempts(now))
+        """Lift the pauses by a credential or address that was not taken: at a start the settings may be mended."""
+        self._writer.write(pauses.lift_all_of_answers(now))
+
+    def charge(self, provider: ProviderName, limits: Limits, now: datetime) -> None:
+        """Count a request that no claim stands for (a look-up, a poll) against a provider's rate; it is never refused."""
+        if limits.rate_per_second:
+            self._writer.write(gates.charge(provider, limits, now))
 
     def provider_states(self) -> list[ProviderState]:
-        """Return what is known of each provider that was ever paused."""
+        """Return what is kept of each provider: its pause and the kind of it, its failures, what the day has seen."""
         with reading(self._readers) as connection:
             return pauses.states(connection)
 
@@ -207,82 +280,3 @@ class Ledger:
         """Return the files of one rule set, name to text."""
         with reading(self._readers) as connection:
             return rule_sets.find(connection, version)
-
-    # -- the operator's reads ------------------------------------------------------------------------------------------
-
-    def list_events(
-        self, limit: int | None = None, state: EventState | None = None, source: str | None = None
-    ) -> Iterator[StoredEvent]:
-        """Return events with their decisions, newest first, read page by page."""
-        return listing.list_events(self._readers, limit, state=state, source=source)
-
-    def list_tasks(
-        self,
-        limit: int | None = None,
-        state: TaskState | None = None,
-        type: TaskType | None = None,  # noqa: A002 - the word of the vocabulary
-        rule: str | None = None,
-        provider: ProviderName | None = None,
-        event_id: str | None = None,
-    ) -> Iterator[StoredTask]:
-        """Return tasks, newest first, read page by page."""
-        wanted = {"state": state, "type": type, "rule": rule, "provider": provider, "event_id": event_id}
-        return listing.list_tasks(self._readers, limit, wanted)
-
-    def event(self, event_id: str) -> StoredEvent | None:
-        """Return the event with this id, or with the only id that begins so; several: LedgerError."""
-        with reading(self._readers) as connection:
-            return listing.event(connection, event_id)
-
-    def last_event(self) -> StoredEvent | None:
-        """Return the event that was recorded last."""
-        with reading(self._readers) as connection:
-            return listing.last_event(connection)
-
-    def delivery_body(self, event_id: str) -> bytes | None:
-        """Return the raw body that an event came in, or None when it is unknown or no longer kept."""
-        with reading(self._readers) as connection:
-            return listing.delivery_body(connection, event_id)
-
-    def task(self, task_id: str) -> StoredTask | None:
-        """Return the task with this id, or with the only id that begins so; several: LedgerError."""
-        with reading(self._readers) as connection:
-            return listing.task(connection, task_id)
-
-    def tasks_of(self, event_id: str) -> list[StoredTask]:
-        """Return an event's tasks in the order they were planned."""
-        with reading(self._readers) as connection:
-            return listing.tasks_of(connection, event_id)
-
-    def attempts(self, task_id: str) -> list[AttemptRow]:
-        """Return a task's attempts, oldest first."""
-        with reading(self._readers) as connection:
-            return listing.attempts_of(connection, task_id)
-
-    def measure(self, now: datetime) -> measuring.Measures:
-        """Return the ledger's numbers at this moment: what was ever counted, and what is there."""
-        with snapshot(self._readers) as connection:
-            return measuring.measure(connection, now)
-
-    def count_requests(self, requests: Mapping[tuple[str, str, str], int]) -> None:
-        """Add so many webhook requests by source, outcome and reason to the counts."""
-        self._writer.write(tallying.count_requests(requests))
-
-    def counts(self) -> Counts:
-        """Return how many events and tasks are in each state."""
-        with snapshot(self._readers) as connection:
-            return listing.counts(connection)
-
-    # -- the operator's writes -----------------------------------------------------------------------------------------
-
-    def settle_by_hand(self, task_id: str, delivered: bool, external_id: str | None, now: datetime) -> StoredTask:
-        """End the doubt about an `unknown` task: delivered, or due again now. LedgerError from any other state."""
-        return self._writer.write(by_hand.settle(task_id, delivered, external_id, now))
-
-    def retry(self, task_id: str, now: datetime) -> StoredTask:
-        """Make a dead, cancelled, suppressed or waiting task due now; LedgerError, with the way on, from other states.
-
-        One that had ended begins a new epoch with its attempts at 0; its history stays, and an `expires_at` that has
-        passed is lifted, with a note.
-        """
-        return self._writer.write(by_hand.retry(task_id, now))

@@ -13,7 +13,7 @@ from worker.ledger.engine import reading
 from worker.ledger.mapping import attempt_row, stored_event, stored_task
 from worker.ledger.rows import AttemptRow, Counts, StoredEvent, StoredTask
 from worker.ledger.statements import Statement
-from worker.ledger.tables import attempts, decisions, deliveries, events, tasks
+from worker.ledger.tables import attempts, decisions, deliveries, events, outcomes, tasks
 
 #: Rows read at once.
 PAGE: Final = 500
@@ -30,8 +30,11 @@ _BODY: Final = Statement(
     .join(events, events.c.delivery_id == deliveries.c.id)
     .where(events.c.id == bindparam("wanted"))
 )
-_TASK: Final = Statement(select(tasks).where(tasks.c.id == bindparam("wanted")))
-_TASKS_OF: Final = Statement(select(tasks).where(tasks.c.event_id == bindparam("wanted")).order_by(tasks.c.seq))
+_WHOLE_TASKS: Final = select(tasks, outcomes.c.outcome).select_from(
+    tasks.outerjoin(outcomes, outcomes.c.task_id == tasks.c.id)
+)
+_TASK: Final = Statement(_WHOLE_TASKS.where(tasks.c.id == bindparam("wanted")))
+_TASKS_OF: Final = Statement(_WHOLE_TASKS.where(tasks.c.event_id == bindparam("wanted")).order_by(tasks.c.seq))
 _ATTEMPTS_OF: Final = Statement(
     select(attempts).where(attempts.c.task_id == bindparam("wanted")).order_by(attempts.c.epoch)
 )
@@ -53,7 +56,7 @@ def list_events(
 
 def list_tasks(readers: Engine, limit: int | None, wanted: Mapping[str, str | None]) -> Iterator[StoredTask]:
     """Return tasks, newest first; `wanted` maps column names to values, None for any."""
-    for row in _pages(readers, _filtered(select(tasks), tasks, wanted), tasks, limit):
+    for row in _pages(readers, _filtered(_WHOLE_TASKS, tasks, wanted), tasks, limit):
         yield stored_task(row)
 
 

@@ -141,6 +141,7 @@ def stored_task(row: Any) -> StoredTask:
         parent=row.parent,
         reactions=tuple(load(row.reactions)) if row.reactions else (),
         slot_at=moment_or_none(row.slot_at),
+        outcome=getattr(row, "outcome", None),
     )
 
 

@@ -11,18 +11,20 @@ from worker.ledger.engine import BUSY_TIMEOUT, as_ledger_error, cause_of, readin
 from worker.ledger.ledger import Ledger
 from worker.ledger.moved import Moved, Progress, refuse_moved
 from worker.ledger.tables import REVISIONS
-from worker.ledger.writer import WAIT, Writer
+from worker.ledger.writer import GATHERING, WAIT, Writer
 
 #: PostgreSQL's word for a table that is not there; SQLite has only a sentence for it.
 _UNDEFINED_TABLE = "42P01"
 
 
-def open_ledger(url: str, *, busy_timeout: timedelta = BUSY_TIMEOUT, wait: timedelta = WAIT) -> Ledger:
+def open_ledger(
+    url: str, *, busy_timeout: timedelta = BUSY_TIMEOUT, wait: timedelta = WAIT, yielding: timedelta = GATHERING
+) -> Ledger:
     """Open the ledger at a URL: `sqlite:////var/lib/leadwire/ledger.sqlite3`, `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`.
 
-    `busy_timeout` bounds the wait for other processes' writes, `wait` a caller's wait for its commit. Raises LedgerError
-    when there is none, when its schema is not the one of this version, when it was moved elsewhere, or when the database
-    cannot hold a ledger.
+    `busy_timeout` bounds the wait for other processes' writes, `wait` a caller's wait for its commit; for `yielding` see
+    `Writer`. Raises LedgerError when there is none, when its schema is not the one of this version, when it was moved
+    elsewhere, or when the database cannot hold a ledger.
     """
     storage = storage_of(url)
     storage.must_exist()
@@ -39,7 +41,7 @@ def open_ledger(url: str, *, busy_timeout: timedelta = BUSY_TIMEOUT, wait: timed
     except BaseException:
         readers.dispose()
         raise
-    return Ledger(readers, Writer(writers, wait=wait, turnstile=storage.turnstile()))
+    return Ledger(readers, Writer(writers, wait=wait, turnstile=storage.turnstile(), yielding=yielding))
 
 
 def migrate(url: str) -> None:

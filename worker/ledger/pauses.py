@@ -1,74 +1,60 @@
 """When a provider is left alone, and what sets its tasks free again.
 
-A pause that an attempt brought about ends when the provider answers a task to the point; at its moment one claim is let
-through as a probe and the others wait for another while. One that a person ordered (`held`) ends at its moment or by
-`resume`. Tasks that meet a pause wait for exactly its end, which is how they are found when it ends early.
+A pause that attempts brought about (`limits.py` says when) ends when the provider answers a task to the point; at its moment
+one claim is let through as a probe and the others wait for another while. One that a person ordered (`held`) ends at its
+moment or by `resume`. Tasks that meet a pause wait for exactly its end, which is how they are found when it ends early.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, or_, select, update
 
 from rules.vocabulary import ProviderName
-from worker.ledger import tallying
-from worker.ledger.encoding import micros, moment, moment_or_none, sentence
-from worker.ledger.rows import ProviderState
-from worker.ledger.statements import Statement, columns_of, upsert
+from worker.ledger import gates, tallying
+from worker.ledger import limits as decide
+from worker.ledger.encoding import micros, micros_or_none, moment, moment_or_none, sentence_or_none
+from worker.ledger.limits import Outcome, Sign, Standing
+from worker.ledger.rows import Claim, PauseKind, ProviderState, Settlement
+from worker.ledger.statements import Statement
 from worker.ledger.tables import TASK_TIMED, providers, tasks
 from worker.ledger.tallying import Tally
 
-#: How long the others wait while one task probes a provider after its pause.
-PROBE_INTERVAL: Final = timedelta(seconds=60)
-
+_OF: Final = providers.c.name == bindparam("provider")
 _STATES: Final = Statement(select(providers).order_by(providers.c.name))
 _PAUSED: Final = Statement(select(providers).where(providers.c.paused_until_at.is_not(None)))
-_PAUSE_OF: Final = Statement(
+#: One that an answer to the point changes something about.
+_TROUBLED: Final = Statement(
     select(providers)
-    .where(providers.c.name == bindparam("provider"), providers.c.paused_until_at.is_not(None))
+    .where(_OF, or_(providers.c.paused_until_at.is_not(None), providers.c.failures > 0))
     .with_for_update(key_share=True)
 )
 _PROBED: Final = Statement(
     update(providers)
-    .where(providers.c.name == bindparam("provider"), providers.c.paused_until_at == bindparam("seen"))
-    .values(paused_until_at=bindparam("until"), updated_at=bindparam("now"))
+    .where(_OF, providers.c.paused_until_at == bindparam("seen"))
+    .values(paused_until_at=bindparam("until"))
 )
-_NEW_PAUSE: Final = upsert(providers)
-#: What a pause says nothing of.
-_OTHERS: Final = ("kind", "failures", "openings", "next_slot_at", "day", "sent_today", "found_at")
-_PAUSE_COLUMNS: Final = ("paused_until_at", "reason", "held", "updated_at")
-_HOLD: Final = Statement(
-    _NEW_PAUSE.on_conflict_do_update(
-        index_elements=(providers.c.name,), set_={name: _NEW_PAUSE.excluded[name] for name in _PAUSE_COLUMNS}
-    ),
-    columns_of(providers, *_OTHERS),
-)
-#: A person's order that still holds stands, also when it was given a moment ago.
-_PAUSE: Final = Statement(
-    _NEW_PAUSE.on_conflict_do_update(
-        index_elements=(providers.c.name,),
-        set_={name: _NEW_PAUSE.excluded[name] for name in _PAUSE_COLUMNS},
-        where=or_(
-            providers.c.held.is_(False),
-            providers.c.paused_until_at.is_(None),
-            providers.c.paused_until_at <= _NEW_PAUSE.excluded.updated_at,
-        ),
-    ),
-    columns_of(providers, *_OTHERS),
-)
-_LIFT: Final = Statement(
+_STAND: Final = Statement(
     update(providers)
-    .where(providers.c.name == bindparam("provider"))
-    .values(paused_until_at=None, reason=None, held=False, updated_at=bindparam("now"))
+    .where(_OF)
+    .values(
+        paused_until_at=bindparam("until"),
+        reason=bindparam("new_reason"),
+        held=bindparam("is_held"),
+        kind=bindparam("new_kind"),
+        failures=bindparam("new_failures"),
+        openings=bindparam("new_openings"),
+        updated_at=bindparam("since"),
+    )
 )
-_FREE: Final = Statement(
+_MOVE: Final = Statement(
     update(tasks)
     .where(tasks.c.provider == bindparam("of"), TASK_TIMED, tasks.c.due_at == bindparam("until"))
-    .values(due_at=bindparam("now"), updated_at=bindparam("now"))
+    .values(due_at=bindparam("new_due_at"), updated_at=bindparam("now"))
 )
 
 
@@ -85,9 +71,8 @@ def let_probe_through(connection: Connection, state: ProviderState, now: datetim
     """
     if state.paused_until_at is None or not is_over(state, now):
         return None
-    until_at = now + PROBE_INTERVAL
-    seen = micros(state.paused_until_at)
-    row = {"provider": state.name, "seen": seen, "until": micros(until_at), "now": micros(now)}
+    until_at = now + decide.probe_interval(state.kind, state.openings)
+    row = {"provider": state.name, "seen": micros(state.paused_until_at), "until": micros(until_at)}
     return replace(state, paused_until_at=until_at) if _PROBED.run(connection, row) else None
 
 
@@ -97,7 +82,7 @@ def is_over(state: ProviderState, now: datetime) -> bool:
 
 
 def states(connection: Connection) -> list[ProviderState]:
-    """Return every provider that was ever paused."""
+    """Return what is kept of every provider."""
     return [_state(row) for row in _STATES.rows(connection)]
 
 
@@ -105,67 +90,127 @@ def hold(provider: ProviderName, until_at: datetime, reason: str, now: datetime)
     """Return the work that pauses a provider on a person's order."""
 
     def work(connection: Connection) -> None:
-        _pause(connection, provider, until_at, reason, now, held=True)
+        row = gates.lock(connection, provider, now)
+        found = _standing(row)
+        ordered = replace(found, kind=PauseKind.PERSON, until_at=until_at, reason=reason, since_at=now)
+        _stand(connection, provider, found, ordered, now)
 
     return work
 
 
 def resume(provider: ProviderName, now: datetime) -> Callable[[Connection], None]:
-    """Return the work that lifts any pause of a provider."""
+    """Return the work that lifts any pause of a provider, and forgets its failures."""
 
     def work(connection: Connection) -> None:
-        _lift(connection, provider, now, even_held=True)
+        row = _TROUBLED.first(connection, {"provider": provider})
+        if row is not None:
+            _stand(connection, provider, _standing(row), Standing(), now)
 
     return work
 
 
-def lift_all_of_attempts(now: datetime) -> Callable[[Connection], None]:
-    """Return the work that lifts every pause that an answer brought about."""
+def lift_all_of_answers(now: datetime) -> Callable[[Connection], None]:
+    """Return the work that lifts every pause by a credential or an address that was not taken."""
 
     def work(connection: Connection) -> None:
-        for row in _PAUSED.rows(connection):
-            _lift(connection, ProviderName(row.name), now, even_held=False)
+        for paused in _PAUSED.rows(connection):
+            row = _TROUBLED.first(connection, {"provider": paused.name})
+            if row is not None and _standing(row).kind is PauseKind.ANSWER:
+                _stand(connection, ProviderName(row.name), _standing(row), Standing(), now)
 
     return work
 
 
-def pause_after_attempt(
-    connection: Connection, provider: ProviderName, until_at: datetime, reason: str, now: datetime
-) -> None:
-    """Pause a provider because of an answer; a person's order that still holds stands."""
-    row = _PAUSE_OF.first(connection, {"provider": provider})
-    if row is None or not row.held or moment(row.paused_until_at) <= now:
-        _pause(connection, provider, until_at, reason, now, held=False)
+def mind(connection: Connection, settled: Sequence[tuple[Claim, Settlement, datetime]]) -> list[ProviderState]:
+    """Let outcomes, each with its moment, say how their providers stand; return the pauses that begin with them."""
+    of_provider: dict[ProviderName, list[tuple[Outcome, datetime]]] = {}
+    for claim, settlement, now in settled:
+        outcome = _outcome(claim, settlement)
+        if outcome.sign is not Sign.NOTHING or outcome.until_at is not None:
+            of_provider.setdefault(claim.task.provider, []).append((outcome, now))
+    began = [_mind(connection, *each) for each in sorted(of_provider.items())]
+    return [pause for pause in began if pause is not None]
 
 
-def lift_after_delivery(connection: Connection, provider: ProviderName, now: datetime) -> None:
-    """Lift a pause that an answer brought about: the provider works."""
-    _lift(connection, provider, now, even_held=False)
+def _outcome(claim: Claim, settlement: Settlement) -> Outcome:
+    asks = settlement.pause_until_at is not None
+    reason = (settlement.pause_reason if asks else None) or settlement.reason
+    return Outcome(
+        sign=Sign.NOTHING if asks else decide.sign_of(settlement.verdict, settlement.status),
+        claimed_at=claim.claimed_at,
+        reason=reason or ("its answer asked for a pause" if asks else None),
+        kind=settlement.pause_kind if asks else None,
+        until_at=settlement.pause_until_at,
+    )
 
 
-def _pause(
-    connection: Connection, provider: ProviderName, until_at: datetime, reason: str, now: datetime, *, held: bool
-) -> None:
-    standing = _PAUSE_OF.first(connection, {"provider": provider})
-    if standing is None or (standing.held and moment(standing.paused_until_at) <= now):  # else it goes on
-        tallying.of(connection).count(Tally.PAUSES, provider, "person" if held else "answer")
+def _mind(
+    connection: Connection, provider: ProviderName, outcomes: Sequence[tuple[Outcome, datetime]]
+) -> ProviderState | None:
+    latest_at = outcomes[-1][1]
+    if all(outcome.sign is Sign.LIFE for outcome, _ in outcomes):
+        row = _TROUBLED.first(connection, {"provider": provider})
+        if row is None:
+            return None
+    else:
+        row = gates.lock(connection, provider, latest_at)
+    found = standing = _standing(row)
+    for outcome, now in outcomes:
+        standing = decide.after(standing, outcome, now)
+    if standing == found or not _stand(connection, provider, found, standing, latest_at):
+        return None
+    return ProviderState(
+        name=provider,
+        paused_until_at=standing.until_at,
+        reason=standing.reason,
+        held=False,
+        updated_at=latest_at,
+        kind=standing.kind,
+        failures=standing.failures,
+        openings=standing.openings,
+    )
+
+
+def _stand(connection: Connection, provider: ProviderName, found: Standing, new: Standing, now: datetime) -> bool:
+    """Write how a provider stands now; return whether a pause began that was not there before."""
+    ended = found.kind is PauseKind.PERSON and found.until_at is not None and found.until_at <= now
+    began = found.kind is None or ended
+    if new.kind is None:
+        began = False
+    elif began:
+        tallying.of(connection).count(Tally.PAUSES, provider, new.kind)
+    paused = new.kind is not None
+    # What began before this moment says nothing about a pause that begins with it; so one that goes on keeps its moment.
+    since_at = new.since_at if paused and new.since_at else now
     row = {
-        "name": provider,
-        "paused_until_at": micros(until_at),
-        "reason": sentence(reason),
-        "held": held,
-        "updated_at": micros(now),
+        "provider": provider,
+        "until": micros_or_none(new.until_at),
+        "new_reason": sentence_or_none(new.reason),
+        "is_held": new.kind is PauseKind.PERSON,
+        "new_kind": new.kind,
+        "new_failures": new.failures,
+        "new_openings": new.openings,
+        "since": micros(since_at),
     }
-    (_HOLD if held else _PAUSE).run(connection, row)
+    _STAND.run(connection, row)
+    if found.until_at is not None and found.until_at > now and (new.until_at is None or new.until_at < found.until_at):
+        due_at = micros(new.until_at or now)
+        _MOVE.run(
+            connection, {"of": provider, "until": micros(found.until_at), "new_due_at": due_at, "now": micros(now)}
+        )
+    return began
 
 
-def _lift(connection: Connection, provider: ProviderName, now: datetime, *, even_held: bool) -> None:
-    row = _PAUSE_OF.first(connection, {"provider": provider})
-    if row is None or (row.held and not even_held):
-        return
-    _LIFT.run(connection, {"provider": provider, "now": micros(now)})
-    if moment(row.paused_until_at) > now:
-        _FREE.run(connection, {"of": provider, "until": row.paused_until_at, "now": micros(now)})
+def _standing(row: Any) -> Standing:
+    state = _state(row)
+    return Standing(
+        kind=state.kind,
+        until_at=state.paused_until_at,
+        reason=state.reason,
+        since_at=state.updated_at,
+        failures=state.failures,
+        openings=state.openings,
+    )
 
 
 def _state(row: Any) -> ProviderState:
@@ -175,4 +220,17 @@ def _state(row: Any) -> ProviderState:
         reason=row.reason,
         held=bool(row.held),
         updated_at=moment(row.updated_at),
+        kind=_kind(row),
+        failures=row.failures,
+        openings=row.openings,
+        day=row.day,
+        sent_today=row.sent_today,
     )
+
+
+def _kind(row: Any) -> PauseKind | None:
+    if row.paused_until_at is None:
+        return None
+    if row.kind is None:  # written by a release that knew two kinds
+        return PauseKind.PERSON if row.held else PauseKind.ANSWER
+    return PauseKind(row.kind)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, select, update
 
 from rules.vocabulary import EventState, Plan, Task, TaskState
-from worker.ledger import tallying
+from worker.ledger import reacting, replaying, tallying
 from worker.ledger.encoding import dump, micros, micros_or_none, sentence, sentence_or_none
 from worker.ledger.mapping import contact_text, decisions_text, retry_text, stored_event
 from worker.ledger.rows import StoredEvent, TaskRef
@@ -37,7 +37,7 @@ _GIVEN_UP: Final = f"given up: processing it was begun {TRIES_LIMIT} times and n
 _OPEN: Final = ForIds(lambda among: select(events).where(among(events.c.id), EVENT_OPEN))
 _LOCK_OPEN: Final = ForIds(
     lambda among: (
-        select(events.c.id, events.c.tries, events.c.dispatches)
+        select(events.c.id, events.c.tries, events.c.dispatches, events.c.rule_set)
         .where(among(events.c.id), EVENT_OPEN)
         .order_by(events.c.id)
         .with_for_update(key_share=True)
@@ -144,19 +144,55 @@ def _record_plans(connection: Connection, parts: Sequence[Sequence[_Planned]]) -
         for each in part:
             by_event.setdefault(each.plan.event_id, (number, each))
     due: list[list[TaskRef]] = [[] for _ in parts]
-    open_ids = {row.id for row in _LOCK_OPEN.rows(connection, list(by_event))}
-    ours = [each for event_id, each in by_event.items() if event_id in open_ids]
+    decided_before = {row.id: row.rule_set is not None for row in _LOCK_OPEN.rows(connection, list(by_event))}
+    ours = [each for event_id, each in by_event.items() if event_id in decided_before]
+    if any(decided_before.values()):
+        ours = _without_repeats(connection, ours, decided_before)
     if ours:
         _SET_DECIDED.run_many(connection, [each.event_row for _, each in ours])
         _ADD_DECISIONS.run_many(connection, [each.decisions_row for _, each in ours])
-        pairs = _with_turns(connection, [(number, *pair) for number, each in ours for pair in each.tasks])
-        is_new = _ADD_TASK.run_each(connection, [row for _, _, row in pairs]) if pairs else []
-        added = [pair for pair, count in zip(pairs, is_new, strict=True) if count]
-        tallying.of(connection).planned([each.plan for _, each in ours], [task for _, task, _ in added])
-        for number, task, row in added:
-            if row["state"] == TaskState.QUEUED:
-                due[number].append(_ref(task))
+        wanted = [(number, *pair) for number, each in ours for pair in each.tasks]
+        for number, ref in _add_tasks(connection, wanted, [each.plan for _, each in ours]):
+            due[number].append(ref)
     return [tuple(refs) for refs in due]
+
+
+def add_tasks(connection: Connection, planned: Sequence[Task], now: datetime) -> tuple[TaskRef, ...]:
+    """Record tasks that belong to no new plan, those that are not there yet; return the ones due now, marked as queued."""
+    at = micros(now)
+    return tuple(ref for _, ref in _add_tasks(connection, [(0, task, _task_row(task, at)) for task in planned], []))
+
+
+def _add_tasks(
+    connection: Connection, wanted: Sequence[tuple[int, Task, dict[str, Any]]], plans: Sequence[Plan]
+) -> list[tuple[int, TaskRef]]:
+    """Record the tasks that are not there, count them and their plans, note the ends that planning gave some of them."""
+    pairs = _with_turns(connection, wanted)
+    is_new = _ADD_TASK.run_each(connection, [row for _, _, row in pairs]) if pairs else []
+    added = [pair for pair, count in zip(pairs, is_new, strict=True) if count]
+    tallying.of(connection).planned(plans, [task for _, task, _ in added])
+    for _, task, row in added:
+        if task.reactions and task.state in reacting.FAILED_STATES:
+            reacting.note_ends(connection, [(task.id, task.reactions)], row["created_at"])
+    return [(number, _ref(task)) for number, task, row in added if row["state"] == TaskState.QUEUED]
+
+
+def _without_repeats(
+    connection: Connection, ours: Sequence[tuple[int, _Planned]], decided_before: Mapping[str, bool]
+) -> list[tuple[int, _Planned]]:
+    """Return plans without those that a replay must not make, and without the tasks that exist: they take no turn."""
+    again = [each.plan for _, each in ours if decided_before[each.plan.event_id]]
+    named = {plan.event_id: {(task.rule, task.name) for task in plan.tasks} for plan in again}
+    found = replaying.standing(connection, named)
+    return [
+        (number, replace(each, tasks=[pair for pair in each.tasks if _id_of(pair[0]) not in found.made]))
+        for number, each in ours
+        if each.plan.event_id not in found.refused
+    ]
+
+
+def _id_of(task: Task) -> tuple[str, str, str]:
+    return task.event_id, task.rule, task.name
 
 
 def event_failed(event_id: str, error: str, now: datetime) -> Callable[[Connection], None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Literal
 
 from rules.vocabulary import (
@@ -109,6 +110,7 @@ class StoredTask:
     `attempts` counts the tries since it was planned or last retried by hand, `epoch` every claim and retry ever: it is the
     fencing number. `reason` says why it is in its state, `note` what was assumed. `lease_until_at` and `owner` belong to
     the state sending, `dispatched_at` to queued. `slot_at` is the moment that the provider's rate keeps free for it.
+    `outcome` is what the provider said last of how it stands there; only the operator's reads fill it.
     """
 
     id: str
@@ -140,6 +142,42 @@ class StoredTask:
     parent: str | None = None
     reactions: tuple[str, ...] = ()
     slot_at: datetime | None = None
+    outcome: str | None = None
+
+
+class PauseKind(StrEnum):
+    """Why a provider is left alone.
+
+    A person ordered it; an answer rejected our credential or address; tries in a row failed; the provider asked for it.
+    """
+
+    PERSON = "person"
+    ANSWER = "answer"
+    BREAKER = "breaker"
+    ASKED = "asked"
+
+
+class Held(StrEnum):
+    """What keeps a task that could be claimed otherwise."""
+
+    PAUSE = "pause"
+    CAP = "cap"
+    CONCURRENCY = "concurrency"
+    RATE = "rate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much one provider may get, from all workers together; 0 is no limit.
+
+    `burst` requests may begin at once, then `rate_per_second`; `concurrency` may be on their way at the same time, and
+    `daily_cap` attempts be begun in a day (UTC).
+    """
+
+    rate_per_second: float = 0.0
+    burst: int = 1
+    concurrency: int = 0
+    daily_cap: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,13 +196,32 @@ class Claim:
 class NotClaimed:
     """A task that may not be sent now: `why` is a sentence, `due_at` when it is worth asking again, if ever.
 
-    `state` is None when there is no such task.
+    `state` is None when there is no such task. `held` says what of its provider keeps it, if that is why.
     """
 
     task_id: str
     state: TaskState | None
     why: str
     due_at: datetime | None = None
+    held: Held | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doubt:
+    """A task in state unknown that is to be looked up at its provider, held by one process until `due_at`.
+
+    Requests that may have executed it were under way from `began_at` to `ended_at`. `look_ups` could not tell so far,
+    `absent_at` is when the first complete listing without it was asked for. `form_works`: the provider was seen to
+    understand how it is asked.
+    """
+
+    task: StoredTask
+    began_at: datetime
+    ended_at: datetime
+    due_at: datetime
+    look_ups: int
+    absent_at: datetime | None
+    form_works: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +229,7 @@ class Settlement:
     """What an attempt came to and what follows for its task.
 
     `due_at` None leaves the moment as it is. `counted` False gives the attempt back: it stays in the history as deferred.
-    `pause_until_at` pauses the task's provider in the same transaction.
+    `pause_until_at` pauses the task's provider in the same transaction, `pause_kind` says why.
     """
 
     verdict: Verdict
@@ -184,6 +241,35 @@ class Settlement:
     counted: bool = True
     pause_until_at: datetime | None = None
     pause_reason: str | None = None
+    poll_at: datetime | None = None
+    pause_kind: PauseKind = PauseKind.ANSWER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reaction:
+    """A task's end that is to be answered, taken until `due_at`: `trigger` is the end's word in the task's `reactions`.
+
+    `status` is that of the task's last answer, if there was one; `tries` counts this one.
+    """
+
+    task: StoredTask
+    event: Event
+    trigger: str
+    status: int | None
+    tries: int
+    due_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Poll:
+    """A delivered task whose provider is to be asked what became of it; `outcome` is what it said last."""
+
+    task_id: str
+    provider: ProviderName
+    external_id: str
+    reactions: tuple[str, ...]
+    outcome: str | None
+    due_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,13 +289,23 @@ class AttemptRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderState:
-    """Whether a provider is paused, until when and why. `held`: by `pause_provider`, so that no success lifts it."""
+    """Whether a provider is paused, until when and why. `held`: by `pause_provider`, so that no success lifts it.
+
+    `kind` is None without a pause, `updated_at` when the pause began, was renewed or ended. `failures` counts tries in a row
+    that met no provider at work, `openings` how often the breaker opened since one did; `sent_today` attempts on `day`
+    (UTC) under a daily cap.
+    """
 
     name: ProviderName
     paused_until_at: datetime | None
     reason: str | None
     held: bool
     updated_at: datetime
+    kind: PauseKind | None = None
+    failures: int = 0
+    openings: int = 0
+    day: str | None = None
+    sent_today: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,8 @@
 An outcome counts only under the claim's epoch; there it also ends the doubt about a task whose lease ran out meanwhile. A
 late success counts under any: the task was executed, so it is delivered, whatever has been decided since; only a task that
 was cancelled or suppressed stays so and says that it was executed. An attempt whose process ended, or whose lease did, may
-have been executed: its task is `unknown`.
+have been executed: its task is `unknown`. Whatever becomes unknown here is looked up (see `doubts.py`), and no more
+once an outcome has settled it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any, Final
 from sqlalchemy import Connection, and_, bindparam, case, func, null, or_, select, update
 
 from rules.vocabulary import TERMINAL_TASK_STATES, ProviderName, TaskState, TaskType, Verdict
-from worker.ledger import pauses, tallying
+from worker.ledger import doubts, outcomes, pauses, reacting, tallying
 from worker.ledger.encoding import label, micros, micros_or_none, sentence, sentence_or_none
-from worker.ledger.rows import Claim, Settlement
+from worker.ledger.rows import Claim, ProviderState, Settlement
 from worker.ledger.statements import Statement
 from worker.ledger.tables import TASK_SENDING, attempts, events, tasks
 from worker.ledger.tallying import Tally
@@ -84,7 +85,7 @@ _LATE: Final = Statement(
     )
 )
 _SENDING: Final = (
-    select(tasks.c.id, tasks.c.epoch, tasks.c.type, tasks.c.provider)
+    select(tasks.c.id, tasks.c.epoch, tasks.c.type, tasks.c.provider, tasks.c.owner, tasks.c.lease_until_at)
     .where(TASK_SENDING)
     .order_by(tasks.c.id)
     .with_for_update(key_share=True, skip_locked=True)
@@ -137,13 +138,21 @@ class _Settled:
     now: datetime
 
 
-def settle(settled: Sequence[tuple[Claim, Settlement]], now: datetime) -> Shared[Sequence[_Settled], list[bool]]:
-    """Return the work that records outcomes; its result says for each whether the task took it."""
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Whether each task took its outcome, and the pauses that began with these outcomes."""
+
+    taken: list[bool]
+    began: list[ProviderState]
+
+
+def settle(settled: Sequence[tuple[Claim, Settlement]], now: datetime) -> Shared[Sequence[_Settled], Settled]:
+    """Return the work that records outcomes."""
     at = micros(now)
     return Shared(_settle, [_Settled(*pair, _outcome(*pair, at), now) for pair in settled])
 
 
-def _settle(connection: Connection, parts: Sequence[Sequence[_Settled]]) -> list[list[bool]]:
+def _settle(connection: Connection, parts: Sequence[Sequence[_Settled]]) -> list[Settled]:
     every = [each for part in parts for each in part]
     # In the same order by everybody, so that no two processes wait for each other.
     order = sorted(range(len(every)), key=lambda place: every[place].claim.task.id)
@@ -156,15 +165,25 @@ def _settle(connection: Connection, parts: Sequence[Sequence[_Settled]]) -> list
         fits = ended = changed == 1
         is_first = fits and not was_unknown
         if not fits and each.settlement.verdict == Verdict.DELIVERED:
-            fits, ended = _deliver_late(connection, each.row)
+            fits, ended = deliver_late(connection, each.row)
         if is_first or _VERDICT.value(connection, each.row) != each.settlement.verdict:
             counted.append((each, ended and not was_unknown))
         taken[place] = fits
     _count(connection, counted)
     _CLOSE_ATTEMPT.run_many(connection, [each.row for each in every])
-    _mind_providers(connection, every)
+    _mind_doubts(connection, [every[place] for place in order if taken[place]])
+    _mind_ends(connection, [every[place] for place in order if taken[place]])
+    began = pauses.mind(connection, [(each.claim, each.settlement, each.now) for each in every])
     answers = iter(taken)
-    return [list(islice(answers, len(part))) for part in parts]
+    settled = [Settled(list(islice(answers, len(part))), []) for part in parts]
+    for pause in began:  # one caller tells of it
+        first = next(place for place, part in enumerate(parts) if any(_is_of(each, pause) for each in part))
+        settled[first].began.append(pause)
+    return settled
+
+
+def _is_of(each: _Settled, pause: ProviderState) -> bool:
+    return each.claim.task.provider == pause.name
 
 
 def _unknown_before(connection: Connection, settled: Sequence[_Settled]) -> set[str]:
@@ -177,10 +196,29 @@ def _unknown_before(connection: Connection, settled: Sequence[_Settled]) -> set[
 
 def give_back(claim: Claim, now: datetime) -> Callable[[Connection], bool]:
     """Return the work that undoes a claim; its result says whether the claim still held."""
-    at = micros(now)
+
+    def work(connection: Connection) -> bool:
+        return _give_back(connection, claim.task.id, claim.epoch, micros(now))
+
+    return work
+
+
+def give_back_of(owner: str, ids: Sequence[str], now: datetime) -> Callable[[Connection], list[str]]:
+    """Return the work that undoes the claims of these tasks that exactly this owner has; its result is the ids."""
+
+    def work(connection: Connection) -> list[str]:
+        wanted = frozenset(ids)
+        held = [row for row in _OF_OWNER.rows(connection, {"prefix": label(owner)}) if row.id in wanted]
+        mine = [row for row in held if row.owner == label(owner)]
+        return [row.id for row in mine if _give_back(connection, row.id, row.epoch, micros(now))]
+
+    return work
+
+
+def _give_back(connection: Connection, task_id: str, epoch: int, at: int) -> bool:
     row = {
-        "this_id": claim.task.id,
-        "held_epoch": claim.epoch,
+        "this_id": task_id,
+        "held_epoch": epoch,
         "new_state": TaskState.WAITING,
         "new_due_at": at,
         "new_external_id": None,
@@ -192,14 +230,11 @@ def give_back(claim: Claim, now: datetime) -> Callable[[Connection], bool]:
         "is_deferred": True,
         "now": at,
     }
-
-    def work(connection: Connection) -> bool:
-        if _SETTLE.run(connection, row) == 0:
-            return False
-        _CLOSE_ATTEMPT.run(connection, row)
-        return True
-
-    return work
+    if _SETTLE.run(connection, row) == 0:
+        return False
+    _CLOSE_ATTEMPT.run(connection, row)
+    doubts.drop(connection, [task_id])
+    return True
 
 
 def release(owner_prefix: str, now: datetime) -> Callable[[Connection], list[str]]:
@@ -247,8 +282,11 @@ def _outcome(claim: Claim, settlement: Settlement, at: int) -> dict[str, Any]:
     }
 
 
-def _deliver_late(connection: Connection, row: dict[str, Any]) -> tuple[bool, bool]:
-    """Let a success under an old claim count; return whether the task is delivered by it, and whether it was not before."""
+def deliver_late(connection: Connection, row: dict[str, Any]) -> tuple[bool, bool]:
+    """Let a success under an old claim count, or one that was found at the provider.
+
+    Return whether the task is delivered by it, and whether it was not before.
+    """
     current = _CURRENT.first(connection, {"this_id": row["this_id"]})
     if current is None:
         return False, False
@@ -292,25 +330,33 @@ def _with_remark(reason: str | None, remark: str) -> str:
     return reason if remark in reason else sentence(f"{remark}; {reason}")
 
 
-def _mind_providers(connection: Connection, settled: Sequence[_Settled]) -> None:
-    """Pause or free each provider as its last telling outcome says."""
-    telling: dict[ProviderName, _Settled] = {}
+def _mind_doubts(connection: Connection, settled: Sequence[_Settled]) -> None:
+    """Have looked up what became unknown, and no more what did not."""
+    unknown = [each for each in settled if each.settlement.state == TaskState.UNKNOWN]
+    doubts.begin(
+        connection,
+        [
+            doubts.Begun(
+                task_id=each.claim.task.id,
+                provider=each.claim.task.provider,
+                ended_at=each.row["now"],
+                lease_until_at=micros(each.claim.lease_until_at),
+            )
+            for each in unknown
+        ],
+    )
+    doubts.drop(connection, [each.claim.task.id for each in settled if each.settlement.state != TaskState.UNKNOWN])
+
+
+def _mind_ends(connection: Connection, settled: Sequence[_Settled]) -> None:
+    """Note the ends that rules answer, and whose outcome is to be asked for."""
     for each in settled:
-        if each.settlement.pause_until_at is not None or _shows_life(each.settlement):
-            telling[each.claim.task.provider] = each
-    for provider, each in sorted(telling.items()):
-        settlement, now = each.settlement, each.now
-        if settlement.pause_until_at is None:
-            pauses.lift_after_delivery(connection, provider, now)
-            continue
-        reason = settlement.pause_reason or settlement.reason or "its answer asked for a pause"
-        pauses.pause_after_attempt(connection, provider, settlement.pause_until_at, reason, now)
-
-
-def _shows_life(settlement: Settlement) -> bool:
-    """Say whether the provider spoke about the task itself: its credential and its address are good then."""
-    refused = settlement.verdict == Verdict.REFUSED and settlement.status is not None
-    return refused or settlement.verdict == Verdict.DELIVERED
+        task, settlement, at = each.claim.task, each.settlement, each.row["now"]
+        external_id = each.row["new_external_id"]
+        if settlement.state in reacting.FAILED_STATES:
+            reacting.note_ends(connection, [(task.id, task.reactions)], at)
+        elif settlement.state == TaskState.DELIVERED and settlement.poll_at is not None and external_id is not None:
+            outcomes.follow(connection, [(task.id, task.provider, external_id)], at, micros(settlement.poll_at))
 
 
 def _give_up(connection: Connection, held: Sequence[Any], why: str, at: int) -> list[str]:
@@ -320,7 +366,8 @@ def _give_up(connection: Connection, held: Sequence[Any], why: str, at: int) -> 
         {
             "this_id": row.id,
             "held_epoch": row.epoch,
-            "new_reason": f"{why}; settle with: leadwire settle {row.id} --delivered|--not-delivered",
+            "new_reason": f"{why}; it is looked up at its provider before anything is sent again, and where that cannot "
+            f"tell a person decides: leadwire settle {row.id} --delivered|--not-delivered",
             "now": at,
         }
         for row in held
@@ -331,4 +378,11 @@ def _give_up(connection: Connection, held: Sequence[Any], why: str, at: int) -> 
         counted.count(Tally.ATTEMPTS, ProviderName(row.provider), Verdict.UNKNOWN, tallying.LOST)
     _GIVE_UP.run_many(connection, rows)
     _GIVE_UP_ATTEMPT.run_many(connection, rows)
+    begun = [
+        doubts.Begun(
+            task_id=row.id, provider=ProviderName(row.provider), ended_at=at, lease_until_at=row.lease_until_at
+        )
+        for row in held
+    ]
+    doubts.begin(connection, begun)
     return [row.id for row in held]

@@ -16,8 +16,8 @@ written, so each job of the group is tried again alone before its caller is told
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from secrets import token_hex
@@ -26,7 +26,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from rules.vocabulary import LedgerBusyError, LedgerError
+from rules.vocabulary import LedgerBusyError, LedgerError, LedgerInDoubtError
 from worker.ledger import transactions
 from worker.ledger.engine import as_ledger_error, cause_of, in_a_line, storage_faults
 from worker.ledger.tallying import Tallies
@@ -44,31 +44,38 @@ GROUP_LIMIT: Final = 256
 #: While jobs come in company, the next group waits this long for more of them.
 GATHERING: Final = timedelta(milliseconds=1)
 
+#: The usual wait for the turn from which on others count as writing all the time; and how much the last wait weighs in it.
+CROWDED: Final = timedelta(microseconds=500)
+_WEIGHT: Final = 0.2
+
 #: Rests before the tries of a job alone, when others were in the way of its group.
 ALONE_PAUSES: Final = (timedelta(0), timedelta(milliseconds=20), timedelta(milliseconds=100))
 #: How long the jobs of such a group are tried in all: others wait behind them.
 ALONE: Final = timedelta(seconds=5)
 
 
+#: What a caller that has waited for too long is told.
+WITHDRAWN: Final = "the ledger was busy for too long; nothing was written"
+IN_DOUBT: Final = "the ledger's commit takes too long; it is not known whether it was written"
 _BROKE_IN_COMMIT: Final = (
     "the connection to the database broke during the commit; it is not known whether it was written"
 )
 
 
-class _Job(Generic[T]):
+class Job(Generic[T]):
     """One caller's work. Whoever takes `turn` first decides: the writer begins it, or the caller withdraws it.
 
     `fault` is what the work itself raised in the transaction under way. `error` is what its caller is told: None, which
-    means success, only once the commit stands.
+    means success, only once the commit stands. `tell` is called with the job when that is known, in the writer's thread: it
+    must return at once and never raise.
     """
 
-    __slots__ = ("begun", "done", "error", "fault", "result", "turn", "work")
+    __slots__ = ("begun", "error", "fault", "result", "tell", "turn", "work")
 
-    def __init__(self, work: Callable[[Connection], T]) -> None:
+    def __init__(self, work: Callable[[Connection], T], tell: Callable[[Job[T]], None]) -> None:
         self.work = work
         self.turn = threading.Lock()
-        self.done = threading.Lock()
-        self.done.acquire()
+        self.tell = tell
         self.result: T | None = None
         self.fault: BaseException | None = None
         self.error: BaseException | None = LedgerBusyError("the ledger was busy; nothing was written")
@@ -79,17 +86,40 @@ class _Job(Generic[T]):
         self.begun = self.begun or self.turn.acquire(blocking=False)
         return self.begun
 
+    def withdraw(self) -> bool:
+        """Take it back; False when it has begun, so that its end has to be waited for."""
+        return self.turn.acquire(blocking=False)
+
+    def outcome(self) -> T:
+        """Return its result, or raise what became of it instead; for when it has been told of."""
+        if self.error is not None:
+            raise self.error
+        return self.result  # type: ignore[return-value]  # set before it is told, unless there is an error
+
 
 class Writer:
     """The writing thread of one ledger; see the module's docstring for what it promises."""
 
-    def __init__(self, engine: Engine, *, wait: timedelta = WAIT, turnstile: Turnstile | None = None) -> None:
-        """Take the engine to write with; `turnstile` orders the writers of several processes where the engine does not."""
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        wait: timedelta = WAIT,
+        turnstile: Turnstile | None = None,
+        yielding: timedelta = GATHERING,
+    ) -> None:
+        """Take the engine to write with; `turnstile` orders the writers of several processes where the engine does not.
+
+        While others write all the time, a group is given `yielding` to grow before it asks for the turn: every turn costs
+        the others a sync, so who can wait takes few and large ones.
+        """
         self._engine = engine
         self._turnstile = turnstile
+        self._yielding_seconds = yielding.total_seconds()
+        self._waited_seconds = 0.0
         self._faults = storage_faults(engine)
         self._wait_seconds = wait.total_seconds()
-        self._queue: SimpleQueue[_Job[Any] | None] = SimpleQueue()
+        self._queue: SimpleQueue[Job[Any] | None] = SimpleQueue()
         self._gate = threading.Lock()
         self._closed = False
         self._tallies = Tallies(token_hex(6))
@@ -104,20 +134,28 @@ class Writer:
         what `work` raised, LedgerBusyError when the transaction could not be committed, LedgerError for other faults of the
         storage or when closed.
         """
-        job = _Job(work)
+        done = threading.Lock()
+        done.acquire()
+        job = self.submit(work, lambda _: done.release())
         wait_seconds = self._wait_seconds if wait is None else wait.total_seconds()
+        if not done.acquire(timeout=wait_seconds):
+            if job.withdraw():
+                raise LedgerBusyError(WITHDRAWN)
+            if not done.acquire(timeout=wait_seconds):
+                raise LedgerInDoubtError(IN_DOUBT)
+        return job.outcome()
+
+    def submit(self, work: Callable[[Connection], T], tell: Callable[[Job[T]], None]) -> Job[T]:
+        """Have `work` run in a transaction and `tell` called at its end; for callers that cannot wait in their thread.
+
+        They bound the wait themselves, as `write` does: `withdraw` as long as it has not begun. Raises LedgerError when closed.
+        """
+        job = Job(work, tell)
         with self._gate:
             if self._closed:
                 raise LedgerError("the ledger is closed")
             self._queue.put(job)
-        if not job.done.acquire(timeout=wait_seconds):
-            if job.turn.acquire(blocking=False):
-                raise LedgerBusyError("the ledger was busy for too long; nothing was written")
-            if not job.done.acquire(timeout=wait_seconds):
-                raise LedgerBusyError("the ledger's commit takes too long; it is not known whether it was written")
-        if job.error is not None:
-            raise job.error
-        return job.result  # type: ignore[return-value]  # set before `done`, unless there is an error
+        return job
 
     def close(self) -> None:
         """Commit what is waiting, refuse what comes later, and end the thread."""
@@ -134,11 +172,13 @@ class Writer:
             first = self._queue.get()
             if first is None:
                 break
-            if company:
+            if self._waited_seconds > CROWDED.total_seconds():
+                sleep(self._yielding_seconds)
+            elif company:
                 sleep(GATHERING.total_seconds())
-            group: list[_Job[Any]] = [first]
+            group: list[Job[Any]] = [first]
             try:
-                with self._turnstile.turn() if self._turnstile else nullcontext():
+                with self._turn():
                     # Only now, with the turn in hand: what came while others wrote goes along.
                     open_ = self._join(group)
                     self._write(group)
@@ -146,13 +186,24 @@ class Writer:
                 self._failed(group, error)
             company = len(group) > 1
             for job in group:
-                job.done.release()
+                job.tell(job)
         self._let_go()
         self._engine.dispose()
         if self._turnstile:
             self._turnstile.close()
 
-    def _join(self, group: list[_Job[Any]]) -> bool:
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for the turn, where there are turns, and note how long that usually takes."""
+        if self._turnstile is None:
+            yield
+            return
+        asked_seconds = monotonic()
+        with self._turnstile.turn():
+            self._waited_seconds += _WEIGHT * (monotonic() - asked_seconds - self._waited_seconds)
+            yield
+
+    def _join(self, group: list[Job[Any]]) -> bool:
         """Add all jobs that wait to a group; False when the writer is to end after them."""
         with suppress(Empty):
             while len(group) < GROUP_LIMIT:
@@ -162,7 +213,7 @@ class Writer:
                 group.append(job)
         return True
 
-    def _failed(self, group: list[_Job[Any]], error: BaseException) -> None:
+    def _failed(self, group: list[Job[Any]], error: BaseException) -> None:
         """Try each job of a group alone that was undone for the sake of others; else tell its callers."""
         if transactions.passes(error):
             self._undo()
@@ -173,7 +224,7 @@ class Writer:
         for job in group:
             job.error = fault
 
-    def _one_by_one(self, group: list[_Job[Any]]) -> None:
+    def _one_by_one(self, group: list[Job[Any]]) -> None:
         """Try each job of a group alone whose transaction was undone for the sake of another one."""
         give_up_seconds = monotonic() + ALONE.total_seconds()
         left = group
@@ -183,7 +234,7 @@ class Writer:
         for job in left:
             job.error = LedgerBusyError("the ledger was busy: others held what this needs; nothing was written")
 
-    def _is_over(self, job: _Job[Any]) -> bool:
+    def _is_over(self, job: Job[Any]) -> bool:
         """Try a job alone; say whether that is its end, be it good or bad."""
         try:
             self._write_step_by_step([job], hurry=True)
@@ -195,12 +246,12 @@ class Writer:
             job.error = _not_committed(error)
         return True
 
-    def _write(self, group: list[_Job[Any]]) -> None:
+    def _write(self, group: list[Job[Any]]) -> None:
         """Run and commit jobs. Raises when the transaction as a whole failed: no caller may count on it then."""
         if not self._write_in_a_row(group):
             self._write_step_by_step(group)
 
-    def _write_step_by_step(self, group: list[_Job[Any]], *, hurry: bool = False) -> None:
+    def _write_step_by_step(self, group: list[Job[Any]], *, hurry: bool = False) -> None:
         """Run and commit jobs, each kind in a savepoint; `hurry` bounds the wait for what others hold."""
         connection = self._connected()
         connection.begin()
@@ -219,11 +270,11 @@ class Writer:
             connection.commit()
         except self._faults as error:
             if transactions.is_lost(driver, error):
-                raise LedgerBusyError(_BROKE_IN_COMMIT) from error
+                raise LedgerInDoubtError(_BROKE_IN_COMMIT) from error
             raise
         _stand(group)
 
-    def _write_in_a_row(self, group: list[_Job[Any]]) -> bool:
+    def _write_in_a_row(self, group: list[Job[Any]]) -> bool:
         """Run and commit jobs with as few waits as a server and these works allow, hoping that all goes well.
 
         False: it did not, or cannot be tried, and nothing was written. Raises when trying the group again is no use.
@@ -243,7 +294,7 @@ class Writer:
         except Exception as error:
             if transactions.is_lost(driver, error):
                 if committing:
-                    raise LedgerBusyError(_BROKE_IN_COMMIT) from error
+                    raise LedgerInDoubtError(_BROKE_IN_COMMIT) from error
                 raise
             transactions.roll_back(driver)
             if transactions.passes(error):
@@ -260,7 +311,7 @@ class Writer:
             self._connection = self._engine.connect()
         return self._connection
 
-    def _do(self, connection: Connection, driver: Any, batch: list[_Job[Any]]) -> None:
+    def _do(self, connection: Connection, driver: Any, batch: list[Job[Any]]) -> None:
         """Do jobs of one kind together, and when that fails each by itself."""
         counted = self._tallies.mark()
         try:
@@ -294,9 +345,9 @@ class Writer:
             connection.close()
 
 
-def _batches(group: list[_Job[Any]]) -> list[list[_Job[Any]]]:
+def _batches(group: list[Job[Any]]) -> list[list[Job[Any]]]:
     """Begin jobs and return them by kind, in the order of coming; one whose work is of no kind stands by itself."""
-    found: dict[Any, list[_Job[Any]]] = {}
+    found: dict[Any, list[Job[Any]]] = {}
     for job in group:
         if not job.begin():
             continue
@@ -305,7 +356,7 @@ def _batches(group: list[_Job[Any]]) -> list[list[_Job[Any]]]:
     return list(found.values())
 
 
-def _run(connection: Connection, batch: list[_Job[Any]]) -> None:
+def _run(connection: Connection, batch: list[Job[Any]]) -> None:
     for job in batch:
         job.fault = None  # of an earlier try
     first = batch[0].work
@@ -317,7 +368,7 @@ def _run(connection: Connection, batch: list[_Job[Any]]) -> None:
         job.result = result
 
 
-def _stand(group: list[_Job[Any]]) -> None:
+def _stand(group: list[Job[Any]]) -> None:
     """Give the jobs that were begun what they came to: their transaction is committed."""
     for job in group:
         if job.begun:

@@ -18,7 +18,7 @@ from typing import Final
 
 from rules.vocabulary import Json, Verdict
 from worker.providers.retry_after import asked_until
-from worker.wire import Answered, NeverSent, NoAnswer, Reading, Sent
+from worker.wire import Answered, CancelAnswer, NeverSent, NoAnswer, Reading, Sent
 
 #: Longer reasons help nobody, and they are kept for every attempt.
 REASON_CHARACTERS: Final = 500
@@ -37,8 +37,8 @@ _UNAUTHORISED: Final = 401
 _FORBIDDEN: Final = 403
 
 _LOOK: Final = (
-    "It may have been executed: look for its mark at the provider, "
-    "then run leadwire settle with --delivered or --not-delivered"
+    "It may have been executed: it is looked up at the provider before anything is sent again; "
+    "where that cannot tell, a person decides with leadwire settle"
 )
 
 
@@ -92,6 +92,22 @@ def read(dialect: Dialect, sent: Sent, now: datetime) -> Reading:
             return Reading(verdict=Verdict.UNKNOWN, reason=reason("No answer:", sent.error, _LOOK))
         case Answered():
             return _of_answer(dialect, sent, now)
+
+
+def cancelled(dialect: Dialect, sent: Sent) -> CancelAnswer:
+    """Return what came of asking for a task to be cancelled, for any status and bytes."""
+    match sent:
+        case NeverSent():
+            return CancelAnswer(taken=False, words=f"not sent: {one_line(sent.error, REASON_CHARACTERS)}")
+        case NoAnswer():
+            words = f"no answer ({one_line(sent.error, REASON_CHARACTERS)}): it may be cancelled all the same"
+            return CancelAnswer(taken=False, words=words)
+        case Answered(status=status):
+            complaint = dialect.complain(decoded(sent.body))
+            # A message about a credential may quote it.
+            said = complaint.words() if complaint and status not in {_UNAUTHORISED, _FORBIDDEN} else ""
+            taken = status in _SUCCESS and complaint is None
+            return CancelAnswer(taken=taken, words=one_line(f"{status} {said}".strip(), REASON_CHARACTERS))
 
 
 def _of_answer(dialect: Dialect, answer: Answered, now: datetime) -> Reading:

@@ -12,22 +12,34 @@ read 2026-11. Only names printed there are sent. Where the pages leave something
   calls and the vendor's own integration have it.
 - The names for the retry interval, the retry strategy, metadata and template variables are printed nowhere: not sent.
 - The API is built on a framework whose own error form (`message`, `errors` by field) cannot be excluded: both are read.
+- No filter of the listing knows a task of ours by a name we gave it: agent, type and the scheduled window narrow it down,
+  the mark in the description decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
+from urllib.parse import quote
 
 from rules.vocabulary import Json, ProviderName, TaskType
-from worker.providers import ClaimedTask, answers
+from worker.providers import ClaimedTask, Sought, answers, listings
 from worker.providers.answers import Complaint, Dialect
+from worker.providers.listings import Paging
 from worker.providers.shapes import E164, Shapes, shown
-from worker.wire import Reading, Request, Sent, Unsendable
+from worker.wire import CancelAnswer, CannotTell, Listed, More, Reading, Request, Seen, Sent, Stands, Unsendable
 
 #: How far in the future the provider is asked to act at the soonest.
 LEAD: Final = timedelta(seconds=60)
+#: How much earlier and later than it should be a task is looked for: clocks differ.
+MARGIN: Final = timedelta(minutes=10)
+#: The longest page that the listing documents.
+PER_PAGE: Final = 100
+
+#: The documented statuses that end a task; which step leads to which is not documented.
+ENDS: Final = frozenset({"completed", "failed", "cancelled", "expired"})
+_WORD_CHARACTERS: Final = 60
 
 #: The documented types beside `make_call` and `send_message`, which have tasks of their own.
 OTHER_TYPES: Final = ("send_email", "follow_up", "appointment", "survey", "notification", "webhook", "custom")
@@ -125,6 +137,75 @@ class Mindhunters:
         """Return a GET that changes nothing and needs the credential."""
         return Request(method="GET", path="/tasks", query=(("per_page", "1"),))
 
+    def cancel(self, external_id: str) -> Request | None:
+        """Return the call that ends a task; a reference of a third party lists it, the vendor's own pages do not."""
+        return Request(method="POST", path=f"/tasks/{quote(external_id, safe='')}/cancel")
+
+    def cancelled(self, sent: Sent) -> CancelAnswer:
+        """Say what came of that call."""
+        return answers.cancelled(_DIALECT, sent)
+
+    def listing_of(self, sought: Sought) -> Hashable | CannotTell:
+        """Return agent and type of the task, by which it is listed."""
+        if not listings.is_marked(sought):
+            return listings.NOT_MARKED
+        filters = _filters(sought.task)
+        return filters if all(value for _, value in filters) else CannotTell(reason="the task names no agent or type")
+
+    def look_up(self, sought: Sequence[Sought], page: int) -> Request:
+        """Return the request for one page of this agent's tasks of this type in the window that the attempts asked for."""
+        moments = [at for each in sought for at in (each.began_at, each.ended_at)]
+        first_at, last_at = min(moments), max(moments)  # a clock that was put back ends an attempt before it began
+        query = (
+            *_filters(sought[0].task),
+            ("scheduled_from", _instant(_earlier(first_at, MARGIN))),
+            ("scheduled_to", _instant(_later(last_at, LEAD + MARGIN))),
+            ("per_page", str(PER_PAGE)),
+            ("page", str(page)),
+        )
+        return Request(method="GET", path="/tasks", query=query)
+
+    def found(
+        self,
+        sent: Sent,
+        sought: Sequence[Sought],
+        page: int,
+        seen: Seen | None,
+        *,
+        form_works: bool,  # noqa: ARG002 - protocol; its form is documented
+    ) -> More | Listed | CannotTell:
+        """Say what one page of the listing tells."""
+        body = listings.opened(sent)
+        if isinstance(body, CannotTell):
+            return body
+        data = body.get("data") if isinstance(body, dict) else None
+        rows = data.get("data") if isinstance(data, dict) else None
+        paging = _paging(data)
+        now_seen = listings.gathered(rows, sought, ("uuid", "id"), seen) if isinstance(rows, list) else None
+        if now_seen is None or paging is None:
+            return listings.MALFORMED
+        return listings.go_on(now_seen, sought, paging, page)
+
+    def outcome_request(self, external_id: str) -> Request:
+        """Return the question how a task stands; a reference of a third party lists it, and no webhook tells it."""
+        return Request(method="GET", path=f"/tasks/{quote(external_id, safe='')}")
+
+    def read_outcome(self, sent: Sent, external_id: str) -> Stands | CannotTell:
+        """Say how it stands: `data.status`, in one of the documented words or another."""
+        body = listings.opened(sent)
+        if isinstance(body, CannotTell):
+            return body
+        data = body.get("data") if isinstance(body, dict) else None
+        status = data.get("status") if isinstance(data, dict) else None
+        if not isinstance(status, str) or not status.strip():
+            return listings.MALFORMED
+        found = _identify(body)
+        if found is not None and str(found) != external_id:
+            return CannotTell(reason="the answer is about another task")
+        word = answers.one_line(status, _WORD_CHARACTERS)
+        final = word.lower() in ENDS
+        return Stands(word=word.lower() if final else word, final=final)
+
 
 def _kind(type_: TaskType, shapes: Shapes) -> tuple[str | None, dict[str, Json] | None]:
     """Return the wire's type and its `task_data`."""
@@ -197,6 +278,33 @@ def _whole_second_after(moment: datetime) -> datetime:
 def _instant(moment: datetime) -> str:
     """Return a moment as the pages print it: UTC, whole seconds, `Z`."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _filters(task: ClaimedTask) -> tuple[tuple[str, str], ...]:
+    """Return by what a task is listed beside its time; an empty value where it names none."""
+    shapes = Shapes(task.fields)
+    wire_type, _ = _kind(task.type, shapes)
+    return (("agent_uuid", shapes.uuid("agent") or ""), ("type", wire_type or ""))
+
+
+def _earlier(moment: datetime, span: timedelta) -> datetime:
+    """Return the moment that much before, or the first of the calendar."""
+    return moment - min(span, moment - datetime.min.replace(tzinfo=UTC))
+
+
+def _later(moment: datetime, span: timedelta) -> datetime:
+    """Return the moment that much after, or the last of the calendar."""
+    return moment + min(span, datetime.max.replace(tzinfo=UTC) - moment)
+
+
+def _paging(data: Json) -> Paging | None:
+    """Return what a page says of itself and the whole; None where it says nothing of use."""
+    given: dict[str, Json] = data if isinstance(data, dict) else {}
+    numbers: list[Json] = [given.get(name) for name in ("current_page", "last_page", "total")]
+    if not all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers):
+        return None
+    page, last_page, total = numbers
+    return Paging(page=page, last_page=last_page, total=total)
 
 
 def _identify(body: Json) -> Json:

@@ -12,20 +12,23 @@ itself:
 - Priority goes out as "0" "1" "2" and comes back as a number.
 - "404: invalid statusId or responsibleIds" could also be a wrong address: it is a refusal when it names what a task can
   name, else the probe decides.
+- The listing takes a list of users, and no page says how a list is written in a query: the name is repeated for each. Only
+  a listing that showed a task of a user it was asked about proves that this is understood; until then an empty one proves
+  nothing. Which date its two dates bound is not said either: both are covered, the due date's and the day of making.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 from rules.vocabulary import Json, ProviderName, Verdict
-from worker.providers import ClaimedTask, answers
+from worker.providers import ClaimedTask, Sought, answers, listings
 from worker.providers.answers import Complaint, Dialect
 from worker.providers.shapes import Shapes, shown, zone
-from worker.wire import Answered, Reading, Request, Sent, Unsendable
+from worker.wire import Answered, CancelAnswer, CannotTell, Listed, More, Reading, Request, Seen, Sent, Unsendable
 
 PRIORITIES: Final[Mapping[str, str]] = {"low": "0", "medium": "1", "high": "2"}
 DEFAULT_PRIORITY: Final = "medium"
@@ -45,6 +48,7 @@ WIRE_NAMES: Final[Mapping[str, str]] = {
 
 #: A moment that differs by less is the same moment, rounded.
 TOLERANCE: Final = timedelta(minutes=1)
+_DAY: Final = timedelta(days=1)
 
 _RETRY: Final = "then have the event sent again; what was mended at the provider needs leadwire retry only"
 _ASSIGN: Final = f"Compare `assign` of the rule with the users that GET /team-members/all lists, {_RETRY}"
@@ -101,6 +105,56 @@ class Vambe:
         """Return a GET that changes nothing and needs the credential."""
         return Request(method="GET", path="/team-members/all")
 
+    def cancel(self, external_id: str) -> Request | None:  # noqa: ARG002 - protocol
+        """Return None: no call that ends a task is documented."""
+        return None
+
+    def cancelled(self, sent: Sent) -> CancelAnswer:
+        """Say what came of that call."""
+        return answers.cancelled(_DIALECT, sent)
+
+    def listing_of(self, sought: Sought) -> Hashable | CannotTell:
+        """Return the users of the task, by whom it is listed."""
+        if not listings.is_marked(sought):
+            return listings.NOT_MARKED
+        return _users(sought) or CannotTell(reason="the task names no users to ask for")
+
+    def look_up(self, sought: Sequence[Sought], page: int) -> Request:  # noqa: ARG002 - protocol; there is one page
+        """Return the request for the tasks of these users around the due dates and the days of making."""
+        days = [day for each in sought for day in _days(each)]
+        first, last = min(days), max(days)
+        query = (
+            *(("responsibleIds", user) for user in _users(sought[0])),
+            ("fromDate", (first - min(_DAY, first - date.min)).isoformat()),  # zones differ: a day more at both ends
+            ("toDate", (last + min(_DAY, date.max - last)).isoformat()),
+            ("includeTasksWithoutDates", "true"),
+        )
+        return Request(method="GET", path="/tasks", query=query)
+
+    def found(
+        self,
+        sent: Sent,
+        sought: Sequence[Sought],
+        page: int,  # noqa: ARG002 - protocol
+        seen: Seen | None,
+        *,
+        form_works: bool,
+    ) -> More | Listed | CannotTell:
+        """Say what the listing tells; it comes whole, without pages."""
+        body = listings.opened(sent)
+        if isinstance(body, CannotTell):
+            return body
+        now_seen = listings.gathered(body, sought, ("id",), seen) if isinstance(body, list) else None
+        if now_seen is None:
+            return listings.MALFORMED
+        asked = frozenset(_users(sought[0]))
+        understood = bool(now_seen.held) or any(asked & _responsible(row) for row in body)
+        if understood or form_works:
+            return listings.listed(now_seen, form_works=understood)
+        return CannotTell(
+            reason="the listing shows no task, and none that was asked for in this form has shown any yet"
+        )
+
 
 def _due(shapes: Shapes) -> tuple[str | None, str | None, str | None]:
     """Return date, time and zone as they are sent; the zone only beside a time."""
@@ -150,6 +204,24 @@ def _moment(value: Json) -> datetime | None:
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def _users(sought: Sought) -> tuple[str, ...]:
+    return tuple(Shapes(sought.task.fields).texts("responsible_ids") or ())
+
+
+def _days(sought: Sought) -> list[date]:
+    """Return the days that a task may be listed under."""
+    days = [sought.began_at.astimezone(UTC).date(), sought.ended_at.astimezone(UTC).date()]
+    due_date = Shapes(sought.task.fields).date("due_date")
+    return days if due_date is None else [*days, date.fromisoformat(due_date)]
+
+
+def _responsible(row: Json) -> frozenset[str]:
+    """Return the users that a listed task names."""
+    named = row.get("task_responsibles") if isinstance(row, dict) else None
+    ids = [one.get("responsible_id") for one in named if isinstance(one, dict)] if isinstance(named, list) else []
+    return frozenset(one for one in ids if isinstance(one, str))
 
 
 def _identify(body: Json) -> Json:

@@ -30,13 +30,17 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """One answer: JSON, or text as it stands with its own content type. `why` says what was refused; `task` what was made."""
+    """One answer: JSON, or text as it stands with its own content type. `why` says what was refused; `task` what was made.
+
+    `silent`: the request was executed, and the connection is closed without an answer.
+    """
 
     status: int
     body: Json = None
     headers: Mapping[str, str] = field(default_factory=dict)
     why: str | None = None
     task: str | None = None
+    silent: bool = False
 
 
 def stamp(moment: datetime) -> str:

@@ -15,6 +15,7 @@ from typing import Final
 from rules.vocabulary import Json
 from worker.sandbox.calls import Call, Said, forget_oldest, stamp
 from worker.sandbox.limits import RateLimit
+from worker.sandbox.listings import Listing
 from worker.sandbox.mindhunters_rules import PRIORITIES, TYPES, Complaint, complaints, moment
 from worker.sandbox.switches import Switches
 
@@ -49,6 +50,7 @@ class Mindhunters:
     def __init__(self, switches: Switches) -> None:
         self._switches = switches
         self._limit = RateLimit("mindhunters", switches)
+        self._listing = Listing("mindhunters", switches)
         self._tasks: dict[str, dict[str, Json]] = {}
         self._contacts: dict[str, dict[str, Json]] = {}
         self._by_address: dict[str, str] = {}
@@ -65,7 +67,7 @@ class Mindhunters:
             case "POST", ["tasks"]:
                 return self._create(call, now)
             case "GET", ["tasks"]:
-                return self._list(call)
+                return self._listing.spoiled() or self._list(call, now)
             case "GET", ["contacts"]:
                 return self._page(list(self._contacts.values()), call)
             case method, ["tasks", identifier, *rest] if len(rest) <= 1:
@@ -233,7 +235,7 @@ class Mindhunters:
         del self._tasks[task["uuid"]]
         return self._success(200, "task deleted", None)
 
-    def _list(self, call: Call) -> Said:
+    def _list(self, call: Call, now: datetime) -> Said:
         wanted = {name: call.query[name][-1] for name in _FILTERS if call.query.get(name)}
         checks = (
             ("type", wanted.get("type", TYPES[0]) in TYPES),
@@ -246,7 +248,7 @@ class Mindhunters:
             return self._complain([Complaint(field=name, message="is not accepted") for name in wrong])
         found = [
             task
-            for task in self._tasks.values()
+            for task in self._listing.shown(self._tasks.values(), now)
             if all(str(task[name]) == value for name, value in wanted.items()) and _within(task, bounds)
         ]
         return self._page([_public(task) for task in reversed(found)], call)

@@ -2,6 +2,15 @@
 
 A behaviour without a switch is documented. `basis` is "assumed" when no page says so, "documented" where the pages allow
 two readings. A switch that says who exists takes `any` or a list with commas.
+
+How the listings misbehave, for trying out the look-up of tasks that may have been executed:
+
+- `mindhunters.listing` and `vambe.listing`: `whole`, or `status_500`, `garbage` (200 with what is no JSON), `empty` (200, and
+  a listing without any task), `silent` (no answer: the connection is closed);
+- `mindhunters.listing_delay_seconds` and `vambe.listing_delay_seconds`: a task is listed so many seconds after it was made;
+- `vambe.array_form`: the one way of writing `responsibleIds` that is understood; asked otherwise, nothing is found.
+
+A fault with `"method": "GET", "path": "/tasks"` (see `faults.py`) meets single requests of a listing.
 """
 
 from __future__ import annotations
@@ -53,6 +62,16 @@ def _for_both(provider: str) -> tuple[Switch, ...]:
         _open(f"{provider}.rate_limit", "requests a window takes before it answers 429; 0: no limit", "0"),
         _open(f"{provider}.rate_window_seconds", "length of the rate limit's window", "1"),
         _switch(f"{provider}.retry_after", "whether a 429 carries Retry-After", "seconds", "none"),
+        _switch(
+            f"{provider}.listing",
+            "how a listing of tasks is answered",
+            "whole",
+            "status_500",
+            "garbage",
+            "empty",
+            "silent",
+        ),
+        _open(f"{provider}.listing_delay_seconds", "how long after it was made a task is listed", "0"),
     )
 
 
@@ -83,7 +102,7 @@ SWITCHES: Final[Mapping[str, Switch]] = {
         _switch("mindhunters.max_attempts", "max_attempts below 1", "refuse", "accept"),
         _switch("mindhunters.expires_order", "expires_at not after scheduled_at", "refuse", "accept"),
         _switch("mindhunters.unqueued", "a task without auto_queue", "never_runs", "runs"),
-        _switch("mindhunters.outcome", "how a task that runs ends", "completed", "failed"),
+        _switch("mindhunters.outcome", "how a task that runs ends", "completed", "failed", "expired"),
         _switch("mindhunters.illegal_transition", "status for a step that is not possible", "409", "422"),
         _switch("mindhunters.per_page_over_100", "a per_page over 100: 422, or 100", "refuse", "clamp"),
         _switch("mindhunters.validation_form", "the documented 422, or that of the framework behind", "documented", "laravel"),

@@ -14,6 +14,7 @@ from typing import Final
 from rules.vocabulary import Json
 from worker.sandbox.calls import Call, Said, forget_oldest, stamp
 from worker.sandbox.limits import RateLimit
+from worker.sandbox.listings import Listing
 from worker.sandbox.switches import Switches
 from worker.sandbox.vambe_rules import Complaint, complaints, day_of, due, due_at, priority, responsibles, title
 
@@ -48,6 +49,7 @@ class Vambe:
     def __init__(self, switches: Switches) -> None:
         self._switches = switches
         self._limit = RateLimit("vambe", switches)
+        self._listing = Listing("vambe", switches)
         self._tasks: dict[str, dict[str, Json]] = {}
         self._by_body: dict[str, str] = {}
 
@@ -63,7 +65,7 @@ class Vambe:
             case "POST", ["tasks"] if self._switches.on("vambe.other_path", "serve"):
                 said = self._create(call, now)
             case "GET", ["public", "tasks"]:
-                said = self._list(call)
+                said = self._listing.spoiled() or self._list(call, now)
             case "PUT", ["public", "tasks", identifier]:
                 said = self._update(identifier, call, now)
             case "GET", ["public", "team-members", "all"]:
@@ -125,7 +127,7 @@ class Vambe:
             "is_all_day": body.get("dueTime") is None,
         }
 
-    def _list(self, call: Call) -> Said:
+    def _list(self, call: Call, now: datetime) -> Said:
         form, wanted = _array(call.query, "responsibleIds")
         missing = [key for key in ("fromDate", "toDate") if not call.query.get(key)]
         first, last = (day_of(call.last(key)) for key in ("fromDate", "toDate"))
@@ -137,7 +139,7 @@ class Vambe:
         understood = self._switches["vambe.array_form"] in {"any", form} or not wanted
         found = [
             task
-            for task in (self._tasks.values() if understood else ())
+            for task in (self._listing.shown(self._tasks.values(), now) if understood else ())
             if (not wanted or wanted & {one["responsible_id"] for one in task["task_responsibles"]})
             and (first <= datetime.fromisoformat(task["due_at"]).date() <= last if task["due_at"] else without_dates)
         ]

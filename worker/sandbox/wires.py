@@ -165,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
             if misdeed.hang_up is not None:
                 self._hang_up(reset=misdeed.reset)
                 return
-        if said is None:
+        if said is None or said.silent:
             self._hang_up(reset=False)
             return
         content, kind = _encoded(said.body)

@@ -227,8 +227,8 @@ def test_a_dead_workers_tasks_become_unknown(desk):
     assert {"tk_1", "tk_2"} == set(desk.ledger.release("host:7:", desk.at(5)))
     task = desk.ledger.task("tk_1")
     expected = (
-        "the worker ended while the request may have been on its way; "
-        "settle with: leadwire settle tk_1 --delivered|--not-delivered"
+        "the worker ended while the request may have been on its way; it is looked up at its provider before anything is "
+        "sent again, and where that cannot tell a person decides: leadwire settle tk_1 --delivered|--not-delivered"
     )
     assert (TaskState.UNKNOWN, expected, None) == (task.state, task.reason, task.lease_until_at)
     assert (desk.at(5), Verdict.UNKNOWN) == (last_attempt(desk).ended_at, last_attempt(desk).verdict)

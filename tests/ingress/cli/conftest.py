@@ -124,6 +124,17 @@ def history(ledger: Ledger, now: datetime) -> Ledger:
     return ledger
 
 
+@pytest.fixture
+def filled(ledger: Ledger, now: datetime) -> Ledger:
+    """Return a ledger with three big leads of a while ago, their six tasks about to be sent."""
+    book = load({"leads.yaml": RULES}, {"CRM_SECRET": "not-a-secret-but-long-enough"})
+    for number in range(3):
+        event = _lead(f"ev_{number}", {"value": 15000, "source": "web_form"}, now)
+        ledger.record(_delivery(event), [_incoming(event)])
+        ledger.record_plans([decide(book, event, now=now)], now)
+    return ledger
+
+
 def _lead(identity: str, data: dict[str, object], at: datetime, type: str = "lead.created") -> Event:  # noqa: A002
     return Event(
         id=identity,

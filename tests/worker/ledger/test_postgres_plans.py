@@ -23,7 +23,8 @@ SWEEPS = {
     "settling._SETTLE": "tasks_id_key",
     "settling._ANY_EXPIRED": "ix_tasks_state",
     "settling._EXPIRED": "ix_tasks_state",
-    "pauses._FREE": "ix_tasks_timed",
+    "pauses._MOVE": "ix_tasks_timed",
+    "gates._ON_THEIR_WAY": "ix_tasks_state",
     "front_door._HOLDER": "seen_pkey",
 }
 

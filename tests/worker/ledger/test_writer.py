@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from queue import SimpleQueue
 
 import pytest
 from sqlalchemy import event, insert, select, text
@@ -10,6 +12,7 @@ from sqlalchemy import event, insert, select, text
 from rules.vocabulary import LedgerBusyError, LedgerError
 from worker.ledger.engine import storage_of
 from worker.ledger.tables import turns
+from worker.ledger.turnstile import Turnstile
 from worker.ledger.writer import GROUP_LIMIT, Writer
 
 SHORT = timedelta(milliseconds=100)
@@ -18,11 +21,11 @@ SHORT = timedelta(milliseconds=100)
 class Bench:
     """A writer whose first job can be held, so that others gather behind it."""
 
-    def __init__(self, url, wait=timedelta(seconds=5)):
+    def __init__(self, url, wait=timedelta(seconds=5), **others):
         self.engine = storage_of(url).writers(SHORT)
         self.commits = 0
         event.listen(self.engine, "commit", self._committed)
-        self.writer = Writer(self.engine, wait=wait)
+        self.writer = Writer(self.engine, wait=wait, **others)
         self.pool = ThreadPoolExecutor(max_workers=400)
         self._go_on = threading.Event()
 
@@ -280,3 +283,68 @@ def test_every_commit_is_synced(file_bench):
         return [connection.execute(text(f"PRAGMA {name}")).scalar() for name in names]
 
     assert ["wal", 2, 1] == file_bench.writer.write(pragmas)
+
+
+def test_a_job_that_was_submitted_is_told_of_when_its_commit_stands(bench):
+    """Who does not wait in its thread is told, after the commit, what the work returned or raised."""
+    told = SimpleQueue()
+
+    def wrong(_connection):
+        raise ValueError("wrong")
+
+    good, bad = (bench.writer.submit(work, told.put) for work in (adding("a"), wrong))
+
+    assert {good, bad} == {told.get(timeout=5), told.get(timeout=5)}
+    assert "a" == good.outcome()
+    with pytest.raises(ValueError, match="wrong"):
+        bad.outcome()
+    assert {"a"} == bench.teams()
+
+
+def test_a_job_that_was_submitted_can_be_withdrawn_before_it_begins(bench):
+    """What is withdrawn is certainly not written; what has begun cannot be."""
+    held = bench.hold()
+    told = SimpleQueue()
+    job = bench.writer.submit(adding("a"), told.put)
+
+    assert job.withdraw()
+    bench.let_go()
+    held.result(5)
+    assert job is told.get(timeout=5)
+    with pytest.raises(LedgerBusyError, match="nothing was written"):
+        job.outcome()
+    assert not job.withdraw()
+    assert set() == bench.teams()
+
+
+def test_who_can_wait_takes_fewer_turns_while_others_write(url, tmp_path):
+    """While another process writes all the time, jobs that come one after the other go into one commit; alone, into many."""
+    file = tmp_path / "ledger.sqlite3"
+    ours = Bench(url, turnstile=Turnstile(file), yielding=timedelta(milliseconds=300))
+    theirs, over = Turnstile(file), threading.Event()
+
+    def write_all_the_time():
+        while not over.is_set():
+            with theirs.turn():
+                over.wait(0.01)
+
+    def commits_of_ten(names):
+        before = ours.commits
+        futures = []
+        for name in names:
+            futures.append(ours.pool.submit(ours.writer.write, adding(name)))
+            time.sleep(0.02)
+        for future in futures:
+            future.result(5)
+        return ours.commits - before
+
+    assert commits_of_ten("abcdefghij") > 5
+    other = threading.Thread(target=write_all_the_time)
+    other.start()
+    for name in ("before", "and after"):
+        ours.writer.write(adding(name))
+    assert commits_of_ten("klmnopqrst") <= 3
+    over.set()
+    other.join(5)
+    theirs.close()
+    ours.close()

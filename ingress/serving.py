@@ -1,0 +1,319 @@
+"""How requests reach the application: one event loop in each process, and no thread that waits for the disk.
+
+A thread for each request costs hand-overs that come to more than all the rest (1.2 ms of CPU a webhook with 32 threads,
+0.6 without, measured side by side). So uvicorn's loop reads each request whole, Flask answers it in the loop, and while a
+record is under way the loop goes on with others; the ledger's writer wakes it once for each commit. What may take long, a
+page that asks the ledger or a large body, is answered in a thread.
+
+uvicorn bounds neither the time nor the size of what is half sent; `ingress/connection.py` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import socket
+import sys
+from asyncio import AbstractEventLoop, Future
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
+from functools import lru_cache, partial
+from typing import Any, Final, Protocol
+from urllib.parse import unquote_to_bytes
+
+import uvicorn
+from flask import Flask
+
+from ingress.accept import EventDispatch, Recording, Reply, busy
+from ingress.connection import Connection
+from ingress.web import ANSWER, HAND_OVER, READ_LIMIT
+from rules.vocabulary import LedgerBusyError
+from worker.ledger.rows import Delivery, IncomingEvent, Recorded
+from worker.ledger.writer import IN_DOUBT, WITHDRAWN, Job
+
+#: How long a request may take to arrive, from its first byte to its last, and a new connection to send anything.
+ARRIVES_WITHIN: Final = timedelta(seconds=30)
+#: How long a connection may rest between two requests.
+RESTS_SECONDS: Final = 20
+#: What all bodies that are being read may hold at once.
+BODIES_LIMIT_BYTES: Final = 128 * 1024 * 1024
+#: A body up to this is read and answered in the loop: it costs less than to hand it over.
+SMALL_BYTES: Final = 32 * 1024
+THREADS: Final = 8
+#: How long what was begun may take when the process ends; less than those who stop us give.
+ENDS_WITHIN_SECONDS: Final = 12
+#: How long a thread may hold the interpreter while others want it. The writer, which holds the ledger, gives it up with every
+#: statement, and Python's 5 ms each time would be most of a transaction.
+SWITCH_SECONDS: Final = 0.0005
+
+_HOOKS: Final = "/webhooks/"
+_UNTRUSTED: Final = frozenset({b"forwarded", b"transfer-encoding"})
+_UNTRUSTED_BEGIN: Final = b"x-forwarded-"
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+Answered = tuple[int, Iterable[tuple[str, str]], bytes]
+
+
+class Keeper(Protocol):
+    """What the loop needs of the ledger."""
+
+    def begin_record(
+        self, delivery: Delivery, events: Sequence[IncomingEvent], tell: Callable[[Job[Recorded]], None]
+    ) -> Job[Recorded]:
+        """Begin to keep a delivery and its new events; `tell` is called from another thread."""
+
+
+class Server:
+    """A server on bound sockets, which other processes may share; `host` and `port` are the first one's."""
+
+    def __init__(self, doorway: Doorway, sockets: Sequence[socket.socket]) -> None:
+        self._sockets = list(sockets)
+        for sock in self._sockets:
+            sock.listen(socket.SOMAXCONN)
+        self.host, self.port = self._sockets[0].getsockname()[:2]
+        self._doorway = doorway
+        self._uvicorn = uvicorn.Server(
+            uvicorn.Config(
+                doorway,
+                http=Connection,
+                ws="none",
+                interface="asgi3",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                headers=[("server", "leadwire")],
+                timeout_keep_alive=RESTS_SECONDS,
+                timeout_graceful_shutdown=ENDS_WITHIN_SECONDS,
+            )
+        )
+
+    def run(self) -> None:
+        """Serve until `close`, SIGTERM or SIGINT; requests are then finished, and the signal goes to whom it belonged."""
+        sys.setswitchinterval(SWITCH_SECONDS)
+        try:
+            self._uvicorn.run(self._sockets)
+        finally:
+            self._doorway.close()
+
+    def close(self) -> None:
+        """Stop listening and let `run` return; may be called from any thread."""
+        self._uvicorn.should_exit = True
+
+
+def listen(
+    app: Flask,
+    sockets: Sequence[socket.socket],
+    keeper: Keeper,
+    dispatch: EventDispatch,
+    *,
+    busy_after: timedelta,
+    arrives_within: timedelta = ARRIVES_WITHIN,
+) -> Server:
+    """Return a server of the application on these bound sockets; call its `run`.
+
+    A record that has not begun after `busy_after`, or not ended after as long again, is answered with the busy status; a
+    request that is not whole after `arrives_within` is refused.
+    """
+    return Server(Doorway(app, keeper, dispatch, busy_after, arrives_within), sockets)
+
+
+class Doorway:
+    """The application as uvicorn calls it (ASGI); see the module's docstring."""
+
+    def __init__(
+        self, app: Flask, keeper: Keeper, dispatch: EventDispatch, busy_after: timedelta, arrives_within: timedelta
+    ) -> None:
+        self.arrives_within_seconds = arrives_within.total_seconds()
+        self._app = app
+        self._keeper = keeper
+        self._dispatch = dispatch
+        self._busy_after_seconds = busy_after.total_seconds()
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="request")
+        self._held_bytes = 0
+        self._told: deque[Future[None]] = deque()
+        self._is_waking = False
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        first = await receive()
+        body = first["body"] if first["type"] == "http.request" else None
+        if body is not None and first["more_body"]:
+            answered = await self._large(scope, receive, bytearray(body))
+        elif body is None:
+            return  # the sender has gone
+        elif len(body) <= SMALL_BYTES and scope["path"].startswith(_HOOKS):
+            answered = await self._finished(self._ask(scope, body))
+        else:
+            answered = await self._elsewhere(scope, body)
+        if answered is not None:
+            await _send(send, *answered)
+
+    async def _large(self, scope: Scope, receive: Receive, body: bytearray) -> Answered | None:
+        """Read the rest of a body and answer; of one that is larger than anybody takes no more than that is read."""
+        limit_bytes = self._app.extensions[READ_LIMIT]()
+        announced = _announced(scope)
+        counted = 0
+        try:
+            while announced is None or announced <= limit_bytes:
+                self._held_bytes += len(body) - counted
+                counted = len(body)
+                if self._held_bytes > BODIES_LIMIT_BYTES:
+                    return _closing(self._app.extensions[ANSWER]("", busy(None, "crowded")))
+                if counted > limit_bytes:
+                    break
+                message = await receive()
+                if message["type"] != "http.request":
+                    return None
+                body += message["body"]
+                if not message["more_body"]:
+                    return await self._elsewhere(scope, bytes(body))
+            return _closing(await self._elsewhere(scope, bytes(body), unread=True))
+        finally:
+            self._held_bytes -= counted
+
+    async def _elsewhere(self, scope: Scope, body: bytes, *, unread: bool = False) -> Answered:
+        """Answer what may take long without keeping others waiting."""
+        ask = partial(self._ask, scope, body, unread=unread)
+        return await self._finished(await asyncio.get_running_loop().run_in_executor(self._pool, ask))
+
+    def _ask(self, scope: Scope, body: bytes, *, unread: bool = False) -> Answered | tuple[str, Recording]:
+        """Call the application as WSGI has it; it answers, or hands over what has to be recorded first."""
+        handed: list[tuple[str, Recording]] = []
+        environ = _environ(scope, body, unread=unread)
+        environ[HAND_OVER] = lambda name, recording: handed.append((name, recording))
+        started: list[tuple[int, Iterable[tuple[str, str]]]] = []
+
+        def start_response(
+            status: str, headers: list[tuple[str, str]], _fault: Any = None
+        ) -> Callable[[bytes], object]:
+            started.append((int(status[:3]), headers))
+            return lambda _: None
+
+        parts = self._app(environ, start_response)
+        content = b"".join(parts)
+        if handed:
+            return handed[0]
+        return *started[-1], content
+
+    async def _finished(self, asked: Answered | tuple[str, Recording]) -> Answered:
+        if len(asked) == 3:  # noqa: PLR2004 - an answer: status, headers, body
+            return asked
+        name, recording = asked
+        return self._app.extensions[ANSWER](name, await self._recorded(recording))  # type: ignore[no-any-return]
+
+    async def _recorded(self, recording: Recording) -> Reply:
+        """Return what the sender is told when the record stands, or cannot be had in time."""
+        loop = asyncio.get_running_loop()
+        known: Future[None] = loop.create_future()
+        try:
+            job = self._keeper.begin_record(recording.delivery, recording.events, partial(self._tell, loop, known))
+            withdrawal = loop.call_later(self._busy_after_seconds, self._withdraw, loop, job, known)
+            try:
+                await known
+            finally:
+                withdrawal.cancel()
+            recorded = job.outcome()
+        except Exception as fault:  # noqa: BLE001 - nothing may get past
+            return recording.failed(fault)
+        return recording.stands(recorded, self._dispatch)
+
+    def _tell(self, loop: AbstractEventLoop, known: Future[None], _job: Job[Recorded]) -> None:
+        """Take note of an end, in the writer's thread; the loop is woken for the first of a group."""
+        self._told.append(known)
+        if not self._is_waking:
+            self._is_waking = True
+            with suppress(RuntimeError):  # the loop has ended: nobody waits any more
+                loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._is_waking = False  # first: what is told from here on wakes again
+        while self._told:
+            known = self._told.popleft()
+            if not known.done():
+                known.set_result(None)
+
+    def _withdraw(self, loop: AbstractEventLoop, job: Job[Recorded], known: Future[None]) -> None:
+        if known.done():
+            return
+        if job.withdraw():
+            known.set_exception(LedgerBusyError(WITHDRAWN))
+        else:
+            loop.call_later(self._busy_after_seconds, _give_up, known)
+
+
+def _give_up(known: Future[None]) -> None:
+    if not known.done():
+        known.set_exception(LedgerBusyError(IN_DOUBT))
+
+
+def _announced(scope: Scope) -> int | None:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else None
+    return None
+
+
+@lru_cache(maxsize=512)
+def _key(name: bytes) -> str | None:
+    """Return what WSGI calls a header; None for one that nobody may believe, or that could be taken for another."""
+    if b"_" in name or name in _UNTRUSTED or name.startswith(_UNTRUSTED_BEGIN):
+        return None
+    key = name.decode("latin-1").upper().replace("-", "_")
+    return key if key in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{key}"
+
+
+def _environ(scope: Scope, body: bytes, *, unread: bool) -> dict[str, Any]:
+    """Return the WSGI environment (PEP 3333) of a request; of an `unread` body its announced length is what counts."""
+    server, client = scope["server"] or ("", 0), scope["client"] or ("", 0)
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": scope["method"],
+        "SCRIPT_NAME": "",
+        "PATH_INFO": unquote_to_bytes(scope["raw_path"]).decode("latin-1"),
+        "QUERY_STRING": scope["query_string"].decode("latin-1"),
+        "SERVER_NAME": server[0],
+        "SERVER_PORT": str(server[1]),
+        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
+        "REMOTE_ADDR": client[0],
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+    }
+    for name, value in scope["headers"]:
+        key = _key(name)
+        if key is None:
+            continue
+        text = value.decode("latin-1")
+        environ[key] = f"{environ[key]},{text}" if key in environ else text
+    if "CONTENT_LENGTH" not in environ or not unread:
+        environ["CONTENT_LENGTH"] = str(len(body))
+    return environ
+
+
+def _closing(answered: Answered) -> Answered:
+    """Return an answer after which the connection ends: the rest of the body is never read."""
+    status, headers, body = answered
+    return status, [*headers, ("Connection", "close")], body
+
+
+async def _send(send: Send, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
+    encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body})
+
+
+__all__ = ["Doorway", "Keeper", "Server", "listen"]

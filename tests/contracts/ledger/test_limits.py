@@ -1,0 +1,254 @@
+"""Limits and breakers as claims and settlements meet them, by several workers at once."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+from rules.vocabulary import ProviderName, TaskState, Verdict
+from worker.ledger import Claim, Held, Limits, PauseKind, open_ledger
+
+VAMBE, MINDHUNTERS = ProviderName.VAMBE, ProviderName.MINDHUNTERS
+BOTH = {VAMBE: 100, MINDHUNTERS: 100}
+GRACE = timedelta(seconds=10)
+
+
+def plan(desk, number, **changes):
+    """Plan so many tasks of one provider and return their ids."""
+    ids = [f"tk_{place:03}" for place in range(number)]
+    desk.planned(*(desk.task(task_id, **changes) for task_id in ids))
+    return ids
+
+
+def claim(desk, ids, seconds=0, **limits):
+    """Claim under these limits for Vambe."""
+    return desk.ledger.claim(ids, desk.at(seconds), desk.lease, "w-1", {VAMBE: Limits(**limits)})
+
+
+def moments(desk, ids):
+    """Return by how many seconds each task is due later than the beginning."""
+    return [round((desk.ledger.task(task_id).due_at - desk.now).total_seconds(), 3) for task_id in ids]
+
+
+def test_the_rate_gives_each_task_its_own_place(desk):
+    """What comes too soon waits for its own place, loses no attempt, and begins then without another charge."""
+    ids = plan(desk, 5)
+    answers = claim(desk, ids, rate_per_second=2, burst=2)
+    assert [True, True, False, False, False] == [isinstance(answer, Claim) for answer in answers]
+    assert [(Held.RATE, TaskState.WAITING, desk.at(n)) for n in (0.5, 1, 1.5)] == [
+        (answer.held, answer.state, answer.due_at) for answer in answers[2:]
+    ]
+    assert [0.5, 1, 1.5] == moments(desk, ids[2:])
+    task = desk.ledger.task(ids[2])
+    assert (0, desk.at(0.5)) == (task.attempts, task.slot_at)
+    (began,) = claim(desk, ids[2:3], 0.5, rate_per_second=2, burst=2)
+    assert isinstance(began, Claim)
+    assert (1, None) == (began.attempt, desk.ledger.task(ids[2]).slot_at)
+    assert [1, 1.5] == moments(desk, ids[3:])
+
+
+def test_held_work_is_not_due(desk):
+    """The sweep leaves what waits for its place until the place comes."""
+    ids = plan(desk, 3)
+    claim(desk, ids, rate_per_second=1, burst=1)
+    assert [] == desk.ledger.due_tasks(desk.at(0.9), GRACE, BOTH)
+    assert ids[1:2] == [ref.id for ref in desk.ledger.due_tasks(desk.at(1), GRACE, BOTH)]
+
+
+def test_concurrency_counts_what_is_on_its_way(desk):
+    """No more than the limit are sending; what is turned away waits a moment; an outcome makes room; others do not count."""
+    ids = plan(desk, 4)
+    desk.planned(desk.task("tk_m", event_id="ev_2", provider=MINDHUNTERS), event_id="ev_2")
+    desk.claim("tk_m")
+    answers = claim(desk, ids, concurrency=2)
+    assert [True, True, False, False] == [isinstance(answer, Claim) for answer in answers]
+    assert [(Held.CONCURRENCY, 0)] * 2 == [(a.held, desk.ledger.task(a.task_id).attempts) for a in answers[2:]]
+    assert [1, 1.5] == moments(desk, ids[2:])
+    desk.ledger.settle(answers[0], desk.delivered(), desk.at(1))
+    assert [True, False] == [isinstance(each, Claim) for each in claim(desk, ids[2:], 2, concurrency=2)]
+
+
+def test_the_daily_cap_holds_until_midnight(desk):
+    """What is over the day's sum waits for the next day, UTC, and what was sent is told."""
+    ids = plan(desk, 3)
+    answers = claim(desk, ids, daily_cap=2)
+    midnight_at = datetime(2026, 3, 3, tzinfo=UTC)
+    assert (Held.CAP, midnight_at) == (answers[2].held, answers[2].due_at)
+    (state,) = desk.ledger.provider_states()
+    assert ("2026-03-02", 2, None) == (state.day, state.sent_today, state.kind)
+    (again,) = desk.ledger.claim(ids[2:], midnight_at, desk.lease, "w", {VAMBE: Limits(daily_cap=2)})
+    assert isinstance(again, Claim)
+
+
+def test_a_charge_takes_a_place(desk):
+    """A look-up is never refused, and the next task's place comes after it."""
+    ids = plan(desk, 1)
+    limits = Limits(rate_per_second=1, burst=1)
+    desk.ledger.charge(VAMBE, limits, desk.now)
+    desk.ledger.charge(VAMBE, limits, desk.now)
+    (answer,) = claim(desk, ids, rate_per_second=1, burst=1)
+    assert desk.at(2) == answer.due_at
+
+
+def test_two_ledgers_never_exceed_a_limit_together(desk):
+    """Workers that claim at the same time, each from a ledger of its own, get no more than the limits give them together."""
+    ids = plan(desk, 60)
+    other = open_ledger(desk.url)
+    limits = {VAMBE: Limits(rate_per_second=5, burst=12, concurrency=8)}
+
+    def take(place):
+        ledger = (desk.ledger, other)[place % 2]
+        return ledger.claim(ids[place::12], desk.now, desk.lease, f"w-{place}", limits)
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = [answer for given in pool.map(take, range(12)) for answer in given]
+    claims = [answer for answer in answers if isinstance(answer, Claim)]
+    assert 8 == len(claims)
+    other.settle_many([(each, desk.delivered(each.task.id)) for each in claims], desk.now)
+    with ThreadPoolExecutor(12) as pool:
+        limits = {VAMBE: Limits(rate_per_second=5, burst=12)}
+        left = [task.id for task in desk.ledger.list_tasks(state=TaskState.WAITING)]
+        shares = [left[place::6] for place in range(6)]
+        later = desk.at(2.2)
+        given = pool.map(
+            lambda share: (desk.ledger, other)[len(share) % 2].claim(share, later, desk.lease, "w", limits), shares
+        )
+        answers = [answer for part in given for answer in part]
+    other.close()
+    began = [answer for answer in answers if isinstance(answer, Claim)]
+    slots = sorted(answer.due_at for answer in answers if not isinstance(answer, Claim))
+    assert 12 == len(began)  # in 2.2 s at 5 a second the burst of 12 has come back
+    assert len(slots) == len(set(slots))
+    assert {timedelta(seconds=0.2)} == {b - a for a, b in pairwise(slots)}
+
+
+def fail(desk, task_id, seconds, status=503):
+    """Let a task's try meet a provider that does not serve."""
+    claimed = desk.claim(task_id, now=desk.at(seconds))
+    begun = []
+    desk.ledger.settle_many([(claimed, desk.busy(desk.at(9999), status=status))], desk.at(seconds), begun.append)
+    return begun
+
+
+def broken(desk, number=7):
+    """Plan tasks and fail with five; return the ids that are left and the pauses that were told of."""
+    ids = plan(desk, 5 + number)
+    begun = [pause for place, task_id in enumerate(ids[:5]) for pause in fail(desk, task_id, place)]
+    return ids[5:], begun
+
+
+def test_failures_in_a_row_open_the_breaker_with_one_alert(desk):
+    """The fifth failure pauses this provider alone, says why, counts once and is told once."""
+    ids, begun = broken(desk)
+    assert [(VAMBE, PauseKind.BREAKER, desk.at(9))] == [(p.name, p.kind, p.paused_until_at) for p in begun]
+    (state,) = desk.ledger.provider_states()
+    assert (PauseKind.BREAKER, 5, 1, False) == (state.kind, state.failures, state.openings, state.held)
+    assert "5 tries in a row failed; the last one: 503: try later" == state.reason
+    (answer,) = claim(desk, ids[:1], 5)
+    assert (Held.PAUSE, desk.at(9), 0) == (answer.held, answer.due_at, desk.ledger.task(ids[0]).attempts)
+    desk.planned(desk.task("tk_m", event_id="ev_2", provider=MINDHUNTERS), event_id="ev_2")
+    assert isinstance(desk.claim("tk_m", now=desk.at(5)), Claim)
+    assert {("vambe", "breaker"): 1} == dict(desk.ledger.measure(desk.at(9)).tallies["pauses"])
+
+
+def test_one_probe_decides_about_an_open_breaker(desk):
+    """At its moment one task goes; its failure doubles the span without another alert, its success frees all who wait."""
+    ids, _ = broken(desk)
+    assert [] == fail(desk, ids[0], 9)
+    (state,) = desk.ledger.provider_states()
+    assert (desk.at(19), 2) == (state.paused_until_at, state.openings)
+    assert [Held.PAUSE] * 6 == [answer.held for answer in claim(desk, ids[1:], 12)]
+    probe, *others = claim(desk, ids[1:], 19)
+    assert [Held.PAUSE] * 5 == [answer.held for answer in others]
+    assert {desk.at(29)} == {answer.due_at for answer in others}
+    desk.ledger.settle(probe, desk.delivered(), desk.at(20))
+    (state,) = desk.ledger.provider_states()
+    assert (None, None, 0, 0) == (state.kind, state.paused_until_at, state.failures, state.openings)
+    assert {20} == set(moments(desk, ids[2:]))
+
+
+def test_a_limit_does_not_waste_the_probe(desk):
+    """Where all requests that may be are on their way, the probe is not taken; the rate does not hold it."""
+    ids, _ = broken(desk)
+    (hanging,) = claim(desk, ids[:1], 9)
+    (answer,) = claim(desk, ids[1:2], 14, concurrency=1)
+    assert Held.CONCURRENCY is answer.held
+    desk.ledger.charge(VAMBE, Limits(rate_per_second=0.01), desk.at(13))
+    (probe,) = claim(desk, ids[2:3], 14, rate_per_second=0.01, burst=1)
+    assert isinstance(probe, Claim)
+    desk.ledger.settle(hanging, desk.delivered(), desk.at(15))
+
+
+def test_a_success_between_keeps_the_breaker_closed(desk):
+    """Failures count only in a row."""
+    ids = plan(desk, 10)
+    for task_id in ids[:4]:
+        fail(desk, task_id, 0)
+    desk.ledger.settle(desk.claim(ids[4]), desk.delivered(), desk.now)
+    assert [] == [pause for task_id in ids[5:9] for pause in fail(desk, task_id, 1)]
+    assert 1 == len(fail(desk, ids[9], 1))
+
+
+def test_a_rest_that_was_asked_for(desk):
+    """Of many 429 at once one is told of; the longest wish counts; a success from before does not end it, a probe's does."""
+    ids = plan(desk, 6)
+    claims = [desk.claim(task_id) for task_id in ids[:4]]
+    begun = []
+    for place, wish in ((0, 30), (1, 20), (2, 40)):
+        rest = desk.busy(
+            desk.at(wish),
+            status=429,
+            counted=False,
+            pause_until_at=desk.at(wish),
+            pause_kind=PauseKind.ASKED,
+            reason="429",
+        )
+        desk.ledger.settle_many([(claims[place], rest)], desk.at(1), begun.append)
+    assert [(PauseKind.ASKED, desk.at(30))] == [(pause.kind, pause.paused_until_at) for pause in begun]
+    desk.ledger.settle(claims[3], desk.delivered(), desk.at(2))
+    (state,) = desk.ledger.provider_states()
+    assert (PauseKind.ASKED, desk.at(40), 0) == (state.kind, state.paused_until_at, state.failures)
+    assert 0 == desk.ledger.task(ids[0]).attempts
+    probe, other = claim(desk, ids[4:], 40)
+    assert (True, Held.PAUSE) == (isinstance(probe, Claim), other.held)
+    desk.ledger.settle(probe, desk.delivered("x-9"), desk.at(41))
+    assert [None] == [each.kind for each in desk.ledger.provider_states()]
+
+
+def test_a_person_lifts_any_pause_and_the_count_begins_anew(desk):
+    """After `resume` five more failures are needed; a person's own pause says so."""
+    ids, _ = broken(desk)
+    desk.ledger.resume_provider(VAMBE, desk.at(5))
+    assert isinstance(claim(desk, ids[:1], 5)[0], Claim)
+    assert [] == [pause for task_id in ids[1:5] for pause in fail(desk, task_id, 6)]
+    desk.ledger.pause_provider(VAMBE, desk.at(100), "audit", desk.at(7))
+    assert [PauseKind.PERSON] == [state.kind for state in desk.ledger.provider_states()]
+
+
+def test_a_start_leaves_breakers_alone(desk):
+    """A worker's start mends credentials, not a provider that is down."""
+    ids, _ = broken(desk)
+    desk.ledger.lift_answers_pauses(desk.at(5))
+    assert Held.PAUSE is claim(desk, ids[:1], 5)[0].held
+
+
+def test_a_time_out_is_a_failure_and_a_missing_id_is_none(desk):
+    """What became unknown without an answer counts; a success that cannot be read says nothing about the provider."""
+    ids = plan(desk, 9)
+    for status, task_id in zip([None, 200, 502, 200, None, 202, 504, 200, None], ids, strict=True):
+        unknown = desk.busy(verdict=Verdict.UNKNOWN, state=TaskState.UNKNOWN, due_at=None, status=status)
+        desk.ledger.settle(desk.claim(task_id), unknown, desk.now)
+    assert [(5, PauseKind.BREAKER)] == [(state.failures, state.kind) for state in desk.ledger.provider_states()]
+
+
+def test_only_that_very_claim_is_given_back(desk):
+    """What another claim of the same process holds stays; the task loses no attempt."""
+    plan(desk, 3)
+    for task_id, owner in (("tk_000", "w/1"), ("tk_001", "w/11"), ("tk_002", "w/2")):
+        desk.claim(task_id, owner=owner)
+    ids = ["tk_000", "tk_001", "tk_002"]
+    assert ["tk_000"] == desk.ledger.give_back_of("w/1", ids, desk.at(3))
+    assert [] == desk.ledger.give_back_of("w/1", ids, desk.at(3))
+    task = desk.ledger.task("tk_000")
+    assert (TaskState.WAITING, desk.at(3), 0) == (task.state, task.due_at, task.attempts)
+    assert [(None, True)] == [(row.verdict, row.deferred) for row in desk.ledger.attempts("tk_000")]
+    assert TaskState.SENDING is desk.state("tk_001")

@@ -1,0 +1,319 @@
+"""Ends that rules answer: noted with the end, answered once, never lost."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from rules.vocabulary import EventState, ProviderName, Rotation, TaskState, TaskType, Verdict
+from worker.ledger import Settlement
+
+ANSWERED = ("failure", "outcome:failed")
+
+
+def died(desk, state=TaskState.DEAD, **changes):
+    """Have a task end badly, and return the end, taken."""
+    claim = desk.claimed(reactions=ANSWERED, **changes)
+    desk.ledger.settle(claim, desk.ended(state), desk.at(1))
+    (reaction,) = taken(desk, 1)
+    return reaction
+
+
+def taken(desk, seconds):
+    """Return the ends taken at a moment."""
+    return desk.ledger.follow_ups.take_ends(desk.at(seconds), 10)
+
+
+def answer(desk, **changes):
+    """Return a task that answers the end of tk_1."""
+    return desk.task("tk_2", parent="tk_1", name="name of tk_1/team_task", **changes)
+
+
+@pytest.mark.parametrize("state", [TaskState.DEAD, TaskState.SUPPRESSED])
+def test_a_bad_end_is_taken_with_all_that_answering_needs(desk, state):
+    """The settlement that ends a task notes it: task, event, the last status and which end it was."""
+    reaction = died(desk, state)
+
+    assert ("tk_1", state, "failure", 422, 1) == (
+        reaction.task.id,
+        reaction.task.state,
+        reaction.trigger,
+        reaction.status,
+        reaction.tries,
+    )
+    assert ("ev_1", "422: no") == (reaction.event.id, reaction.task.reason)
+
+
+@pytest.mark.parametrize("state", [TaskState.DELIVERED, TaskState.WAITING, TaskState.UNKNOWN, TaskState.CANCELLED])
+def test_other_ends_are_no_failure(desk, state):
+    """What was delivered, waits, is in doubt or was cancelled by a person has not failed."""
+    claim = desk.claimed(reactions=ANSWERED)
+    desk.ledger.settle(claim, Settlement(verdict=Verdict.REFUSED, state=state), desk.at(1))
+
+    assert [] == taken(desk, 1)
+
+
+def test_an_end_that_nobody_answers_is_not_noted(desk):
+    """A task whose rule answers nothing leaves nothing behind."""
+    desk.ledger.settle(desk.claimed(), desk.ended(TaskState.DEAD), desk.at(1))
+
+    assert [] == taken(desk, 1)
+
+
+def test_a_task_that_expires_before_its_claim_has_failed(desk):
+    """Too late at its claim: suppressed, and noted in that transaction."""
+    desk.planned(desk.task(reactions=ANSWERED, expires_at=desk.at(5)))
+    desk.ledger.claim(["tk_1"], desk.at(6), desk.lease, "w-1")
+
+    assert ["tk_1"] == [reaction.task.id for reaction in taken(desk, 6)]
+
+
+def test_a_doubt_that_ends_badly_is_a_failure(desk):
+    """Looked up, not there, and no try left: dead, and noted in that transaction."""
+    desk.claimed(reactions=ANSWERED)
+    desk.ledger.expire_leases(desk.at(60))
+    (doubt,) = desk.ledger.claim_doubts(ProviderName.VAMBE, desk.at(200), timedelta(seconds=45), 1)
+    dead = Settlement(verdict=Verdict.UNKNOWN, state=TaskState.DEAD, reason="gave up after 1 try")
+
+    assert desk.ledger.end_doubt(doubt, dead, desk.at(201))
+    assert [("tk_1", "gave up after 1 try")] == [(one.task.id, one.task.reason) for one in taken(desk, 201)]
+
+
+@pytest.mark.parametrize("state", [TaskState.DEAD, TaskState.SUPPRESSED])
+def test_a_task_that_planning_ended_has_failed(desk, state):
+    """A template that failed, or a time that had passed, is answered too; there never was a status."""
+    desk.planned(desk.task(reactions=ANSWERED, state=state, reason="data.x is missing"))
+    (reaction,) = taken(desk, 0)
+
+    assert ("data.x is missing", None) == (reaction.task.reason, reaction.status)
+
+
+def test_an_answer_is_recorded_once_and_the_end_struck_off(desk):
+    """The task that follows is due at once, knows its parent, and nothing is left to answer."""
+    reaction = died(desk)
+    (ref,) = desk.ledger.follow_ups.answer(reaction, [answer(desk)], desk.at(2))
+
+    follow_up = desk.ledger.task("tk_2")
+    assert ("tk_2", TaskState.QUEUED, "tk_1") == (ref.id, follow_up.state, follow_up.parent)
+    assert () == desk.ledger.follow_ups.answer(reaction, [desk.task("tk_3", name="x")], desk.at(3))
+    assert ["tk_1", "tk_2"] == [task.id for task in desk.ledger.tasks_of("ev_1")]
+    assert [] == taken(desk, 1000)
+
+
+def test_an_end_that_was_taken_and_not_answered_is_taken_again(desk):
+    """A worker that dies in between delays the answer by seconds; the late one finds it taken."""
+    first = died(desk)
+    assert [] == taken(desk, 5)
+    (second,) = taken(desk, 6)
+
+    assert (1, 2) == (first.tries, second.tries)
+    assert () == desk.ledger.follow_ups.answer(first, [answer(desk)], desk.at(7))
+    assert 1 == len(desk.ledger.follow_ups.answer(second, [answer(desk)], desk.at(7)))
+
+
+def test_one_that_is_never_answered_is_put_aside_and_told(desk):
+    """After five tries the task says so, nothing is tried any more, and a worker's start tries again."""
+    died(desk)
+    moments = [6, 16, 36, 76, 156]
+    tries = [reaction.tries for seconds in moments for reaction in taken(desk, seconds)]
+
+    assert [2, 3, 4, 5] == tries
+    assert "what follows on failure could not be planned: begun 5 times" in desk.ledger.task("tk_1").note
+    assert [] == taken(desk, 10_000_000)
+    assert 1 == desk.ledger.follow_ups.try_ends_again(desk.at(200))
+    assert [1] == [reaction.tries for reaction in taken(desk, 200)]
+    assert 0 == desk.ledger.follow_ups.try_ends_again(desk.at(200))
+
+
+def test_what_cannot_be_planned_is_put_aside_with_the_reason(desk):
+    """The remark stands beside what the task's note said before."""
+    reaction = died(desk, note="UTC was used")
+    desk.ledger.follow_ups.put_end_aside(reaction, "rule set rs_1 is gone", desk.at(2))
+
+    note = desk.ledger.task("tk_1").note
+    assert note.startswith("UTC was used; what follows on failure could not be planned: rule set rs_1 is gone;")
+    assert [] == taken(desk, 1000)
+
+
+def test_putting_aside_late_changes_nothing(desk):
+    """Whoever lost the end to another cannot put it aside any more."""
+    first = died(desk)
+    (second,) = taken(desk, 6)
+    desk.ledger.follow_ups.put_end_aside(first, "too slow", desk.at(7))
+
+    assert desk.ledger.task("tk_1").note is None
+    assert desk.ledger.follow_ups.answer(second, [answer(desk)], desk.at(8))
+
+
+def test_a_failure_that_was_undone_is_not_answered(desk):
+    """Retried by a person before it was answered: nothing follows until it fails again."""
+    reaction = died(desk)
+    desk.ledger.retry("tk_1", desk.at(2))
+
+    assert () == desk.ledger.follow_ups.answer(reaction, [answer(desk)], desk.at(3))
+    desk.ledger.settle(desk.claim(now=desk.at(4)), desk.ended(TaskState.DEAD), desk.at(5))
+    (again,) = taken(desk, 5)
+    assert 1 == len(desk.ledger.follow_ups.answer(again, [answer(desk)], desk.at(6)))
+
+
+def test_a_second_failure_makes_nothing_twice(desk):
+    """What followed on the first failure has its key: it is not made again on the next one."""
+    desk.ledger.follow_ups.answer(died(desk), [answer(desk)], desk.at(2))
+    desk.ledger.retry("tk_1", desk.at(3))
+    desk.ledger.settle(desk.claim(now=desk.at(4)), desk.ended(TaskState.DEAD), desk.at(5))
+    (again,) = taken(desk, 5)
+
+    assert () == desk.ledger.follow_ups.answer(again, [answer(desk)], desk.at(6))
+    assert 2 == len(desk.ledger.tasks_of("ev_1"))
+
+
+def test_a_late_success_leaves_nothing_to_answer(desk):
+    """Delivered after all, before the answer was planned: nobody is told that it failed."""
+    old = desk.claimed(reactions=ANSWERED)
+    desk.ledger.expire_leases(desk.at(60))
+    desk.ledger.settle_by_hand("tk_1", False, None, desk.at(61))
+    desk.ledger.settle(desk.claim(now=desk.at(62)), desk.ended(TaskState.DEAD), desk.at(63))
+    (reaction,) = taken(desk, 63)
+    desk.ledger.settle(old, desk.delivered("x-1"), desk.at(64))
+
+    assert () == desk.ledger.follow_ups.answer(reaction, [answer(desk)], desk.at(65))
+    assert TaskState.DELIVERED == desk.state()
+
+
+def test_what_follows_takes_its_turn_and_is_answered_itself(desk):
+    """A team that takes turns gives its next member; an answer that planning ended is an end of its own."""
+    rotation = Rotation(team="closers", member_ids=("u1", "u2"))
+    desk.planned(desk.task("tk_0", event_id="ev_0", rotation=rotation), event_id="ev_0")
+    reaction = died(desk)
+    dead = desk.task("tk_3", parent="tk_1", state=TaskState.DEAD, reactions=("failure",))
+    desk.ledger.follow_ups.answer(reaction, [answer(desk, rotation=rotation), dead], desk.at(2))
+
+    assert ["u2"] == desk.ledger.task("tk_2").fields["responsible_ids"]
+    assert ["tk_3"] == [reaction.task.id for reaction in taken(desk, 2)]
+
+
+def test_a_note_without_tasks_strikes_the_end_off(desk):
+    """Where nothing can follow, the task says why and the end is done with."""
+    desk.ledger.follow_ups.answer(died(desk), [], desk.at(2), note="nothing answers it")
+
+    assert "nothing answers it" == desk.ledger.task("tk_1").note
+    assert [] == taken(desk, 1000)
+
+
+# Outcomes at the provider
+
+
+MINDHUNTERS = ProviderName.MINDHUNTERS
+
+
+def pause(times):
+    """Return ten seconds more with each time."""
+    return timedelta(seconds=10 * times)
+
+
+def followed(desk, **changes):
+    """Have a call delivered whose outcome is asked for from second 11 on."""
+    parts = {"type": TaskType.MAKE_CALL, "provider": MINDHUNTERS, "reactions": ANSWERED}
+    claim = desk.claimed(**(parts | changes))
+    desk.ledger.settle(claim, desk.delivered("x-1", poll_at=desk.at(11)), desk.at(1))
+
+
+def polls(desk, seconds):
+    """Return the tasks to ask about at a moment."""
+    return desk.ledger.follow_ups.take_polls(MINDHUNTERS, desk.at(seconds), pause, 10)
+
+
+def test_a_delivered_task_is_asked_about_with_growing_pauses(desk):
+    """Nobody is asked before its moment, and each pause is longer than the last."""
+    followed(desk)
+
+    assert [] == polls(desk, 10)
+    assert [("tk_1", "x-1")] == [(poll.task_id, poll.external_id) for poll in polls(desk, 11)]
+    assert [[], [desk.at(21 + 20)]] == [[poll.due_at for poll in polls(desk, at)] for at in (20, 21)]
+    assert [] == desk.ledger.follow_ups.take_polls(ProviderName.VAMBE, desk.at(100), pause, 10)
+
+
+def test_without_a_moment_nobody_is_asked(desk):
+    """The poll is off: a delivery leaves nothing to ask about."""
+    claim = desk.claimed(type=TaskType.MAKE_CALL, provider=MINDHUNTERS, reactions=ANSWERED)
+    desk.ledger.settle(claim, desk.delivered("x-1"), desk.at(1))
+
+    assert [] == polls(desk, 10_000)
+
+
+def test_a_final_word_is_kept_noted_for_the_rule_and_ends_the_asking(desk):
+    """The task shows it, what answers it is to be planned, and the provider is left alone."""
+    followed(desk)
+    (poll,) = polls(desk, 11)
+
+    assert desk.ledger.follow_ups.seen(poll, "failed", desk.at(12), final=True) is True
+    (reaction,) = taken(desk, 12)
+    assert ("outcome:failed", "failed", TaskState.DELIVERED) == (
+        reaction.trigger,
+        reaction.task.outcome,
+        desk.ledger.task("tk_1").state,
+    )
+    assert ["failed"] == [task.outcome for task in desk.ledger.list_tasks()]
+    assert [] == polls(desk, 10_000)
+    assert 1 == len(desk.ledger.follow_ups.answer(reaction, [answer(desk)], desk.at(13)))
+
+
+def test_an_outcome_that_the_rule_does_not_answer_is_kept_all_the_same(desk):
+    """Completed, as nearly all are: shown, and nothing follows."""
+    followed(desk)
+    (poll,) = polls(desk, 11)
+    desk.ledger.follow_ups.seen(poll, "completed", desk.at(12), final=True)
+
+    assert ("completed", []) == (desk.ledger.task("tk_1").outcome, taken(desk, 12))
+
+
+def test_any_other_word_is_kept_as_it_is_and_asked_about_again(desk):
+    """A word on the way, or one that nobody knows, is shown; the same word again is no news."""
+    followed(desk)
+    (poll,) = polls(desk, 11)
+    assert desk.ledger.follow_ups.seen(poll, "snoozed", desk.at(12), final=False) is True
+    (again,) = polls(desk, 21)
+
+    assert "snoozed" == desk.ledger.task("tk_1").outcome
+    assert desk.ledger.follow_ups.seen(again, "snoozed", desk.at(22), final=False) is False
+    assert 1 == len(polls(desk, 41))
+
+
+def test_a_late_answer_to_an_older_question_is_not_taken(desk):
+    """Whoever asked too long ago is not believed: another has asked since."""
+    followed(desk)
+    (old,) = polls(desk, 11)
+    (new,) = polls(desk, 21)
+
+    assert desk.ledger.follow_ups.seen(old, "failed", desk.at(22), final=True) is False
+    assert desk.ledger.follow_ups.seen(new, "failed", desk.at(23), final=True) is True
+    assert 1 == len(taken(desk, 23))
+
+
+def test_the_asking_ends_a_week_after_the_tasks_last_moment(desk):
+    """Delivered, due and expired: the last of them counts; then what was seen last stays."""
+    followed(desk, expires_at=desk.at(100))
+    week = 7 * 24 * 3600
+
+    assert 1 == len(polls(desk, week + 99))
+    assert [] == polls(desk, week + 200)
+    assert [] == polls(desk, 10 * week)
+
+
+def test_a_delivery_that_no_worker_settled_is_found(desk):
+    """Settled by a person, or found by a look-up: the provider is asked from then on."""
+    desk.claimed(type=TaskType.MAKE_CALL, provider=MINDHUNTERS, reactions=ANSWERED)
+    desk.ledger.expire_leases(desk.at(60))
+    desk.ledger.settle_by_hand("tk_1", True, "x-7", desk.at(61))
+
+    assert 1 == desk.ledger.follow_ups.follow_missed(MINDHUNTERS, desk.at(62), desk.at(70))
+    assert 0 == desk.ledger.follow_ups.follow_missed(MINDHUNTERS, desk.at(63), desk.at(70))
+    assert ["x-7"] == [poll.external_id for poll in polls(desk, 70)]
+
+
+def test_an_event_with_answers_is_processed_as_ever(desk):
+    """Recording ends with tasks changes nothing about the event itself."""
+    desk.planned(desk.task(reactions=ANSWERED, state=TaskState.DEAD))
+
+    assert EventState.PROCESSED == desk.ledger.event("ev_1").state

@@ -1,0 +1,126 @@
+"""The command `replay`."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from rules.load import load
+from rules.plan import decide
+from rules.vocabulary import EventState
+
+SECRET = {"CRM_SECRET": "not-a-secret-but-long-enough"}
+
+
+def decided(ledger, book, now, event_id="ev_1"):
+    """Decide an event as a worker does."""
+    event = ledger.event(event_id)
+    ledger.record_plans([decide(book, event.event, now=now)], now)
+
+
+def test_a_dry_run_shows_what_would_be_made_and_what_exists(run, history):
+    """Nothing is changed by it."""
+    before = history.event("ev_1")
+
+    said = run("replay", "ev_1", "ev_2", "--dry-run")
+    (told,) = json.loads(run("replay", "ev_1", "--dry-run", "--json").out)["events"]
+
+    assert 0 == said.code
+    assert "high-value-lead/make_call  make_call: exists, delivered" in said.out
+    assert "2 events to replay: 0 tasks would be made, 2 exist" in said.out
+    assert ["delivered", "unknown"] == [task["exists"] for task in told["tasks"]]
+    assert before == history.event("ev_1")
+
+
+def test_a_named_event_is_replayed(run, history, now):
+    """It is received again, and a worker's decision makes nothing that exists."""
+    said = run("replay", "ev_1")
+
+    assert 0 == said.code
+    assert EventState.RECEIVED is history.event("ev_1").state
+    decided(history, load({"leads.yaml": history.latest_rule_set()[1]["leads.yaml"]}, SECRET), now)
+    assert 2 == len(history.tasks_of("ev_1"))
+    assert "note     replayed by a person" in run("explain", "ev_1").out
+
+
+def test_a_selection_is_replayed_when_confirmed(run, history):
+    """Processed ones, unless told otherwise; the ignored ones by their state."""
+    declined = run("replay", "--type", "lead.created", stdin="n\n")
+    agreed = run("replay", "--type", "lead.created", "--source", "crm", stdin="y\n")
+    ignored = run("replay", "--state", "ignored", "--yes", "--json")
+
+    assert (1, 0, 0) == (declined.code, agreed.code, ignored.code)
+    assert "replay 3 events?" in agreed.err
+    assert [{"id": "ev_4", "again_as": "ev_4", "refused": None}] == json.loads(ignored.out)["events"]
+    assert {EventState.RECEIVED: 4} == history.counts().events
+
+
+def test_changed_names_are_refused(run, history, now):
+    """The message names both and the two ways on; --new-keys is one of them, and asks."""
+    files = {
+        "leads.yaml": history.latest_rule_set()[1]["leads.yaml"].replace("- make_call", "- id: dial\n        make_call")
+    }
+    book = load(files, SECRET)
+    history.store_rule_set(book.version, files, now)
+
+    refused = run("replay", "ev_1")
+    asked = run("replay", "ev_1", "--new-keys", stdin="n\n")
+    said = run("replay", "ev_1", "--new-keys", "--yes")
+
+    assert (1, 1, 0) == (refused.code, asked.code, said.code)
+    assert "names its tasks otherwise now (make_call then, dial now)" in refused.err
+    assert "make 1 event anew, with 2 tasks, also those that were delivered before?" in asked.err
+    assert "made anew as ev_1.2" in said.out
+    decided(history, book, now, "ev_1.2")
+    assert ["dial", "team_task"] == [task.name for task in history.tasks_of("ev_1.2")]
+    assert 2 == len(history.tasks_of("ev_1"))
+
+
+@pytest.mark.parametrize(("state", "message"), [("unreadable", "nothing to decide"), ("failed", "--failed")])
+def test_what_cannot_be_replayed_as_it_is_says_so(run, history, state, message):
+    """Unreadable events never, failed ones only when named so."""
+    said = run("replay", "--state", state, "--yes")
+
+    assert 1 == said.code
+    assert message in said.err
+
+
+def test_a_failed_event_is_replayed_by_name(run, history, now):
+    """A selection leaves it out."""
+    run("replay", "ev_2")
+    assert ["ev_2"] == history.overdue_events(datetime.now(UTC) + timedelta(seconds=9), timedelta(seconds=5), 10)
+    for _ in range(5):
+        history.event_failed("ev_2", "boom", now)
+
+    refused = run("replay", "ev_2")
+    left_out = run("replay", "--source", "crm", "--dry-run", "--json")
+    said = run("replay", "ev_2", "--failed")
+
+    assert (1, 0) == (refused.code, said.code)
+    assert ["ev_1", "ev_3"] == [event["id"] for event in json.loads(left_out.out)["events"]]
+    assert EventState.RECEIVED is history.event("ev_2").state
+
+
+@pytest.mark.parametrize("arguments", [(), ("ev_1", "--source", "crm"), ("--until", "soon")])
+def test_ids_or_a_selection(run, history, arguments):
+    """Neither, both, or a moment that is none is a wrong use."""
+    assert 2 == run("replay", *arguments).code
+
+
+def test_an_id_that_nothing_has_is_a_fault(run, history):
+    """Nothing else is replayed with it."""
+    assert 1 == run("replay", "ev_none", "ev_1").code
+    assert EventState.PROCESSED is history.event("ev_1").state
+
+
+def test_without_known_rules_the_worker_alone_compares(run, ledger, history):
+    """Rules that cannot be read here are said, and hinder nothing."""
+    files = {"leads.yaml": "version: 1\nrules: [nonsense]\n"}
+    ledger.store_rule_set("rs_odd", files, history.event("ev_4").event.received_at.replace(year=2030))
+
+    said = run("replay", "ev_1")
+
+    assert 0 == said.code
+    assert "cannot be read here" in said.err

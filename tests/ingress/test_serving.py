@@ -1,0 +1,299 @@
+"""The public port over the real server: what arrives slowly, oddly, without end, or while the ledger cannot be written."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from ingress.connection import HEAD_LIMIT_BYTES
+from ingress.serving import Server, listen
+from ingress.siblings import bind
+from ingress.web import COUNTS, create_app
+from worker.ledger import Ledger, migrate, open_ledger
+from worker.ledger.sqlite import sqlite_module
+
+SECRET = "fake-secret-of-the-tests"
+GENERIC = "{extend: generic, secrets: [{env: KEY}]}"
+BODY = b'{"event": "lead.created", "event_id": "e1", "contact": {"phone": "+56911112222"}}'
+HEADERS = {"X-Webhook-Secret": SECRET, "Content-Type": "application/json"}
+POST = b"POST /webhooks/crm HTTP/1.1\r\nHost: x\r\nX-Webhook-Secret: " + SECRET.encode() + b"\r\n"
+
+
+class Post:
+    """A dispatcher that remembers."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def events(self, ids) -> None:
+        """Take the ids."""
+        self.ids += ids
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    """Return the file of an empty ledger."""
+    migrate(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
+    return tmp_path / "ledger.sqlite3"
+
+
+@pytest.fixture
+def ledger(file) -> Iterator[Ledger]:
+    """Return a real, empty ledger."""
+    opened = open_ledger(f"sqlite:///{file}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def post() -> Post:
+    """Return the dispatcher."""
+    return Post()
+
+
+@pytest.fixture
+def serve(ledger, post, make_source, now) -> Iterator[Callable[..., Server]]:
+    """Return a function that starts the real server on a free port."""
+    numbers = count(1)
+    running: list[tuple[Server, threading.Thread]] = []
+
+    def start(**bounds: timedelta) -> Server:
+        app = create_app(
+            sources={"crm": make_source(GENERIC, {"KEY": SECRET})},
+            ledger=ledger,
+            dispatcher=post,
+            now=lambda: now,
+            new_id=lambda: f"ev_{next(numbers)}",
+        )
+        given = {"busy_after": timedelta(seconds=5), **bounds}
+        server = listen(app, bind("127.0.0.1", 0), ledger, post, **given)
+        server.counts = app.extensions[COUNTS].all
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        running.append((server, thread))
+        return server
+
+    yield start
+    for server, thread in running:
+        server.close()
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def server(serve) -> Server:
+    """Return a running server."""
+    return serve()
+
+
+def _ask(server: Server, method: str, path: str, body: object = None, headers: dict[str, str] | None = None):
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=5)
+    try:
+        connection.request(
+            method, path, body=body, headers=headers or {}, encode_chunked=not isinstance(body, bytes | None)
+        )
+        answer = connection.getresponse()
+        return answer, answer.read()
+    finally:
+        connection.close()
+
+
+def _raw(server: Server, text: bytes) -> bytes:
+    with socket.create_connection((server.host, server.port), timeout=5) as connection:
+        connection.sendall(text)
+        connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(partial(connection.recv, 65536), b""))
+
+
+def test_over_a_real_server(server) -> None:
+    """A chosen port, no version in the answers, a webhook with a length and one in chunks."""
+    assert 0 < server.port
+    answer, content = _ask(server, "POST", "/webhooks/crm", BODY, HEADERS)
+    assert (200, 1) == (answer.status, json.loads(content)["events"])
+    assert "leadwire" == answer.getheader("Server")
+    answer, content = _ask(
+        server, "POST", "/webhooks/crm", iter([BODY[:10], BODY[10:]]), {**HEADERS, "Transfer-Encoding": "chunked"}
+    )
+    assert (200, 1) == (answer.status, json.loads(content)["duplicates"])
+    answer, content = _ask(server, "HEAD", "/webhooks/crm")
+    assert (405, b"") == (answer.status, content)
+    assert 200 == _ask(server, "GET", "/healthz")[0].status
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_large_body_is_413_in_our_words(chunked, server) -> None:
+    """Both with a length and in chunks, a byte over the limit is refused and says why; at the limit it is read."""
+    limit = 1024 * 1024
+    for size, status in ((limit, 200), (limit + 1, 413)):
+        body = BODY + b" " * (size - len(BODY))
+        headers = {**HEADERS, "Transfer-Encoding": "chunked"} if chunked else HEADERS
+        answer, content = _ask(server, "POST", "/webhooks/crm", iter([body]) if chunked else body, headers)
+        assert status == answer.status
+    assert f"the body is larger than {limit} bytes" == json.loads(content)["reason"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"POST /webhooks/crm HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /webhooks/crm HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n",
+        b"POST /webhooks/crm HTTP/1.1\r\nHost: x\r\nX-Webhook-Secret: \xff\xfe\r\nContent-Length: 2\r\n\r\n{}",
+        b"POST /webhooks/crm HTTP/1.1\r\nHost: x\r\nContent-Type: \xff\r\nX-Webhook-Secret: a\r\nContent-Length: 1\r\n\r\n{",
+        b"POST /webhooks/crm?token=%ff&a=\xff HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}",
+        b"POST /webhooks/\xff\xfe HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}",
+        b"POST /webhooks/crm HTTP/1.1\r\nHost: \xff\r\nContent-Length: 2\r\n\r\n{}",
+        b"POST /webhooks/crm HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"BREW /webhooks/crm HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    ],
+    ids=range(10),
+)
+def test_garbage_on_the_wire_is_never_a_5xx(text, server) -> None:
+    """What is no request, or an unverified one, is refused, and the server goes on."""
+    answer = _raw(server, text)
+
+    assert not answer or answer.split(b" ")[1][:1] == b"4", answer[:200]
+    assert 200 == _ask(server, "GET", "/healthz")[0].status
+
+
+def _event(number: int) -> bytes:
+    return json.dumps(
+        {"event": "lead.created", "event_id": f"e{number}", "contact": {"phone": "+56911112222"}}
+    ).encode()
+
+
+def _request(body: bytes) -> bytes:
+    return POST + b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n" + body
+
+
+def test_many_at_once_are_all_recorded_and_dispatched(server, ledger, post) -> None:
+    """Side by side on several connections, each answer stands for its own record, and each is counted."""
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(
+            pool.map(lambda number: _ask(server, "POST", "/webhooks/crm", _event(number), HEADERS), range(200))
+        )
+
+    assert {(200, 1)} == {(answer.status, json.loads(content)["events"]) for answer, content in answers}
+    stored = {event.id for event in ledger.list_events()}
+    assert 200 == len(stored)
+    assert stored == set(post.ids)
+    assert {("crm", "accepted", ""): 200} == server.counts()
+
+
+def test_one_connection_carries_many_requests_in_order(server) -> None:
+    """Requests that come in one piece are answered in the order of their coming."""
+    text = b"".join(_request(_event(number)) for number in (1, 2, 1)) + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.create_connection((server.host, server.port), timeout=5) as connection:
+        connection.sendall(text)
+        answer = b""
+        while b'"ok"' not in answer:
+            answer += connection.recv(65536)
+
+    counts = [
+        json.loads(part.split(b"\r\n\r\n")[1][:80].split(b"}")[0] + b"}") for part in answer.split(b"HTTP/1.1 ")[1:]
+    ]
+    assert [1, 1, 0, None] == [content.get("events") for content in counts]
+
+
+def test_who_closes_its_side_has_its_answer(server) -> None:
+    """A sender that has said all and listens still is answered."""
+    assert b'"events":1' in _raw(server, _request(BODY))
+
+
+def test_who_asks_whether_to_go_on_is_told_so(server) -> None:
+    """`Expect: 100-continue` is answered before the body."""
+    head = POST + b"Expect: 100-continue\r\nContent-Length: " + str(len(BODY)).encode() + b"\r\n\r\n"
+    with socket.create_connection((server.host, server.port), timeout=5) as connection:
+        connection.sendall(head)
+        assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(BODY)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_header_that_looks_like_another_is_not_believed(server) -> None:
+    """An underscore is no hyphen: whoever stands before us filters the names with hyphens only."""
+    text = _request(BODY).replace(b"X-Webhook-Secret", b"X_Webhook_Secret")
+    assert _raw(server, text).startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.parametrize(
+    "half", [b"POST /webhooks/crm HTT", POST, _request(BODY)[:-5], POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab"]
+)
+def test_half_sent_requests_keep_nobody_waiting_and_end(half, serve) -> None:
+    """While forty senders never finish, others are answered; then the forty are told 408 and let go."""
+    server = serve(arrives_within=timedelta(seconds=0.6))
+    stuck = [socket.create_connection((server.host, server.port), timeout=5) for _ in range(40)]
+    for connection in stuck:
+        connection.sendall(half)
+
+    assert 200 == _ask(server, "POST", "/webhooks/crm", BODY, HEADERS)[0].status
+    for connection in stuck:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+        assert b"" == connection.recv(1000)
+        connection.close()
+    assert 200 == _ask(server, "GET", "/healthz")[0].status
+
+
+def test_who_says_nothing_is_let_go(serve) -> None:
+    """A connection without a request ends."""
+    server = serve(arrives_within=timedelta(seconds=0.3))
+    with socket.create_connection((server.host, server.port), timeout=5) as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize(
+    "line", [b"X-Long: " + b"a" * HEAD_LIMIT_BYTES, b"X-A: b\r\n" * (HEAD_LIMIT_BYTES // 8)], ids=["one", "many"]
+)
+def test_headers_without_end_are_refused(line, server) -> None:
+    """A long header, or many, are 431 before they are all there."""
+    with socket.create_connection((server.host, server.port), timeout=5) as connection:
+        connection.sendall(POST + line)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_ledger_that_cannot_be_written_is_busy_and_keeps_nobody_waiting(file, serve, ledger) -> None:
+    """While another process holds the ledger, senders are told to come again and health is answered; nothing was written."""
+    server = serve(busy_after=timedelta(seconds=0.4))
+    other = sqlite_module().connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(20) as pool:
+        first = pool.submit(_ask, server, "POST", "/webhooks/crm", _event(0), HEADERS)
+        time.sleep(0.1)  # its commit is under way now: the others stand behind it
+        asked = [pool.submit(_ask, server, "POST", "/webhooks/crm", _event(number), HEADERS) for number in range(1, 15)]
+        assert 200 == _ask(server, "GET", "/healthz")[0].status
+        answers = [future.result() for future in (first, *asked)]
+    other.execute("ROLLBACK")
+    other.close()
+
+    assert {(503, "10")} == {(answer.status, answer.getheader("Retry-After")) for answer, _ in answers}
+    assert (200, 1) == (
+        (again := _ask(server, "POST", "/webhooks/crm", _event(99), HEADERS))[0].status,
+        json.loads(again[1])["events"],
+    )
+    assert {"id:e99"} >= {event.dedupe_key for event in ledger.list_events()} - {"id:e0"}
+
+
+def test_a_stop_finishes_what_was_begun(file, serve) -> None:
+    """Who waits for the commit when the server stops is answered; who comes later finds nobody."""
+    server = serve()
+    other = sqlite_module().connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(_ask, server, "POST", "/webhooks/crm", BODY, HEADERS)
+        time.sleep(0.2)
+        server.close()
+        time.sleep(0.2)
+        other.execute("ROLLBACK")
+        assert 200 == asked.result()[0].status
+    other.close()

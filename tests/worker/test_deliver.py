@@ -1,0 +1,198 @@
+"""Delivering to the sandbox under limits, with a ledger on disk and requests on the wire."""
+
+import logging
+import threading
+from datetime import timedelta
+from itertools import pairwise
+
+import pytest
+
+from rules.vocabulary import Event, EventState, LedgerInDoubtError, Plan, ProviderName, Task, TaskState, TaskType
+from worker.deliver import deliver
+from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
+from worker.sandbox import VAMBE_API_KEY, Sandbox
+from worker.settings import Settings
+from worker.wiring import Clock, Services, limits_of, utc_now
+from worker.wiring import _hand as hand_of
+
+VAMBE = ProviderName.VAMBE
+PERSON = "a3f1c9d2-7b64-4e1a-9c55-0d2e8f4b6a17"
+
+
+class Bench:
+    """A worker's services without a broker: one provider, the sandbox's."""
+
+    def __init__(self, folder, wait_seconds=10, **limits):
+        self.url = f"sqlite:///{folder / 'ledger.sqlite3'}"
+        migrate(self.url)
+        self.ledger = open_ledger(self.url, wait=timedelta(seconds=wait_seconds))
+        self.sandbox = Sandbox()
+        self.sandbox.start()
+        settings = Settings.from_environment({"LEADWIRE_HOME": str(folder), "LEADWIRE_VAMBE_API_KEY": VAMBE_API_KEY})
+        self.slept = threading.Event()
+        self.services = Services(
+            settings=settings,
+            ledger=self.ledger,
+            dispatcher=None,
+            book=None,
+            hands={VAMBE: hand_of(VAMBE, self.sandbox.vambe_url, settings.vambe_api_key, slots=8)},
+            owner="w-1",
+            limits={VAMBE: Limits(**limits)} if limits else {},
+            clock=Clock(sleep=lambda seconds: self.slept.set()),
+        )
+
+    def plan(self, number):
+        """Plan so many tasks of one event, due now; return their ids."""
+        now = utc_now()
+        event = Event(id="ev_1", source="crm", type="lead.created", occurred_at=now, received_at=now, data={})
+        delivery = Delivery(id="dl_1", source="crm", received_at=now, headers={}, body=b"{}", content_hash="h")
+        self.ledger.record(delivery, [IncomingEvent(event=event, dedupe_key="k", content_hash="h")])
+        tasks = tuple(
+            Task(
+                id=f"tk_{place:03}",
+                key=f"{place:064x}",
+                event_id="ev_1",
+                rule="r",
+                name=f"n{place}",
+                type=TaskType.TEAM_TASK,
+                provider=VAMBE,
+                due_at=now,
+                fields={"title": f"Touch {place}", "responsible_ids": [PERSON]},
+                rule_set="rs_1",
+            )
+            for place in range(number)
+        )
+        plan = Plan(event_id="ev_1", rule_set="rs_1", state=EventState.PROCESSED, decisions=(), tasks=tasks)
+        self.ledger.record_plans([plan], now)
+        return [task.id for task in tasks]
+
+    def states(self):
+        """Return how many tasks are in each state."""
+        return dict(self.ledger.counts().tasks)
+
+    def close(self):
+        """Give everything back."""
+        for hand in self.services.hands.values():
+            hand.pool.shutdown()
+            hand.transport.close()
+        self.sandbox.stop()
+        self.ledger.close()
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """Give what makes a bench with these limits."""
+    made = []
+
+    def make(**limits):
+        made.append(Bench(tmp_path, **limits))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def quiet(outcomes):
+    """Show nothing."""
+
+
+def test_a_long_message_is_worked_through_in_slices(bench):
+    """With three requests at once all of a message's tasks are sent, none is deferred, each at its first try."""
+    line = bench(concurrency=3)
+    ids = line.plan(14)
+    done = deliver(line.services, VAMBE, ids, quiet)
+    assert {TaskState.DELIVERED: 14} == line.states()
+    assert [TaskState.DELIVERED] * 14 == [outcome.state for outcome in done]
+    assert {(1, 1)} == {(task.attempts, task.epoch) for task in line.ledger.list_tasks()}
+
+
+def test_what_finds_no_room_is_put_back_together(bench):
+    """While all requests that may be are on their way, the rest of a message goes back untouched, due as it was."""
+    line = bench(concurrency=2)
+    ids = line.plan(12)
+    line.ledger.claim(ids[:2], utc_now(), timedelta(seconds=60), "other")
+    before = {task.id: task.due_at for task in line.ledger.list_tasks()}
+    words = [outcome.words for outcome in deliver(line.services, VAMBE, ids[2:], quiet)]
+    assert (2, 8) == (sum("on their way" in each for each in words), sum("put back" in each for each in words))
+    assert before.items() >= {task_id: line.ledger.task(task_id).due_at for task_id in ids[4:]}.items()
+    assert {TaskState.SENDING: 2, TaskState.WAITING: 10} == line.states()
+    assert line.services.hands[VAMBE].pace.full_until_seconds > 0
+
+
+def test_the_rate_gives_the_rest_of_a_message_its_places(bench):
+    """What the burst lets begin is sent, all others learn their own moment at once."""
+    line = bench(rate_per_second=1, burst=3)
+    deliver(line.services, VAMBE, line.plan(10), quiet)
+    assert {TaskState.DELIVERED: 3, TaskState.WAITING: 7} == line.states()
+    moments = sorted(task.due_at for task in line.ledger.list_tasks(state=TaskState.WAITING))
+    assert [timedelta(seconds=1)] * 6 == [later - sooner for sooner, later in pairwise(moments)]
+
+
+def test_too_many_requests_are_told_of_once(bench, caplog):
+    """A provider that answers 429 to all is left alone after the first slice: one error, no attempt lost."""
+    line = bench()
+    always = {"status": 429, "headers": {"Retry-After": "30"}}
+    line.sandbox.script([{"provider": "vambe", "times": None, "answer": always}])
+    with caplog.at_level(logging.ERROR):
+        deliver(line.services, VAMBE, line.plan(20), quiet)
+    assert 1 == sum("vambe is left alone until" in record.message for record in caplog.records)
+    assert {TaskState.WAITING: 20} == line.states()
+    assert {0} == {task.attempts for task in line.ledger.list_tasks()}
+    assert 8 == len(line.sandbox.state()["requests"])
+
+
+def test_a_claim_in_doubt_that_stands_is_given_back(bench):
+    """The commit comes after the patience of who claimed: nothing is sent, and the task waits instead of becoming unknown."""
+    line = bench(wait_seconds=0.5)
+    ids = line.plan(2)
+    held, asked = threading.Event(), threading.Event()
+
+    def first(_):
+        held.set()
+        asked.wait(5)
+
+    def last(_):  # in the claim's own transaction, which stands only after it
+        line.slept.wait(5)
+
+    def write(work):
+        line.ledger._writer.write(work, wait=timedelta(seconds=10))
+
+    threads = [threading.Thread(target=write, args=[first])]
+    threads[0].start()
+    held.wait(5)
+    raised = []
+
+    def claim():
+        with pytest.raises(LedgerInDoubtError) as told:
+            deliver(line.services, VAMBE, ids, quiet)
+        raised.append(told)
+
+    threads.append(threading.Thread(target=claim))
+    threads[1].start()
+    while line.ledger._writer._queue.empty():
+        held.wait(0.001)
+    threads.append(threading.Thread(target=write, args=[last]))
+    threads[2].start()
+    while line.ledger._writer._queue.qsize() < 2:
+        held.wait(0.001)
+    asked.set()
+    for thread in threads:
+        thread.join(20)
+    assert 1 == len(raised)
+    assert {TaskState.WAITING: 2} == line.states()
+    assert [] == line.sandbox.tasks("vambe")
+    for task_id in ids:
+        assert 0 == line.ledger.task(task_id).attempts
+        assert [(None, True)] == [(row.verdict, row.deferred) for row in line.ledger.attempts(task_id)]
+    deliver(line.services, VAMBE, ids, quiet)
+    assert {TaskState.DELIVERED: 2} == line.states()
+
+
+def test_the_settings_say_what_a_provider_gets():
+    """Each provider has its own limits; the burst is what a second gives, and one at the least."""
+    environment = {"LEADWIRE_VAMBE_RATE": "0.5", "LEADWIRE_VAMBE_CONCURRENCY": "0", "LEADWIRE_VAMBE_DAILY_CAP": "90"}
+    assert {
+        ProviderName.MINDHUNTERS: Limits(rate_per_second=20, burst=20, concurrency=8),
+        VAMBE: Limits(rate_per_second=0.5, burst=1, daily_cap=90),
+    } == limits_of(Settings.from_environment(environment))

@@ -1,0 +1,248 @@
+"""The thread that answers ends, and the one that asks for outcomes, over a real ledger and the sandbox."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from rules.load import load
+from rules.plan import decide
+from rules.vocabulary import Contact, Event, ProviderName, TaskState, Verdict
+from worker import providers
+from worker.deliver import Delivered
+from worker.follow import Follow, answers_outcomes
+from worker.ledger import Delivery, IncomingEvent, Settlement, migrate, open_ledger
+from worker.react import React
+from worker.sandbox import MINDHUNTERS_TOKEN, Sandbox
+from worker.settings import Settings
+from worker.transport import Transport
+from worker.wiring import Clock, Hand, Pace, Services, Slots, utc_now
+
+AGENT = "11111111-1111-4111-8111-111111111111"
+RULES = f"""
+rules:
+  - id: r
+    when: lead.created
+    then:
+      - make_call: {{agent: {AGENT}, title: "Call {{{{ contact.name }}}}"}}
+        on_failure:
+          - team_task: {{title: "{{{{ failure.reason }}}}", assign: ["${{SOMEBODY}}"]}}
+          - id: later
+            whatsapp_template: {{agent: {AGENT}, template: {AGENT}, at: +1h}}
+        on_outcome: {{failed: [{{team_task: {{title: "{{{{ failure.reason }}}}", assign: ["${{SOMEBODY}}"]}}}}]}}
+"""
+ENVIRONMENT = {"SOMEBODY": "someone"}
+
+
+class Outbox:
+    """Stands where the dispatcher stands, and keeps what it is given."""
+
+    def __init__(self):
+        self.sent = []
+
+    def tasks(self, refs):
+        self.sent += [ref.name for ref in refs]
+
+
+class Hall:
+    """Services around one ledger, with a clock that is moved by hand."""
+
+    def __init__(self, ledger, sandbox, **settings):
+        self.ledger, self.sandbox = ledger, sandbox
+        self.ahead = timedelta()
+        self.outbox = Outbox()
+        self.settings = Settings.from_environment({"LEADWIRE_MINDHUNTERS_POLL": "10", **ENVIRONMENT, **settings})
+        self.book = load({"a.yaml": RULES}, ENVIRONMENT)
+        ledger.store_rule_set(self.book.version, self.book.files, utc_now())
+        self.services = self.with_book(self.book)
+
+    def with_book(self, book, **environment):
+        """Return the services of a worker in which this rule set is in force."""
+        provider = providers.load(ProviderName.MINDHUNTERS)
+        hand = Hand(
+            provider=provider,
+            transport=Transport(self.sandbox.mindhunters_url, provider.authorise(MINDHUNTERS_TOKEN)),
+            slots=Slots(2),
+            pool=ThreadPoolExecutor(1),
+            pace=Pace(),
+        )
+        return Services(
+            settings=replace(self.settings, environment=environment or ENVIRONMENT),
+            ledger=self.ledger,
+            dispatcher=self.outbox,
+            book=book,
+            hands={ProviderName.MINDHUNTERS: hand},
+            owner="w-1",
+            clock=Clock(now=self.now, awake_seconds=self.awake_seconds),
+        )
+
+    def now(self):
+        return utc_now() + self.ahead
+
+    def awake_seconds(self):
+        return self.ahead.total_seconds()
+
+    def called(self):
+        """Return the claim of a new call."""
+        event = Event(
+            id="ev_1",
+            source="crm",
+            type="lead.created",
+            occurred_at=self.now(),
+            received_at=self.now(),
+            contact=Contact(name="Ana", phone="+56911112222"),
+        )
+        delivery = Delivery(id="dl_1", source="crm", received_at=self.now(), body=b"{}", content_hash="h")
+        self.ledger.record(delivery, [IncomingEvent(event=event, dedupe_key="1", content_hash="h")])
+        self.ledger.record_plans([decide(self.book, event, now=self.now())], self.now())
+        (task,) = self.ledger.tasks_of("ev_1")
+        (claim,) = self.ledger.claim([task.id], self.now(), timedelta(seconds=60), "w-1")
+        return claim
+
+    def refused(self):
+        """Have a call refused, and return its task."""
+        claim = self.called()
+        refusal = Settlement(verdict=Verdict.REFUSED, state=TaskState.DEAD, reason="422 no agent", status=422)
+        assert self.ledger.settle(claim, refusal, self.now())
+        return claim.task
+
+    def delivered(self):
+        """Have a call made at the sandbox, and return its task and the provider's id."""
+        claim = self.called()
+        hand = self.services.hands[ProviderName.MINDHUNTERS]
+        sent = hand.transport.send(hand.provider.prepare(claim.task, self.now()))
+        external_id = hand.provider.read(sent, self.now()).external_id
+        poll_at = self.now() + timedelta(seconds=10)
+        settlement = Settlement(
+            verdict=Verdict.DELIVERED, state=TaskState.DELIVERED, external_id=external_id, poll_at=poll_at
+        )
+        assert self.ledger.settle(claim, settlement, self.now())
+        return claim.task, external_id
+
+
+@pytest.fixture
+def hall(tmp_path):
+    """Give an open ledger with all that works on it."""
+    url = f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
+    migrate(url)
+    ledger = open_ledger(url)
+    with Sandbox() as sandbox:
+        hall = Hall(ledger, sandbox)
+        yield hall
+        for hand in hall.services.hands.values():
+            hand.pool.shutdown()
+            hand.transport.close()
+    ledger.close()
+
+
+def test_a_noted_end_is_answered_and_its_tasks_are_sent(hall):
+    """What is due goes out, what is due later is shown, and a second round finds nothing."""
+    task = hall.refused()
+    shown = []
+    answering = React(hall.services, shown.extend)
+
+    assert [1, 0] == [answering.once(), answering.once()]
+    assert ["make_call/team_task"] == hall.outbox.sent
+    assert ["make_call/later"] == [one.name for one in shown]
+    call, team, later = hall.ledger.tasks_of("ev_1")
+    assert (task.id, task.id, "422 no agent") == (team.parent, later.parent, team.fields["title"])
+    assert call.note is None
+
+
+def test_the_rule_set_of_the_task_counts_not_the_one_in_force(hall):
+    """Another set is in force by now: what follows is read from the ledger."""
+    hall.refused()
+    answering = React(hall.with_book(load({"a.yaml": "rules: []"}, {})))
+
+    assert 1 == answering.once()
+    assert ["make_call/team_task"] == hall.outbox.sent
+
+
+def test_a_variable_that_is_gone_is_told_and_tried_again_by_the_next_worker(hall):
+    """Five tries, then a remark on the task that names the variable; a worker that has it answers after all."""
+    task = hall.refused()
+    answering = React(hall.with_book(load({"a.yaml": "rules: []"}, {}), OTHER="x"))
+    tries = 0
+    for _ in range(8):
+        tries += answering.once()
+        hall.ahead += timedelta(minutes=5)
+
+    assert 5 == tries
+    assert "the environment variable SOMEBODY is not set" in hall.ledger.task(task.id).note
+    assert [] == hall.outbox.sent
+    mended = React(hall.services)
+    mended.try_again()
+    assert 1 == mended.once()
+    assert ["make_call/team_task"] == hall.outbox.sent
+
+
+def test_the_thread_looks_at_once_when_it_is_told_of_an_end(hall):
+    """A worker that has just ended a task badly does not wait for its next round."""
+    answering = React(hall.services)
+    answering.start()
+    hall.refused()
+    answering.note([Delivered(task_id="tk_1", state=TaskState.DEAD, words="")])
+    answering.stop()
+    answering.once()
+
+    assert ["make_call/team_task"] == hall.outbox.sent
+
+
+def test_an_outcome_is_asked_for_kept_and_answered(hall):
+    """The provider says that it failed: kept with the task, and what follows says so."""
+    task, external_id = hall.delivered()
+    following = Follow(hall.services)
+    assert 0 == following.once()
+    hall.sandbox.move(external_id, "failed")
+    hall.ahead += timedelta(seconds=11)
+
+    assert [1, 0] == [following.once(), following.once()]
+    assert "failed" == hall.ledger.task(task.id).outcome
+    React(hall.services).once()
+    team = hall.ledger.tasks_of("ev_1")[-1]
+    assert ("make_call/failed/team_task", "mindhunters says it has ended: failed") == (team.name, team.fields["title"])
+
+
+def test_a_task_that_has_not_ended_is_asked_about_again(hall):
+    """Its word is kept meanwhile; each pause is twice the last one."""
+    task, external_id = hall.delivered()
+    following = Follow(hall.services)
+    hall.sandbox.move(external_id, "on_hold")
+    taken = []
+    for seconds in (11, 15, 6, 35, 6):
+        hall.ahead += timedelta(seconds=seconds)
+        taken.append(following.once())
+
+    assert [1, 0, 1, 0, 1] == taken
+    assert "on_hold" == hall.ledger.task(task.id).outcome
+
+
+@pytest.mark.parametrize("answer", [{"status": 500}, {"status": 404, "body": {"success": False}}, "hang_up_before"])
+def test_an_answer_that_tells_nothing_changes_nothing(hall, answer):
+    """A fault at the provider is no outcome: the task is asked about again."""
+    task, _ = hall.delivered()
+    hall.sandbox.script([{"provider": "mindhunters", "method": "GET", "times": 1, "answer": answer}])
+    following = Follow(hall.services)
+    hall.ahead += timedelta(seconds=11)
+
+    assert 1 == following.once()
+    assert hall.ledger.task(task.id).outcome is None
+    hall.ahead += timedelta(seconds=30)
+    assert 1 == following.once()
+    assert hall.ledger.task(task.id).outcome is not None
+
+
+def test_a_paused_provider_is_not_asked(hall):
+    """What was ordered for its tasks holds for questions, too."""
+    hall.delivered()
+    hall.ahead += timedelta(seconds=11)
+    hall.ledger.pause_provider(ProviderName.MINDHUNTERS, hall.now() + timedelta(hours=1), "by a person", hall.now())
+
+    assert 0 == Follow(hall.services).once()
+
+
+def test_rules_that_wait_for_outcomes_are_known(hall):
+    """A worker can say that nobody asks for what a rule waits for."""
+    assert answers_outcomes(hall.book)
+    assert not answers_outcomes(load({"a.yaml": RULES.partition("        on_outcome")[0]}, ENVIRONMENT))

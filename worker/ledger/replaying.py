@@ -1,0 +1,226 @@
+"""How an event is decided again, and what keeps that from touching anybody twice.
+
+A replayed event is `received` once more, so that a worker decides it under the rules in force. Its tasks have the keys they
+had, and what exists is not made again. A key holds the task's name: where a rule lost a name and has a new one, the same
+touch may go by another name now, and the transaction that would record it refuses instead. It knows an event that was
+decided before by its rule set.
+
+Under new keys the event is made anew as a generation: a row of its own beside the first, `EVENT.2`, whose id all its keys are
+made of. The first keeps its decisions and its tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from rules.vocabulary import EventState, instant
+from worker.ledger.encoding import micros, sentence
+from worker.ledger.mapping import stored_event
+from worker.ledger.rows import StoredEvent
+from worker.ledger.statements import ForIds, Statement, columns_of
+from worker.ledger.tables import events, tasks
+
+#: Stands between an event's id and the number of its generation; no fresh id holds it.
+_DOT: Final = "."
+#: An event that was made anew from another one.
+IS_GENERATION: Final = events.c.id.contains(_DOT, autoescape=True)
+#: The number of the first generation after the event itself.
+_SECOND: Final = 2
+
+_FOUND: Final = ForIds(
+    lambda among: select(events).where(among(events.c.id)).order_by(events.c.id).with_for_update(key_share=True)
+)
+_STATES: Final = ForIds(lambda among: select(events.c.id, events.c.state).where(among(events.c.id)))
+_THIS: Final = events.c.id == bindparam("event_id")
+#: `dispatched_at` 0: no message is on its way, so that the next sweep sends one.
+_OPEN: Final = Statement(
+    update(events)
+    .where(_THIS)
+    .values(
+        state=EventState.RECEIVED,
+        reason=bindparam("new_reason"),
+        tries=0,
+        due_at=bindparam("now"),
+        dispatches=bindparam("new_dispatches"),
+        dispatched_at=0,
+    )
+)
+_ADD: Final = Statement(insert(events), columns_of(events))
+_TELL: Final = Statement(update(events).where(_THIS).values(reason=bindparam("new_reason")))
+_REFUSE: Final = Statement(
+    update(events).where(_THIS).values(state=EventState.PROCESSED, reason=bindparam("new_reason"))
+)
+_TASKS: Final = ForIds(
+    lambda among: select(tasks.c.event_id, tasks.c.rule, tasks.c.name).where(
+        among(tasks.c.event_id), tasks.c.parent.is_(None)
+    )
+)
+
+#: A rule and the name of one of its tasks.
+Name = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """What became of one event: the id under which it is decided again, or why it is not, with the way on."""
+
+    event_id: str
+    again_as: str | None = None
+    refusal: str | None = None
+
+
+def why_not_replayed(stored: StoredEvent, *, failed_too: bool) -> str | None:
+    """Return why an event cannot be decided again, with the way on; None when it can."""
+    if stored.state == EventState.RECEIVED:
+        return f"event {stored.id} has not been decided yet: a running worker does it within seconds"
+    if stored.state == EventState.UNREADABLE:
+        return (
+            f"event {stored.id} could not be read ({stored.reason}): there is nothing to decide; "
+            "correct its source in the rules, and have it sent again"
+        )
+    if stored.state == EventState.FAILED and not failed_too:
+        return (
+            f"event {stored.id} failed five times ({stored.reason}) and may crash a worker: once the cause is mended, "
+            f"leadwire replay {stored.id} --failed"
+        )
+    if stored.state == EventState.IGNORED and stored.rule_set is None:
+        return f"event {stored.id} is {stored.reason}"
+    return None
+
+
+def renamed(planned: Iterable[Name], existing: Iterable[Name]) -> str | None:
+    """Return which rule's tasks go by other names now than those that it made, in words; None when none do.
+
+    A name that is only new, or only gone, repeats nothing.
+    """
+    now, then = _by_rule(planned), _by_rule(existing)
+    for rule in now.keys() & then.keys():
+        new, gone = now[rule] - then[rule], then[rule] - now[rule]
+        if new and gone:
+            return (
+                f"rule {rule} names its tasks otherwise now ({', '.join(sorted(gone))} then, {', '.join(sorted(new))} now), "
+                "so that they would be made a second time: give them their old names by `id`, "
+                "or make all tasks anew with --new-keys"
+            )
+    return None
+
+
+def replay(ids: Sequence[str], now: datetime, *, failed_too: bool) -> Callable[[Connection], list[Replayed]]:
+    """Return the work that has events decided again; its result has one answer for each that is there, by id."""
+
+    def work(connection: Connection) -> list[Replayed]:
+        return [_replay(connection, row, now, failed_too) for row in _FOUND.rows(connection, sorted(ids))]
+
+    return work
+
+
+def renew(ids: Sequence[str], now: datetime, *, failed_too: bool) -> Callable[[Connection], list[Replayed]]:
+    """Return the work that makes events anew under their next generation; its result is as that of `replay`."""
+
+    def work(connection: Connection) -> list[Replayed]:
+        firsts = sorted({event_id.partition(_DOT)[0] for event_id in ids})
+        found = _FOUND.rows(connection, firsts)
+        numbers, undecided = _next_numbers(connection, [row.id for row in found])
+        return [_renew(connection, row, numbers[row.id], undecided, now, failed_too) for row in found]
+
+    return work
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What stands of events that are being decided again: their tasks, and the events whose plan was refused."""
+
+    made: Collection[tuple[str, str, str]]
+    refused: Collection[str]
+
+
+def standing(connection: Connection, plans: Mapping[str, Collection[Name]]) -> Standing:
+    """Look for what exists of events decided before, `plans` naming their tasks now; refuse where names changed.
+
+    A refused event is as it was, and its reason says why.
+    """
+    made = {(row.event_id, row.rule, row.name) for row in _TASKS.rows(connection, list(plans))}
+    refused = []
+    for event_id, planned in plans.items():
+        existing = [(rule, name) for made_for, rule, name in made if made_for == event_id]
+        why = renamed(planned, existing)
+        if why:
+            refused.append(event_id)
+            _REFUSE.run(connection, {"event_id": event_id, "new_reason": sentence(f"not decided again: {why}")})
+    return Standing(made, refused)
+
+
+def _replay(connection: Connection, row: Any, now: datetime, failed_too: bool) -> Replayed:
+    stored = stored_event(row)
+    refusal = why_not_replayed(stored, failed_too=failed_too)
+    if refusal:
+        return Replayed(event_id=stored.id, refusal=refusal)
+    before = f"{stored.state} under {stored.rule_set}" if stored.rule_set else f"{stored.state}: {stored.reason}"
+    changed = {
+        "event_id": stored.id,
+        "new_reason": sentence(f"replayed by a person at {instant(now)}; before it was {before}"),
+        "new_dispatches": _dispatches(stored),
+        "now": micros(now),
+    }
+    _OPEN.run(connection, changed)
+    return Replayed(event_id=stored.id, again_as=stored.id)
+
+
+def _renew(
+    connection: Connection, row: Any, number: int, undecided: Collection[str], now: datetime, failed_too: bool
+) -> Replayed:
+    stored = stored_event(row)
+    latest = f"{stored.id}{_DOT}{number - 1}"
+    refusal = why_not_replayed(stored, failed_too=failed_too)
+    if latest in undecided:
+        refusal = f"event {stored.id} is being made anew already, as {latest}: it has not been decided yet"
+    if refusal:
+        return Replayed(event_id=stored.id, refusal=refusal)
+    again_as = f"{stored.id}{_DOT}{number}"
+    new = {
+        "id": again_as,
+        "state": EventState.RECEIVED,
+        "reason": f"{stored.id} made anew under new keys by a person at {instant(now)}",
+        "tries": 0,
+        "due_at": micros(now),
+        "dispatches": _dispatches(stored),
+        "dispatched_at": 0,
+        "rule_set": None,
+    }
+    _ADD.run(connection, {name: getattr(row, name) for name in columns_of(events)} | new)
+    told = f"made anew under new keys as {again_as} by a person at {instant(now)}"
+    kept = f"{stored.reason}; {told}" if stored.state == EventState.FAILED and stored.reason else told
+    _TELL.run(connection, {"event_id": stored.id, "new_reason": sentence(kept)})
+    return Replayed(event_id=stored.id, again_as=again_as)
+
+
+def _dispatches(stored: StoredEvent) -> int:
+    """Return how often an event counts as dispatched: one that failed is decided alone, and its tries are counted."""
+    return 1 if stored.state == EventState.FAILED else 0
+
+
+def _next_numbers(connection: Connection, firsts: Sequence[str]) -> tuple[dict[str, int], set[str]]:
+    """Return the number of each event's next generation, and the ids of the generations that are still to be decided."""
+    numbers: dict[str, int] = {}
+    undecided: set[str] = set()
+    left, number = list(firsts), _SECOND
+    while left:
+        found = _STATES.rows(connection, [f"{first}{_DOT}{number}" for first in left])
+        there = {row.id for row in found}
+        undecided |= {row.id for row in found if row.state == EventState.RECEIVED}
+        numbers |= {first: number for first in left if f"{first}{_DOT}{number}" not in there}
+        left = [first for first in left if first not in numbers]
+        number += 1
+    return numbers, undecided
+
+
+def _by_rule(names: Iterable[Name]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for rule, name in names:
+        found.setdefault(rule, set()).add(name)
+    return found

@@ -1,0 +1,291 @@
+"""What may have been executed is looked up at its provider, before anything is sent again.
+
+One thread for each provider, so that a dead one never delays the other. Several workers seek side by side: a doubt is taken
+from the ledger by one at a time, and what a look-up comes to is written only by who still holds it. What follows a look-up
+is decided by `worker/retry.py`, what an answer proves by the provider's own file.
+
+While a provider is paused, by whatever, nobody asks it: the doubts wait for the end of the pause.
+
+One listing answers for all tasks that it holds if they were made, so that many doubts at once (a worker that was killed, a
+provider that hung) cost few requests. A provider that does not answer is not asked for each listing in turn: after two
+without any answer whatever else was taken counts as asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Final, Protocol
+
+from rules.drafting import mark
+from rules.vocabulary import LedgerError, ProviderName, TaskState, Verdict
+from worker.awake import Steadiness
+from worker.ledger import Doubt, Ledger, Limits, Settlement
+from worker.providers import Provider, Sought
+from worker.providers.listings import told
+from worker.retry import LOOKING_UP, History, LookingUp, LookUps, NextStep, after_look_up
+from worker.wire import Absent, CannotTell, Found, Listed, More, Request, Seen, Sent
+from worker.wiring import Clock, Services
+
+log = logging.getLogger(__name__)
+
+#: How many doubts are taken at once.
+BATCH: Final = 100
+#: So many listings in a row without any answer, and the rest of what was taken counts as asked.
+SILENT_LIMIT: Final = 2
+#: Tasks whose attempts began within this are looked for in one listing; its window covers them all.
+TOGETHER: Final = timedelta(minutes=10)
+
+
+#: Tasks in doubt that one listing tells of.
+Group = list[tuple[Doubt, Sought]]
+
+
+#: A task counts as absent only when the clock has not leapt for so long: longer than any attempt takes.
+STEADY_SECONDS: Final = 60.0
+
+
+class Sender(Protocol):
+    """What sends a request; `worker.transport.Transport` is one."""
+
+    def send(self, request: Request, *, deadline_seconds: float) -> Sent:
+        """Send it and say how it ended, within so many seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How long things may take and when they are done again.
+
+    `request_seconds` is the total deadline of one request, `look_up_seconds` that of all look-ups of one round with their
+    pages; `hold` is how long a doubt is held meanwhile, so it is longer than both together.
+    """
+
+    period_seconds: float = 0.5
+    request_seconds: float = 10.0
+    look_up_seconds: float = 40.0
+    hold: timedelta = timedelta(seconds=60)
+    plan: LookingUp = LOOKING_UP
+
+
+TIMING: Final = Timing()
+
+
+class Seek:
+    """The thread of one worker process that looks tasks up at one provider.
+
+    `charge` counts a request against the provider's rate; `rest_seconds` lie between two requests at least.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        provider: Provider,
+        sender: Sender,
+        *,
+        clock: Clock,
+        timing: Timing = TIMING,
+        closing: threading.Event | None = None,
+        charge: Callable[[datetime], None] = lambda _: None,
+        rest_seconds: float = 0.0,
+        steadiness: Steadiness | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._provider = provider
+        self._sender = sender
+        self._clock = clock
+        self._timing = timing
+        self._closing = closing or threading.Event()
+        self._charge = charge
+        self._rest_seconds = rest_seconds
+        self._steadiness = steadiness
+        self._form_works = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"seek-{provider.name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the request under way."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=self._timing.request_seconds + 5)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._timing.period_seconds):
+            try:
+                while not self._is_over() and self.once():
+                    pass
+            except LedgerError as error:
+                log.warning("look-ups at %s cannot use the ledger now: %s", self._provider.name, error)
+            except Exception:
+                log.exception("a look-up at %s failed; it is looked up again", self._provider.name)
+
+    def once(self) -> int:
+        """Do what is due now; return how many doubts that was."""
+        self._is_steady()  # looks at the clocks in every round
+        doubts = self._ledger.claim_doubts(self._provider.name, self._clock.now(), self._timing.hold, BATCH)
+        end_seconds = self._clock.awake_seconds() + self._timing.look_up_seconds
+        silent = 0
+        for group in self._groups(doubts):
+            if self._is_over() or self._clock.awake_seconds() >= end_seconds:
+                self._let_go(group)
+                continue
+            asked_at = self._clock.now()
+            if silent < SILENT_LIMIT:
+                listing, held = self._list(group, end_seconds)
+            if listing is None:
+                self._let_go(group)
+                continue
+            silent = silent + 1 if isinstance(listing, CannotTell) and not listing.answered else 0
+            if isinstance(listing, Listed) and listing.form_works:
+                self._remember_form(group[0][0], asked_at)
+            for doubt, sought in group:
+                self._conclude(doubt, told(listing, held, sought), asked_at)
+        return len(doubts)
+
+    def _groups(self, doubts: Sequence[Doubt]) -> list[Group]:
+        """Return the doubts by the listing that tells of them; those that no listing can tell of are concluded."""
+        open_: dict[Hashable, list[Group]] = {}
+        for doubt in sorted(doubts, key=lambda doubt: doubt.began_at):
+            sought = Sought(
+                task=doubt.task, mark=mark(doubt.task.key), began_at=doubt.began_at, ended_at=doubt.ended_at
+            )
+            listing = self._provider.listing_of(sought)
+            if isinstance(listing, CannotTell):
+                self._conclude(doubt, listing, self._clock.now())
+                continue
+            groups = open_.setdefault(listing, [])
+            if not groups or doubt.began_at - groups[-1][0][0].began_at > TOGETHER:
+                groups.append([])
+            groups[-1].append((doubt, sought))
+        return [group for groups in open_.values() for group in groups]
+
+    def _list(self, group: Group, end_seconds: float) -> tuple[Listed | CannotTell | None, Mapping[str, str]]:
+        """Read a listing page by page; return what it came to (None: the process ends) and what was found on its pages."""
+        sought = [each for _, each in group]
+        page, seen = 1, Seen()
+        while not self._is_over():
+            left_seconds = end_seconds - self._clock.awake_seconds()
+            if left_seconds <= 0:
+                why = f"it could not be read within {self._timing.look_up_seconds:g} s"
+                return CannotTell(reason=why), seen.held
+            request = self._provider.look_up(sought, page)
+            self._charge(self._clock.now())
+            sent = self._sender.send(request, deadline_seconds=min(left_seconds, self._timing.request_seconds))
+            listing = self._provider.found(sent, sought, page, seen, form_works=group[0][0].form_works)
+            if not isinstance(listing, More):
+                return listing, listing.held if isinstance(listing, Listed) else seen.held
+            page, seen = listing.page, listing.seen
+            if self._rest_seconds:
+                self._stopping.wait(self._rest_seconds)
+        return None, seen.held
+
+    def _let_go(self, group: Group) -> None:
+        """Leave doubts to whoever has time for them."""
+        for doubt, _ in group:
+            self._ledger.note_look_up(doubt, self._clock.now(), failed=False)
+
+    def _conclude(self, doubt: Doubt, outcome: Found | Absent | CannotTell, asked_at: datetime) -> None:
+        """Write down what a look-up that began then came to."""
+        now = self._clock.now()
+        task = doubt.task
+        if isinstance(outcome, Absent) and not self._is_steady():
+            self._ledger.note_look_up(doubt, now + self._timing.plan.apart, failed=False)
+            return
+        step = after_look_up(
+            outcome,
+            LookUps(ended_at=doubt.ended_at, failed=doubt.look_ups, absent_at=doubt.absent_at),
+            task.retry,
+            History(attempt=task.attempts, first_attempt_at=task.first_attempt_at or doubt.began_at),
+            task.if_unsure,
+            asked_at=asked_at,
+            now=now,
+            plan=self._timing.plan,
+        )
+        if step.state is TaskState.UNKNOWN and step.due_at is not None:
+            absent_at = asked_at if isinstance(outcome, Absent) else None
+            self._ledger.note_look_up(doubt, step.due_at, failed=isinstance(outcome, CannotTell), absent_at=absent_at)
+            return
+        if self._ledger.end_doubt(doubt, self._settlement(doubt, outcome, step), now):
+            self._say(doubt, outcome, step)
+
+    def _settlement(self, doubt: Doubt, outcome: Found | Absent | CannotTell, step: NextStep) -> Settlement:
+        reason = step.reason
+        if step.state is TaskState.UNKNOWN:
+            reason = _for_a_person(doubt, step.reason or "no look-up could tell", self._provider.name)
+        return Settlement(
+            verdict=Verdict.DELIVERED if isinstance(outcome, Found) else Verdict.UNKNOWN,
+            state=step.state,
+            due_at=step.due_at,
+            external_id=outcome.external_id if isinstance(outcome, Found) else None,
+            reason=reason,
+        )
+
+    def _say(self, doubt: Doubt, outcome: Found | Absent | CannotTell, step: NextStep) -> None:
+        name, task_id = self._provider.name, doubt.task.id
+        match step.state:
+            case TaskState.UNKNOWN:
+                why = outcome.reason if isinstance(outcome, CannotTell) else step.reason
+                log.warning(
+                    "task %s cannot be looked up at %s (%s): a person decides, with leadwire settle", task_id, name, why
+                )
+            case TaskState.DELIVERED:
+                log.info("task %s was looked up at %s: it is there, and delivered", task_id, name)
+            case TaskState.WAITING if isinstance(outcome, Absent):
+                log.info("task %s was looked up at %s twice: it is not there, and sent again", task_id, name)
+            case TaskState.WAITING:
+                log.info("task %s cannot be looked up at %s, and is sent again as its rule says", task_id, name)
+            case _:
+                log.info("task %s was looked up at %s: it is %s", task_id, name, step.state)
+
+    def _remember_form(self, doubt: Doubt, now: datetime) -> None:
+        if not (self._form_works or doubt.form_works):
+            self._ledger.note_form_works(self._provider.name, now)
+        self._form_works = True
+
+    def _is_steady(self) -> bool:
+        """Whether the moments in the ledger can be trusted: after a leap of the clock a lease may have seemed to end early.
+
+        Then a request may still be on its way, and what is absent may be made yet.
+        """
+        return self._steadiness is None or self._steadiness.seconds() >= STEADY_SECONDS
+
+    def _is_over(self) -> bool:
+        return self._stopping.is_set() or self._closing.is_set()
+
+
+def seekers(services: Services, timing: Timing = TIMING) -> list[Seek]:
+    """Return the seeking threads of a worker, one for each provider."""
+    return [_seeker(services, name, timing) for name in services.hands]
+
+
+def _seeker(services: Services, name: ProviderName, timing: Timing) -> Seek:
+    hand = services.hands[name]
+    limits = services.limits.get(name, Limits())
+    return Seek(
+        services.ledger,
+        hand.provider,
+        hand.transport,
+        clock=services.clock,
+        timing=timing,
+        closing=services.closing,
+        steadiness=Steadiness(services.clock.now, services.clock.awake_seconds),
+        charge=partial(services.ledger.charge, name, limits),
+        rest_seconds=1 / limits.rate_per_second if limits.rate_per_second else 0.0,
+    )
+
+
+def _for_a_person(doubt: Doubt, why: str, provider: ProviderName) -> str:
+    """Return the reason of a task that waits for a person, with what to do."""
+    task_id = doubt.task.id
+    return (
+        f"It may have been executed, and Leadwire cannot tell: {why} (asked {doubt.look_ups + 1} times). Look for its mark "
+        f"{mark(doubt.task.key)} at {provider}, then: leadwire settle {task_id} --delivered [EXTERNAL_ID] | "
+        f"leadwire settle {task_id} --not-delivered"
+    )
