@@ -1,4 +1,4 @@
-# Leadwire in six words: install, demo, up, test, check, bench. Everything else is `.venv/bin/leadwire --help`.
+# Leadwire in seven words: install, demo, up, test, check, bench, chaos. Everything else is `.venv/bin/leadwire --help`.
 # `install` needs Python 3.11 or later and nothing else; it runs by itself before the others, and once.
 
 VENV := .venv
@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check bench
+.PHONY: help install demo up test check bench chaos
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -55,3 +55,6 @@ $(BENCH_STAMP): bench/requirements.txt $(STAMP)
 
 bench: $(BENCH_STAMP) ## Measure it beside a naive Flask and Celery script, in one table: four minutes, or BENCH=--quick.
 	@$(BIN)/python -m bench $(BENCH)
+
+chaos: $(STAMP) ## Kill, freeze, fill and empty it for a minute, then prove that nothing was lost or done twice; or CHAOS="--seed 7 --seconds 600".
+	@$(BIN)/python -m tests.faults.chaos $(CHAOS)

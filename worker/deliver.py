@@ -31,7 +31,7 @@ _Written = TypeVar("_Written")
 #: How long a message waits for one of its provider's slots before it is put back.
 SLOT_PATIENCE_SECONDS: Final = 0.2
 #: How long an answer waits for others of its message, so that they are settled in one commit.
-COMPANY_SECONDS: Final = 0.02
+COMPANY_SECONDS: Final = 0.05
 #: A claim that is older may have been taken back: no request begins after it.
 BEGIN_WITHIN_SECONDS: Final = 10.0
 #: One attempt with all its quick tries.

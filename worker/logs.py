@@ -51,4 +51,6 @@ def set_up(log_format: str, level: str) -> None:
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns whenever a request waits for a thread
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of all that is no request, and anybody can send that
+    logging.getLogger("uvicorn.error").setLevel(
+        logging.ERROR
+    )  # it warns of all that is no request, and anybody can send that

@@ -114,7 +114,7 @@ VARIABLES: Final = (
     ),
     Variable(
         name="INGRESS_PROCESSES",
-        default="2",
+        default="1",
         meaning="Processes that share the public port; one uses one core at most.",
     ),
     Variable(name="WORKER_THREADS", default="16", meaning="Threads of one worker process."),
@@ -150,7 +150,7 @@ class Settings:
     vambe_concurrency: int = 8
     vambe_daily_cap: int = 0
     operator_token: Secret | None = None
-    ingress_processes: int = 2
+    ingress_processes: int = 1
     worker_threads: int = 16
     log_format: str = "text"
     log_level: str = "info"

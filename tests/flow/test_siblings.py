@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 
 
 def _ingress_processes(line):
@@ -24,6 +25,11 @@ def _ingress_processes(line):
         if b"ingress" in command and f"LEADWIRE_HOME={line.home}".encode() in environment:
             found.append(int(folder.name))
     return sorted(found)
+
+
+@pytest.fixture(autouse=True)
+def _two_processes(own_line):
+    own_line.settings["LEADWIRE_INGRESS_PROCESSES"] = "2"
 
 
 def _answers(line):
@@ -57,9 +63,9 @@ def test_the_second_ends_with_the_first(own_line):
     assert own_line.until(lambda: _answers(own_line) and len(_ingress_processes(own_line)) == 2)
 
 
-def test_as_many_processes_as_are_asked_for(tmp_path, own_line):
-    """LEADWIRE_INGRESS_PROCESSES=1 is one process."""
-    own_line.settings["LEADWIRE_INGRESS_PROCESSES"] = "1"
+def test_one_process_is_what_nobody_asked_more_than(own_line):
+    """Without LEADWIRE_INGRESS_PROCESSES there is one process."""
+    del own_line.settings["LEADWIRE_INGRESS_PROCESSES"]
     own_line.start()
     assert 1 == len(_ingress_processes(own_line))
 

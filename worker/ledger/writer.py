@@ -42,11 +42,13 @@ WAIT: Final = timedelta(seconds=15)
 GROUP_LIMIT: Final = 256
 
 #: While jobs come in company, the next group waits this long for more of them.
-GATHERING: Final = timedelta(milliseconds=1)
+GATHERING: Final = timedelta(milliseconds=3)
 
-#: The usual wait for the turn from which on others count as writing all the time; and how much the last wait weighs in it.
-CROWDED: Final = timedelta(microseconds=500)
+#: The usual wait for the turn from which on others count as writing all the time; how much the last wait weighs in it, and how
+#: many times as long a writer that yields waits for company.
+CROWDED: Final = timedelta(microseconds=400)
 _WEIGHT: Final = 0.2
+_PATIENCE: Final = 60
 
 #: Rests before the tries of a job alone, when others were in the way of its group.
 ALONE_PAUSES: Final = (timedelta(0), timedelta(milliseconds=20), timedelta(milliseconds=100))
@@ -110,8 +112,8 @@ class Writer:
     ) -> None:
         """Take the engine to write with; `turnstile` orders the writers of several processes where the engine does not.
 
-        While others write all the time, a group is given `yielding` to grow before it asks for the turn: every turn costs
-        the others a sync, so who can wait takes few and large ones.
+        While others write all the time, a group is given up to `yielding` to grow before it asks for the turn: every turn
+        costs the others a sync, so who can wait takes few and large ones.
         """
         self._engine = engine
         self._turnstile = turnstile
@@ -173,7 +175,7 @@ class Writer:
             if first is None:
                 break
             if self._waited_seconds > CROWDED.total_seconds():
-                sleep(self._yielding_seconds)
+                sleep(min(self._yielding_seconds, _PATIENCE * self._waited_seconds))
             elif company:
                 sleep(GATHERING.total_seconds())
             group: list[Job[Any]] = [first]

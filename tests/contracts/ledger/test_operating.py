@@ -209,3 +209,12 @@ def test_a_task_that_was_never_complete_is_not_retried(desk):
     with pytest.raises(LedgerError, match=r"never complete \(title: data.name is missing\).*event sent again"):
         desk.ledger.retry("tk_1", desk.now)
     assert TaskState.DEAD is desk.state()
+
+
+def test_what_was_cancelled_in_doubt_is_looked_up_before_it_is_sent_again(desk):
+    """A person's retry of a task that may have been executed before it was cancelled makes it a doubt again."""
+    unknown(desk)
+    desk.ledger.cancel("tk_1", "not wanted", desk.now)
+    assert TaskState.UNKNOWN is desk.ledger.retry("tk_1", desk.at(60)).state
+    (doubt,) = desk.ledger.claim_doubts(ProviderName.VAMBE, desk.at(120), desk.lease, 10)
+    assert ("tk_1", desk.now, desk.at(60)) == (doubt.task.id, doubt.began_at, doubt.ended_at)

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rules.vocabulary import TaskState, Verdict
+from tests.faults.simulation.actors import on_one_core
+from tests.faults.simulation.storage import Storage
+from tests.faults.simulation.world import World
+from worker.deliver import LEASE, Delivered, deliver
+from worker.ledger import Claim, Settlement
+
+ROOT = Path(__file__).parents[3]
+#: So many in the suite; the long form is `python -m tests.faults.simulation --seeds 0:20000`.
+SEEDS = int(os.environ.get("SEEDS", "200"))
+#: Among so many a broken worker is found out.
+ENOUGH = 60
+
+
+@pytest.fixture(scope="module")
+def storage():
+    """A ledger for one run after the other."""
+    storage = Storage()
+    with on_one_core():
+        yield storage
+    storage.close()
+
+
+@pytest.fixture(scope="module")
+def runs(storage):
+    """What became of many seeds: by seed, what does not hold and what was seen."""
+    worlds = ((seed, World(seed, storage)) for seed in range(SEEDS))
+    return {seed: (world.run(), world.record) for seed, world in worlds}
+
+
+def test_nothing_is_lost_or_repeated_whatever_happens(runs):
+    """Of hundreds of seeds each comes to rest with every event decided, every task ended, and nothing made twice."""
+    assert {} == {seed: said for seed, (said, _) in runs.items() if said}
+
+
+def test_the_seeds_meet_what_they_are_for(runs):
+    """Among the seeds are doubts, refusals, calls that nobody lived to settle, and settlements that come too late."""
+    states = {task["state"] for _, record in runs.values() for task in record.tasks}
+    kinds = {(step.kind, step.taken) for _, record in runs.values() for step in record.steps}
+    assert {TaskState.DELIVERED, TaskState.UNKNOWN, TaskState.DEAD} <= states
+    assert {("claimed", True), ("began", True), ("ended", True), ("settled", True), ("settled", False)} <= kinds
+
+
+def test_a_seed_is_the_same_run_each_time():
+    """In two processes that hash differently a seed leaves the same trace, byte for byte."""
+    command = [sys.executable, "-m", "tests.faults.simulation", "--seed", "11", "--trace"]
+    traces = [
+        subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": hash_seed}, capture_output=True, check=False
+        )
+        for hash_seed in ("1", "2")
+    ]
+    assert [(0, b""), (0, b"")] == [(trace.returncode, trace.stderr) for trace in traces]
+    assert traces[0].stdout == traces[1].stdout
+    assert len(traces[0].stdout.splitlines()) > 50
+
+
+def is_found_out(storage, broken, *wanted):
+    """Whether the checker says all this of a broken worker, over the seeds it is given."""
+    left = set(wanted)
+    for seed in range(ENOUGH):
+        left -= {said.partition(":")[0] for said in World(seed, storage, deliver=broken).run()}
+        if not left:
+            return True
+    return False
+
+
+def test_a_worker_that_sends_before_it_claims_is_found_out(storage):
+    """Sending first and claiming after is caught: a request without a claim, and tasks that are made twice."""
+
+    def sends_first(services, provider, task_ids, tell):
+        hand = services.hands[provider]
+        for task_id in task_ids:
+            task = services.ledger.task(task_id)
+            if task is not None and task.state is TaskState.QUEUED:
+                request = hand.provider.prepare(task, services.clock.now())
+                hand.transport.send(request)
+        return deliver(services, provider, task_ids, tell)
+
+    assert is_found_out(storage, sends_first, "sent", "twice")
+
+
+def test_a_worker_that_trusts_silence_is_found_out(storage):
+    """Taking an attempt without an answer for one that was not executed is caught: tasks are made twice."""
+
+    def trusts(services, provider, task_ids, tell):
+        return deliver(replace(services, ledger=_Trusting(services.ledger)), provider, task_ids, tell)
+
+    assert is_found_out(storage, trusts, "twice")
+
+
+class _Trusting:
+    """A ledger in which nothing becomes unknown: what got no answer is due again."""
+
+    def __init__(self, ledger):
+        self._ledger = ledger
+
+    def __getattr__(self, name):
+        return getattr(self._ledger, name)
+
+    def settle_many(self, settled, now, *more):
+        """Settle as told, but for what nobody knows."""
+        again = Settlement(verdict=Verdict.BUSY, state=TaskState.WAITING, due_at=now, reason="no answer")
+        sure = [(claim, again if each.state is TaskState.UNKNOWN else each) for claim, each in settled]
+        return self._ledger.settle_many(sure, now, *more)
+
+
+def test_a_worker_that_only_says_it_sent_is_found_out(storage):
+    """Settling as delivered what never left is caught."""
+
+    def pretends(services, _provider, task_ids, _tell):
+        now = services.clock.now()
+        claims = services.ledger.claim(task_ids, now, LEASE, services.owner)
+        for claim in claims:
+            if isinstance(claim, Claim):
+                done = Settlement(verdict="delivered", state=TaskState.DELIVERED, external_id="x", status=201)
+                services.ledger.settle_many([(claim, done)], now)
+        return [Delivered(task_id=task_id, state=None, words="") for task_id in task_ids]
+
+    assert is_found_out(storage, pretends, "false")

@@ -1,0 +1,63 @@
+"""What a process waits for in itself, on the world's clock: its end, a slot of a provider, a thread of a pool."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+
+
+class Closing:
+    """What `threading.Event` is to a process that is told to end: its waits take the world's time."""
+
+    def __init__(self, scheduler):
+        self._scheduler = scheduler
+        self._set = False
+
+    def is_set(self):
+        return self._set
+
+    def set(self):
+        self._set = True
+
+    def wait(self, timeout=None):
+        self._scheduler.sleep(timeout)
+        return self._set
+
+
+class Slots:
+    """What `worker.wiring.Slots` is, on the world's clock."""
+
+    def __init__(self, number, scheduler):
+        self.number = number
+        self.free = number
+        self._scheduler = scheduler
+
+    def take(self, patience_seconds):
+        if not self.free:
+            self._scheduler.sleep(patience_seconds)
+        if not self.free:
+            return False
+        self.free -= 1
+        return True
+
+    def give(self):
+        self.free += 1
+
+
+class Pool:
+    """Does at once what a pool of threads does side by side; at times no thread is to be had."""
+
+    def __init__(self, world):
+        self._world = world
+
+    def submit(self, act, *args):
+        if "threads" in self._world.troubles and self._world.calm_since is None and self._world.draw.random() < 0.05:
+            raise RuntimeError("simulated: no thread is to be had")
+        future = Future()
+        try:
+            future.set_result(act(*args))
+        except Exception as error:  # noqa: BLE001 - as a pool does
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, **_):
+        """Nothing runs."""
