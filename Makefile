@@ -37,7 +37,7 @@ up: $(STAMP) ## Run it: broker, worker, webhook server and Flower under one supe
 	@$(BIN)/leadwire up
 
 test: $(STAMP) ## Run the tests, several files side by side: most of them wait for processes.
-	@$(BIN)/pytest -q -n 4 --dist loadfile
+	@$(BIN)/pytest -q -n 5 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP) ## Run the gates: format, lint, types, import contracts, docstrings.
 	@$(BIN)/ruff format --check .

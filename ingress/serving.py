@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import socket
 import sys
 from asyncio import AbstractEventLoop, Future
@@ -34,22 +35,26 @@ from rules.vocabulary import LedgerBusyError
 from worker.ledger.rows import Delivery, IncomingEvent, Recorded
 from worker.ledger.writer import IN_DOUBT, WITHDRAWN, Job
 
+log = logging.getLogger(__name__)
+
 #: How long a request may take to arrive, from its first byte to its last, and a new connection to send anything.
 ARRIVES_WITHIN: Final = timedelta(seconds=30)
 #: How long a connection may rest between two requests.
 RESTS_SECONDS: Final = 20
-#: What all bodies that are being read may hold at once.
+#: What all bodies that are being read may hold at once; small ones are always taken.
 BODIES_LIMIT_BYTES: Final = 128 * 1024 * 1024
 #: A body up to this is read and answered in the loop: it costs less than to hand it over.
 SMALL_BYTES: Final = 32 * 1024
 THREADS: Final = 8
 #: How long what was begun may take when the process ends; less than those who stop us give.
-ENDS_WITHIN_SECONDS: Final = 12
+ENDS_WITHIN_SECONDS: Final = 8
 #: How long a thread may hold the interpreter while others want it. The writer, which holds the ledger, gives it up with every
 #: statement, and Python's 5 ms each time would be most of a transaction.
 SWITCH_SECONDS: Final = 0.0005
 
 _HOOKS: Final = "/webhooks/"
+#: Digits of a length that matter.
+_LONGEST: Final = 20
 _UNTRUSTED: Final = frozenset({b"forwarded", b"transfer-encoding"})
 _UNTRUSTED_BEGIN: Final = b"x-forwarded-"
 
@@ -145,19 +150,26 @@ class Doorway:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one request; whatever happens, a sender is asked to come again and never shown a fault."""
+        try:
+            answered = await self._answered(scope, receive)
+        except Exception as fault:
+            log.exception("unexpected %s while answering", type(fault).__name__)
+            answered = _closing(self._app.extensions[ANSWER]("", busy(None, "unexpected")))
+        if answered is not None:
+            await _send(send, *answered)
+
+    async def _answered(self, scope: Scope, receive: Receive) -> Answered | None:
+        """Read the body and return the answer; None when the sender has gone."""
         first = await receive()
         body = first["body"] if first["type"] == "http.request" else None
         if body is not None and first["more_body"]:
-            answered = await self._large(scope, receive, bytearray(body))
-        elif body is None:
-            return  # the sender has gone
-        elif len(body) <= SMALL_BYTES and scope["path"].startswith(_HOOKS):
-            answered = await self._finished(self._ask(scope, body))
-        else:
-            answered = await self._elsewhere(scope, body)
-        if answered is not None:
-            await _send(send, *answered)
+            return await self._large(scope, receive, bytearray(body))
+        if body is None:
+            return None
+        if len(body) <= SMALL_BYTES and scope["path"].startswith(_HOOKS):
+            return await self._finished(self._ask(scope, body))
+        return await self._elsewhere(scope, body)
 
     async def _large(self, scope: Scope, receive: Receive, body: bytearray) -> Answered | None:
         """Read the rest of a body and answer; of one that is larger than anybody takes no more than that is read."""
@@ -168,7 +180,7 @@ class Doorway:
             while announced is None or announced <= limit_bytes:
                 self._held_bytes += len(body) - counted
                 counted = len(body)
-                if self._held_bytes > BODIES_LIMIT_BYTES:
+                if self._held_bytes > BODIES_LIMIT_BYTES and counted > SMALL_BYTES:
                     return _closing(self._app.extensions[ANSWER]("", busy(None, "crowded")))
                 if counted > limit_bytes:
                     break
@@ -260,7 +272,8 @@ def _give_up(known: Future[None]) -> None:
 def _announced(scope: Scope) -> int | None:
     for name, value in scope["headers"]:
         if name == b"content-length":
-            return int(value) if value.isdigit() else None
+            digits = value.lstrip(b"0")[:_LONGEST] or b"0"  # Python refuses to read thousands of them
+            return int(digits) if digits.isdigit() else None
     return None
 
 

@@ -52,6 +52,9 @@ READ_LIMIT: Final = "leadwire.read_limit"
 ANSWER: Final = "leadwire.answer"
 #: Where in its environment a server puts what takes a source's name and a `Recording`.
 HAND_OVER: Final = "leadwire.hand_over"
+#: Statuses that have no body (RFC 9110 15.3.5 and 15.3.6).
+_RESET: Final = 205
+_WITHOUT_BODY: Final = frozenset({204, _RESET})
 #: With every answer.
 GUARDS: Final = (("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"))
 
@@ -224,6 +227,8 @@ def _guarded(response: Response) -> Response:
 
 def _answer(counts: Counts, source: str, reply: Reply) -> tuple[int, list[tuple[str, str]], bytes]:
     counts.add(source or UNKNOWN, reply)
+    if reply.status in _WITHOUT_BODY:
+        return reply.status, [*GUARDS, *([("Content-Length", "0")] if reply.status == _RESET else [])], b""
     return reply.status, guarded_headers(reply.headers, reply.body), reply.body
 
 

@@ -63,7 +63,6 @@ def test_a_provider_that_takes_25_seconds_for_everything_leaves_the_other_as_it_
     beside = waits(60)
     assert beside[56] < max(1.0, 3 * alone[18])
     assert 1 <= len(calls(TaskState.SENDING)) <= 8
-    assert [] == calls(TaskState.DELIVERED)
     assert {0, 1} >= {t.attempts for t in own_line.tasks()}
     own_line.kill()  # an orderly stop would wait for the calls that hang
 

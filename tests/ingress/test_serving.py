@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ingress.connection import HEAD_LIMIT_BYTES
+from ingress.connection import HEAD_LIMIT_BYTES, IN_LINE
 from ingress.serving import Server, listen
 from ingress.siblings import bind
 from ingress.web import COUNTS, create_app
@@ -260,6 +260,140 @@ def test_headers_without_end_are_refused(line, server) -> None:
     with socket.create_connection((server.host, server.port), timeout=5) as connection:
         connection.sendall(POST + line)
         assert connection.recv(1000).startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_offer_to_upgrade_changes_nothing(chunked, apart, server, ledger) -> None:
+    """Java's client offers HTTP/2 with every plain request: the webhook is read as it is, and its body is never a request."""
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
+    head = POST + offer + (b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"Content-Length: 81\r\n\r\n")
+    body = b"51\r\n" + BODY + b"\r\n0\r\n\r\n" if chunked else BODY
+    with socket.create_connection((server.host, server.port), timeout=5) as connection:
+        connection.sendall(head if apart else head + body)
+        if apart:
+            time.sleep(0.1)
+            connection.sendall(body)
+        answer = connection.recv(1000)
+
+    assert b'"events":1' in answer
+    assert "+56911112222" == next(iter(ledger.list_events())).event.contact.phone
+
+
+def test_an_upgrade_that_hides_behind_another_request_is_refused(server, ledger) -> None:
+    """What its body would be is not guessed: the connection ends after the first answer."""
+    hidden = POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 81\r\n\r\n" + _event(2)
+    answer = _raw(server, _request(_event(1)) + hidden)
+
+    assert 1 == answer.count(b"HTTP/1.1 ")
+    assert b'"events":1' in answer
+    assert 1 == len(list(ledger.list_events()))
+
+
+def test_no_more_than_a_few_requests_wait_on_a_connection(server) -> None:
+    """A sender that piles requests up is answered for the first ones, and let go."""
+    answer = _raw(server, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 5_000)
+
+    assert 1 <= answer.count(b"HTTP/1.1 200 ") <= 2 * IN_LINE
+    assert 200 == _ask(server, "GET", "/healthz")[0].status
+
+
+def test_a_line_that_is_no_request_holds_no_connection(serve) -> None:
+    """After an answer, an empty line is the beginning of a request that has to come."""
+    server = serve(arrives_within=timedelta(seconds=0.3))
+    with socket.create_connection((server.host, server.port), timeout=5) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(b"\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+def _send_without_end(connection: socket.socket, part: bytes) -> None:
+    while True:
+        connection.sendall(part)
+
+
+def test_who_does_not_read_is_let_go(serve) -> None:
+    """A sender that never takes its answers loses its connection."""
+    server = serve(arrives_within=timedelta(seconds=0.5))
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        connection.connect((server.host, server.port))
+        with pytest.raises(ConnectionError):
+            _send_without_end(connection, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+
+
+def test_a_trailer_without_end_is_refused(server) -> None:
+    """What stands behind a body in chunks is bounded as what stands before it."""
+    with socket.create_connection((server.host, server.port), timeout=5) as connection:
+        connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-T: ")
+        with pytest.raises(ConnectionError):
+            _send_without_end(connection, b"a" * 1_000)
+
+
+def test_small_chunks_are_no_offence(server) -> None:
+    """A body in chunks of one byte is read."""
+    parts = b"".join(b"1\r\n" + bytes([byte]) + b"\r\n" for byte in BODY + b" " * 30_000) + b"0\r\n\r\n"
+    assert b'"events":1' in _raw(server, POST + b"Transfer-Encoding: chunked\r\n\r\n" + parts)
+
+
+def test_too_many_headers_are_refused(server) -> None:
+    """Even in a head that comes whole."""
+    assert _raw(server, POST + b"a: b\r\n" * 300 + b"Content-Length: 0\r\n\r\n").startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_length_of_thousands_of_digits_is_a_number(server) -> None:
+    """Zeros before a length mean nothing, and no length is a fault of ours."""
+    head = POST + b"Content-Length: " + b"0" * 5_000 + b"81\r\n\r\n"
+    with socket.create_connection((server.host, server.port), timeout=5) as connection:
+        connection.sendall(head)
+        time.sleep(0.05)
+        connection.sendall(BODY[:40])
+        time.sleep(0.05)
+        connection.sendall(BODY[40:])
+        assert connection.recv(1000).startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 400 "))
+
+
+def test_garbage_behind_a_webhook_does_not_take_its_answer(server, ledger) -> None:
+    """The webhook is recorded and its sender told so, then the connection ends."""
+    answer = _raw(server, _request(BODY) + b"\x00\x01garbage\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert 1 == answer.count(b"HTTP/1.1 ")
+    assert 1 == len(list(ledger.list_events()))
+
+
+def test_an_answer_without_a_body_has_none(ledger, post, make_source, now) -> None:
+    """A source that answers 204 leaves the connection fit for the next request."""
+    source = make_source("{extend: generic, secrets: [{env: KEY}], ack: {status: 204}}", {"KEY": SECRET})
+    numbers = count(1)
+    app = create_app(
+        sources={"crm": source},
+        ledger=ledger,
+        dispatcher=post,
+        now=lambda: now,
+        new_id=lambda: f"ev_{next(numbers)}",
+    )
+    server = listen(app, bind("127.0.0.1", 0), ledger, post, busy_after=timedelta(seconds=5))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    answer = _raw(server, _request(_event(1)) + _request(_event(2)))
+    server.close()
+    thread.join(5)
+
+    assert 2 == answer.count(b"HTTP/1.1 204 No Content")
+    assert b"{" not in answer
+
+
+def test_half_a_body_does_not_delay_a_stop(serve) -> None:
+    """Its sender is told to come again."""
+    server = serve()
+    with socket.create_connection((server.host, server.port), timeout=5) as connection:
+        connection.sendall(_request(BODY)[:-5])
+        time.sleep(0.2)
+        server.close()
+        assert connection.recv(1000).startswith(b"HTTP/1.1 503 ")
 
 
 def test_a_ledger_that_cannot_be_written_is_busy_and_keeps_nobody_waiting(file, serve, ledger) -> None:

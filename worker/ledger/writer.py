@@ -64,6 +64,10 @@ _BROKE_IN_COMMIT: Final = (
 )
 
 
+def _nothing(_connection: Connection) -> Any:
+    """Do nothing, in place of a work that was withdrawn."""
+
+
 class Job(Generic[T]):
     """One caller's work. Whoever takes `turn` first decides: the writer begins it, or the caller withdraws it.
 
@@ -90,7 +94,10 @@ class Job(Generic[T]):
 
     def withdraw(self) -> bool:
         """Take it back; False when it has begun, so that its end has to be waited for."""
-        return self.turn.acquire(blocking=False)
+        withdrawn = self.turn.acquire(blocking=False)
+        if withdrawn:
+            self.work = _nothing  # it may stand in line for long: what it held is let go
+        return withdrawn
 
     def outcome(self) -> T:
         """Return its result, or raise what became of it instead; for when it has been told of."""
