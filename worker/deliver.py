@@ -8,7 +8,6 @@ create the task is tried again a few times, so that a blip does not cost the hou
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -19,7 +18,8 @@ from typing import Any, Final, TypeVar
 
 from rules.drafting import mark
 from rules.vocabulary import LedgerBusyError, LedgerInDoubtError, ProviderName, TaskState, Verdict, instant
-from worker.ledger import Claim, Held, Limits, NotClaimed, PauseKind, ProviderState, Settlement
+from worker.alerting import tell_of
+from worker.ledger import Claim, Held, Limits, NotClaimed, PauseKind, Settlement
 from worker.retry import History, next_step
 from worker.wire import Answered, NotBegun, Reading, Request, Sent, Unsendable
 from worker.wiring import Clock, Hand, Services
@@ -213,7 +213,7 @@ def _settle(services: Services, made: Sequence[tuple[Claim, Attempted | None]], 
     ]
     if settled:
         ids = ", ".join(claim.task.id for claim, _ in settled)
-        taken = _patiently(clock, lambda: services.ledger.settle_many(settled, clock.now(), _alert), ids)
+        taken = _patiently(clock, lambda: services.ledger.settle_many(settled, clock.now(), tell_of), ids)
         delivered += [_settled(*pair, taken=took) for pair, took in zip(settled, taken, strict=True)]
     for claim in (claim for claim, attempted in made if attempted is None):
         given = _told(claim, TaskState.WAITING, "given back before anything was sent")
@@ -230,22 +230,6 @@ def _settled(claim: Claim, settlement: Settlement, *, taken: bool) -> Delivered:
         settlement.verdict, settlement.status, settlement.state, due_at=settlement.due_at, attempt=claim.attempt
     )
     return _told(claim, settlement.state, words, settlement.due_at)
-
-
-#: What a pause that begins with an outcome means for an operator.
-_PAUSED: Final[Mapping[PauseKind | None, str]] = {
-    PauseKind.ANSWER: "it does not take our credential, or its URL is wrong",
-    PauseKind.BREAKER: "tries in a row failed",
-    PauseKind.ASKED: "it got too many requests",
-}
-
-
-def _alert(pause: ProviderState) -> None:
-    """Tell once of a pause that begins; the provider's own words may hold personal data and stay in the ledger."""
-    until = instant(pause.paused_until_at) if pause.paused_until_at else "it is resumed"
-    status = re.match(r"[1-5][0-9]{2}\b", pause.reason or "")
-    why = f"{status[0]}, {_PAUSED[pause.kind]}" if status else _PAUSED[pause.kind]
-    log.error("%s is left alone until %s (%s); its tasks wait, see `leadwire tasks`", pause.name, until, why)
 
 
 def _told(claim: Claim, state: TaskState | None, words: str, due_at: datetime | None = None) -> Delivered:

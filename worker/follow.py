@@ -2,19 +2,20 @@
 
 Off unless `LEADWIRE_MINDHUNTERS_POLL` says how long the first pause is. The word that ends a task is kept with it, and
 answered where its rule says so; any other word is kept as it is. An answer that tells nothing changes nothing: the task is
-asked about again, until a week after its last moment.
+asked about again, until a week after its last moment. One that says that questions are not welcome now ends the round.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from rules.rulebook import Action, RuleBook
 from rules.vocabulary import LedgerError, ProviderName
-from worker.ledger import Poll, ProviderState
+from worker.asking import Asking
+from worker.ledger import Limits, Poll
 from worker.providers import Followed
 from worker.wire import CannotTell
 from worker.wiring import Services
@@ -22,7 +23,7 @@ from worker.wiring import Services
 log = logging.getLogger(__name__)
 
 PERIOD_SECONDS: Final = 0.5
-#: Tasks taken at once; each costs one short request.
+#: Tasks asked about in one round; each costs one short request.
 BATCH: Final = 10
 #: One question in all.
 QUESTION_SECONDS: Final = 10.0
@@ -30,8 +31,11 @@ QUESTION_SECONDS: Final = 10.0
 LONGEST_PAUSE: Final = timedelta(hours=1)
 #: How often deliveries are looked for that no worker settled.
 MISSED_SECONDS: Final = 60.0
-#: How long a round waits for one of the provider's slots.
+#: How long a round waits for one of the provider's slots, and for a place in its line.
 SLOT_PATIENCE_SECONDS: Final = 1.0
+PLACE_PATIENCE_SECONDS: Final = 5.0
+#: How long a provider is not asked that did not answer, or was out of service and did not say for how long.
+REST_SECONDS: Final = 5.0
 
 
 class Follow:
@@ -42,7 +46,17 @@ class Follow:
         self._name = ProviderName.MINDHUNTERS
         self._first = timedelta(seconds=services.settings.mindhunters_poll_seconds)
         self._missed_seconds: float | None = None
+        self._rest_until_seconds = 0.0
         self._stopping = threading.Event()
+        hand = services.hands[self._name]
+        self._asking = Asking(
+            services.ledger,
+            hand.provider,
+            hand.transport,
+            clock=services.clock,
+            charge=self._charge,
+            is_over=lambda: self._stopping.is_set() or services.closing.is_set(),
+        )
         self._thread = threading.Thread(target=self._run, name="follow", daemon=True)
 
     def start(self) -> None:
@@ -75,36 +89,39 @@ class Follow:
         if self._missed_seconds is None or seconds - self._missed_seconds >= MISSED_SECONDS:
             self._missed_seconds = seconds
             services.ledger.follow_ups.follow_missed(self._name, now, now + self._first)
-        if any(state.name is self._name and (state.paused_until_at or now) > now for state in self._paused()):
-            return 0
-        slots = services.hands[self._name].slots
-        if not slots.take(SLOT_PATIENCE_SECONDS):
-            return 0
-        try:
-            taken = services.ledger.follow_ups.take_polls(self._name, now, self._pause, BATCH)
-            for poll in taken:
-                if self._stopping.is_set() or services.closing.is_set():
-                    break  # it is due again by itself
-                self._ask(poll)
-        finally:
-            slots.give()
-        return len(taken)
+        slots, taken = services.hands[self._name].slots, 0
+        while taken < BATCH and services.clock.awake_seconds() >= self._rest_until_seconds:
+            if not self._asking.wait(PLACE_PATIENCE_SECONDS) or not slots.take(SLOT_PATIENCE_SECONDS):
+                break
+            try:
+                polls = services.ledger.follow_ups.take_polls(self._name, services.clock.now(), self._pause, 1)
+                if not polls or not self._ask(polls[0]):
+                    return taken + len(polls)
+            finally:
+                slots.give()
+            taken += 1
+        return taken
 
-    def _paused(self) -> list[ProviderState]:
-        return self._services.ledger.provider_states()
+    def _charge(self, now: datetime) -> datetime:
+        limits = self._services.limits.get(self._name, Limits())
+        return self._services.ledger.charge(self._name, limits, now)
 
-    def _ask(self, poll: Poll) -> None:
+    def _ask(self, poll: Poll) -> bool:
+        """Ask about one task; return whether the provider takes questions."""
         hand, clock = self._services.hands[self._name], self._services.clock
         provider = hand.provider
         assert isinstance(provider, Followed)
-        if self._name in self._services.limits:
-            self._services.ledger.charge(self._name, self._services.limits[self._name], clock.now())
-        sent = hand.transport.send(provider.outcome_request(poll.external_id), deadline_seconds=QUESTION_SECONDS)
+        sent, hindrance = self._asking.ask(provider.outcome_request(poll.external_id), QUESTION_SECONDS)
         told = provider.read_outcome(sent, poll.external_id)
         if isinstance(told, CannotTell):
             log.info("task %s: what became of it is not known (%s); asked again later", poll.task_id, told.reason)
         elif self._services.ledger.follow_ups.seen(poll, told.word, clock.now(), final=told.final) and told.final:
             log.info("task %s: %s says it is %s", poll.task_id, self._name, told.word)
+        if hindrance is None:
+            return True
+        wish = hindrance.retry_after_at - clock.now() if hindrance.retry_after_at else timedelta()
+        self._rest_until_seconds = clock.awake_seconds() + max(REST_SECONDS, wish.total_seconds())
+        return False
 
     def _pause(self, times: int) -> timedelta:
         """Return how long to wait after a task was asked about so often: twice as long each time."""

@@ -21,6 +21,8 @@ ASKED_LEAST: Final = timedelta(seconds=1)
 ASKED_WITHOUT_WISH: Final = timedelta(seconds=5)
 ASKED_LONGEST: Final = timedelta(hours=1)
 _TOO_MANY_REQUESTS: Final = 429
+_NOT_LET_IN: Final = (401, 403)
+_OUT_OF_SERVICE: Final = 503
 #: The shortest wait after a Retry-After that comes sooner than the policy's own delay.
 FIRST_PATIENCE: Final = timedelta(seconds=5)
 
@@ -71,24 +73,33 @@ def next_step(
                 state=TaskState.WAITING, due_at=until_at, reason=reading.reason, counted=False, pause_until_at=until_at
             )
         case Verdict.BUSY if status == _TOO_MANY_REQUESTS:
-            return _rest(reading, now)
+            return _rest(reading, policy, history, now)
         case Verdict.BUSY:
             return _retry(reading, policy, history, now=now, chance=chance)
     assert_never(reading.verdict)
 
 
-def _rest(reading: Reading, now: datetime) -> NextStep:
-    """Leave a provider alone that gets too many requests; its tasks wait as long, and lose nothing."""
-    asked = reading.retry_after_at - now if reading.retry_after_at is not None else ASKED_WITHOUT_WISH
-    until_at = now + min(max(asked, ASKED_LEAST), ASKED_LONGEST)
+def _rest(reading: Reading, policy: RetryPolicy, history: History, now: datetime) -> NextStep:
+    """Leave a provider alone that gets too many requests; the task waits for as long as it was asked to, and loses no try.
+
+    The provider's other tasks wait no longer than `ASKED_LONGEST`, whatever one answer says.
+    """
+    asked = _asked(reading.retry_after_at, now)
+    due_at, until_at = now + max(min(asked, policy.cap), ASKED_LEAST), now + min(asked, ASKED_LONGEST)
+    over = due_at - history.first_attempt_at > policy.budget
     return NextStep(
-        state=TaskState.WAITING,
-        due_at=until_at,
-        reason=reading.reason,
-        counted=False,
+        state=TaskState.DEAD if over else TaskState.WAITING,
+        due_at=None if over else due_at,
+        reason=f"gave up: the next try would be past the budget: {reading.reason}" if over else reading.reason,
+        counted=over,
         pause_until_at=until_at,
         pause_asked=True,
     )
+
+
+def _asked(retry_after_at: datetime | None, now: datetime) -> timedelta:
+    """Return how long a provider that gets too many requests asks to be left alone."""
+    return max(ASKED_WITHOUT_WISH if retry_after_at is None else retry_after_at - now, ASKED_LEAST)
 
 
 def _retry(reading: Reading, policy: RetryPolicy, history: History, *, now: datetime, chance: float) -> NextStep:
@@ -118,7 +129,8 @@ class LookingUp:
 
     A task counts as absent after two complete listings without it: the second begins at least `after_end` after the attempt
     ended and `apart` after the first, since a provider may show new tasks late. A look-up that cannot tell is repeated after
-    `again`, then nobody can tell.
+    `again`, then nobody can tell. One that met an outage is waited for, up to `outage` after the attempt ended, and asked
+    again between `outage_least` and `outage_longest` later.
     """
 
     after_end: timedelta = timedelta(seconds=20)
@@ -129,6 +141,9 @@ class LookingUp:
         timedelta(minutes=1),
         timedelta(minutes=5),
     )
+    outage: timedelta = timedelta(hours=24)
+    outage_least: timedelta = timedelta(seconds=5)
+    outage_longest: timedelta = timedelta(minutes=5)
 
 
 LOOKING_UP: Final = LookingUp()
@@ -156,20 +171,19 @@ def after_look_up(
 ) -> NextStep:
     """Say what follows a look-up that began at `asked_at`.
 
-    UNKNOWN with a moment: it is looked up again then; UNKNOWN without one: a person is asked.
+    UNKNOWN with a moment: it is looked up again then, and unless `counted` this one says nothing; UNKNOWN without one: a
+    person is asked.
     """
     match told:
         case Found():
             return NextStep(
                 state=TaskState.DELIVERED, reason="no usable answer came; found at the provider by its mark"
             )
-        case CannotTell() if before.failed < len(plan.again):
-            return NextStep(state=TaskState.UNKNOWN, due_at=now + plan.again[before.failed])
-        case CannotTell() if if_unsure == "repeat":
-            why = f"it could not be looked up at the provider ({told.reason})"
-            return _send_again(f"{why}; sent again, as `if_unsure: repeat` says", why, policy, history, now)
         case CannotTell():
-            return NextStep(state=TaskState.UNKNOWN, reason=told.reason)
+            return _undecided(told, before, policy, history, if_unsure, now=now, plan=plan)
+        case Absent() if asked_at < before.ended_at:
+            again_at = max(before.ended_at + plan.after_end, asked_at + plan.apart)
+            return NextStep(state=TaskState.UNKNOWN, due_at=again_at, counted=False)
         case Absent():
             second_at = _second_listing_at(before, asked_at, plan)
             if second_at is not None:
@@ -177,6 +191,57 @@ def after_look_up(
             why = "no usable answer came; looked up twice, and the provider does not have it"
             return _send_again(f"{why}: sent again", why, policy, history, now)
     assert_never(told)
+
+
+def _undecided(
+    told: CannotTell,
+    before: LookUps,
+    policy: RetryPolicy,
+    history: History,
+    if_unsure: Literal["ask", "repeat"],
+    *,
+    now: datetime,
+    plan: LookingUp,
+) -> NextStep:
+    if told.passes and now - before.ended_at < plan.outage:
+        return NextStep(state=TaskState.UNKNOWN, due_at=_after_outage(told, before, plan, now), counted=False)
+    if before.failed < len(plan.again):
+        return NextStep(state=TaskState.UNKNOWN, due_at=now + plan.again[before.failed])
+    if if_unsure == "repeat":
+        why = f"it could not be looked up at the provider ({told.reason})"
+        return _send_again(f"{why}; sent again, as `if_unsure: repeat` says", why, policy, history, now)
+    return NextStep(state=TaskState.UNKNOWN, reason=told.reason)
+
+
+def _after_outage(told: CannotTell, before: LookUps, plan: LookingUp, now: datetime) -> datetime:
+    """Return when to ask again after an outage: the longer ago the attempt is, the more seldom; not before it is welcome."""
+    own_at = now + min(max((now - before.ended_at) / 8, plan.outage_least), plan.outage_longest)
+    return own_at if told.retry_after_at is None else max(own_at, told.retry_after_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hindrance:
+    """Why a question to a provider, a look-up or a poll, came to nothing, when that passes by itself.
+
+    `answered` is false when no answer came; `pause_until_at` leaves the provider alone, as after an attempt.
+    """
+
+    answered: bool = True
+    retry_after_at: datetime | None = None
+    pause_until_at: datetime | None = None
+    pause_asked: bool = False
+
+
+def hindrance_of(status: int | None, retry_after_at: datetime | None, now: datetime) -> Hindrance | None:
+    """Say what hindered a question that was answered so (None: not at all); None when nothing of the kind did."""
+    if status is None:
+        return Hindrance(answered=False)
+    if status in _NOT_LET_IN:
+        return Hindrance(pause_until_at=now + PROVIDER_PAUSE)
+    if status == _TOO_MANY_REQUESTS:
+        asked = _asked(retry_after_at, now)
+        return Hindrance(retry_after_at=now + asked, pause_until_at=now + min(asked, ASKED_LONGEST), pause_asked=True)
+    return Hindrance(retry_after_at=retry_after_at) if status == _OUT_OF_SERVICE else None
 
 
 def _second_listing_at(before: LookUps, asked_at: datetime, plan: LookingUp) -> datetime | None:

@@ -8,7 +8,7 @@ While a provider is paused, by whatever, nobody asks it: the doubts wait for the
 
 One listing answers for all tasks that it holds if they were made, so that many doubts at once (a worker that was killed, a
 provider that hung) cost few requests. A provider that does not answer is not asked for each listing in turn: after two
-without any answer whatever else was taken counts as asked.
+without any answer, or one that says that it takes no questions now, whatever else was taken counts as asked.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from rules.drafting import mark
 from rules.vocabulary import LedgerError, ProviderName, TaskState, Verdict
+from worker.asking import Asking, Sender
 from worker.awake import Steadiness
 from worker.ledger import Doubt, Ledger, Limits, Settlement
 from worker.providers import Provider, Sought
 from worker.providers.listings import told
 from worker.retry import LOOKING_UP, History, LookingUp, LookUps, NextStep, after_look_up
-from worker.wire import Absent, CannotTell, Found, Listed, More, Request, Seen, Sent
+from worker.wire import Absent, CannotTell, Found, Listed, More, Seen
 from worker.wiring import Clock, Services
 
 log = logging.getLogger(__name__)
@@ -49,19 +50,13 @@ Group = list[tuple[Doubt, Sought]]
 STEADY_SECONDS: Final = 60.0
 
 
-class Sender(Protocol):
-    """What sends a request; `worker.transport.Transport` is one."""
-
-    def send(self, request: Request, *, deadline_seconds: float) -> Sent:
-        """Send it and say how it ended, within so many seconds."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """How long things may take and when they are done again.
 
     `request_seconds` is the total deadline of one request, `look_up_seconds` that of all look-ups of one round with their
-    pages; `hold` is how long a doubt is held meanwhile, so it is longer than both together.
+    pages, of which no listing begins in the second half; `hold` is how long a doubt is held meanwhile, so it is longer than
+    both together.
     """
 
     period_seconds: float = 0.5
@@ -77,7 +72,8 @@ TIMING: Final = Timing()
 class Seek:
     """The thread of one worker process that looks tasks up at one provider.
 
-    `charge` counts a request against the provider's rate; `rest_seconds` lie between two requests at least.
+    `charge` counts a request against the provider's rate and returns its place in line, for which each listing waits;
+    `rest_seconds` lie between two of its pages at least.
     """
 
     def __init__(
@@ -89,17 +85,16 @@ class Seek:
         clock: Clock,
         timing: Timing = TIMING,
         closing: threading.Event | None = None,
-        charge: Callable[[datetime], None] = lambda _: None,
+        charge: Callable[[datetime], datetime] = lambda now: now,
         rest_seconds: float = 0.0,
         steadiness: Steadiness | None = None,
     ) -> None:
         self._ledger = ledger
         self._provider = provider
-        self._sender = sender
         self._clock = clock
         self._timing = timing
         self._closing = closing or threading.Event()
-        self._charge = charge
+        self._asking = Asking(ledger, provider, sender, clock=clock, charge=charge, is_over=self._is_over)
         self._rest_seconds = rest_seconds
         self._steadiness = steadiness
         self._form_works = False
@@ -131,18 +126,20 @@ class Seek:
         self._is_steady()  # looks at the clocks in every round
         doubts = self._ledger.claim_doubts(self._provider.name, self._clock.now(), self._timing.hold, BATCH)
         end_seconds = self._clock.awake_seconds() + self._timing.look_up_seconds
+        begin_by_seconds = end_seconds - self._timing.look_up_seconds / 2
         silent = 0
         for group in self._groups(doubts):
-            if self._is_over() or self._clock.awake_seconds() >= end_seconds:
-                self._let_go(group)
-                continue
-            asked_at = self._clock.now()
             if silent < SILENT_LIMIT:
+                left_seconds = begin_by_seconds - self._clock.awake_seconds()
+                if self._is_over() or left_seconds <= 0 or not self._asking.wait(left_seconds):
+                    self._let_go(group)
+                    continue
+                asked_at = self._clock.now()
                 listing, held = self._list(group, end_seconds)
+                silent += _silence(listing)
             if listing is None:
                 self._let_go(group)
                 continue
-            silent = silent + 1 if isinstance(listing, CannotTell) and not listing.answered else 0
             if isinstance(listing, Listed) and listing.form_works:
                 self._remember_form(group[0][0], asked_at)
             for doubt, sought in group:
@@ -176,9 +173,10 @@ class Seek:
                 why = f"it could not be read within {self._timing.look_up_seconds:g} s"
                 return CannotTell(reason=why), seen.held
             request = self._provider.look_up(sought, page)
-            self._charge(self._clock.now())
-            sent = self._sender.send(request, deadline_seconds=min(left_seconds, self._timing.request_seconds))
+            sent, hindrance = self._asking.ask(request, min(left_seconds, self._timing.request_seconds))
             listing = self._provider.found(sent, sought, page, seen, form_works=group[0][0].form_works)
+            if hindrance is not None and isinstance(listing, CannotTell):
+                listing = replace(listing, passes=True, retry_after_at=hindrance.retry_after_at)
             if not isinstance(listing, More):
                 return listing, listing.held if isinstance(listing, Listed) else seen.held
             page, seen = listing.page, listing.seen
@@ -187,9 +185,9 @@ class Seek:
         return None, seen.held
 
     def _let_go(self, group: Group) -> None:
-        """Leave doubts to whoever has time for them."""
+        """Leave doubts to whoever has time for them, when the place in line that is kept has come."""
         for doubt, _ in group:
-            self._ledger.note_look_up(doubt, self._clock.now(), failed=False)
+            self._ledger.note_look_up(doubt, self._asking.place_at, failed=False)
 
     def _conclude(self, doubt: Doubt, outcome: Found | Absent | CannotTell, asked_at: datetime) -> None:
         """Write down what a look-up that began then came to."""
@@ -202,15 +200,16 @@ class Seek:
             outcome,
             LookUps(ended_at=doubt.ended_at, failed=doubt.look_ups, absent_at=doubt.absent_at),
             task.retry,
-            History(attempt=task.attempts, first_attempt_at=task.first_attempt_at or doubt.began_at),
+            History(attempt=task.attempts, first_attempt_at=task.first_attempt_at or now),
             task.if_unsure,
             asked_at=asked_at,
             now=now,
             plan=self._timing.plan,
         )
         if step.state is TaskState.UNKNOWN and step.due_at is not None:
-            absent_at = asked_at if isinstance(outcome, Absent) else None
-            self._ledger.note_look_up(doubt, step.due_at, failed=isinstance(outcome, CannotTell), absent_at=absent_at)
+            absent_at = asked_at if isinstance(outcome, Absent) and step.counted else None
+            failed = isinstance(outcome, CannotTell) and step.counted
+            self._ledger.note_look_up(doubt, step.due_at, failed=failed, absent_at=absent_at)
             return
         if self._ledger.end_doubt(doubt, self._settlement(doubt, outcome, step), now):
             self._say(doubt, outcome, step)
@@ -222,7 +221,7 @@ class Seek:
         return Settlement(
             verdict=Verdict.DELIVERED if isinstance(outcome, Found) else Verdict.UNKNOWN,
             state=step.state,
-            due_at=step.due_at,
+            due_at=None if step.due_at is None else max(step.due_at, doubt.task.due_at),
             external_id=outcome.external_id if isinstance(outcome, Found) else None,
             reason=reason,
         )
@@ -279,6 +278,15 @@ def _seeker(services: Services, name: ProviderName, timing: Timing) -> Seek:
         charge=partial(services.ledger.charge, name, limits),
         rest_seconds=1 / limits.rate_per_second if limits.rate_per_second else 0.0,
     )
+
+
+def _silence(listing: Listed | CannotTell | None) -> int:
+    """Return how much nearer a listing brings the moment from which nobody else is asked in this round."""
+    if not isinstance(listing, CannotTell):
+        return 0
+    if listing.answered:
+        return SILENT_LIMIT if listing.passes else 0
+    return 1
 
 
 def _for_a_person(doubt: Doubt, why: str, provider: ProviderName) -> str:

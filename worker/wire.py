@@ -127,10 +127,15 @@ class Listed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CannotTell:
-    """A look-up decides nothing; `reason` may be shown anywhere. `answered` is false when the provider did not answer."""
+    """A look-up decides nothing; `reason` may be shown anywhere. `answered` is false when the provider did not answer.
+
+    `passes`: what stood in the way passes by itself, an outage or a pause; `retry_after_at` is when to ask again at the soonest.
+    """
 
     reason: str
     answered: bool = True
+    passes: bool = False
+    retry_after_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 The command only makes events `received` again; a worker decides them, and the ledger keeps what exists from being made a
 second time. Beforehand it decides each event itself, under the rule set that the ledger took last, to tell what would come of
-it and to refuse where the names of a rule's tasks have changed.
+it and to refuse where the names of a rule's tasks, or its id, have changed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from worker.ledger import (
     Replayed,
     StoredEvent,
     StoredTask,
+    never_left,
     renamed,
     why_not_replayed,
 )
@@ -67,8 +68,9 @@ def replay(
 ) -> None:
     """Have events decided again under the rules in force: tasks that exist are not made again.
 
-    By id, or by a selection, which is counted and confirmed. Refused for an event of which a rule made tasks under other names
-    than it uses now. With --new-keys each event is made anew, as EVENT_ID.2, with all its tasks.
+    By id, or by a selection, which is counted and confirmed. A task that was never complete, and so never left, is planned
+    again. Refused for an event whose tasks seem to go by other names now, or their rule by another id. With --new-keys each
+    event is made anew, as EVENT_ID.2, with all its tasks.
     """
     selected = one_way(event_ids, [state, *chosen.values()], "event")
     if state == EventState.UNREADABLE:
@@ -118,8 +120,16 @@ class _Look:
         """The tasks that would be made."""
         return [task for task, made in self.tasks if made is None]
 
+    @property
+    def again(self) -> list[Task]:
+        """The tasks that exist and never left: they would be planned again."""
+        return [task for task, made in self.tasks if made and never_left(made)]
+
     def document(self) -> dict[str, Any]:
-        """Return it as `--json` prints it; `exists` is the state of the task that is there, or null."""
+        """Return it as `--json` prints it; `exists` is the state of the task that is there, or null.
+
+        `again` says that it never left and would be planned again.
+        """
         return {
             "id": self.stored.id,
             "type": self.stored.event.type,
@@ -134,6 +144,7 @@ class _Look:
                     "due_at": instant(task.due_at),
                     "reason": task.reason,
                     "exists": str(made.state) if made else None,
+                    "again": made is not None and never_left(made),
                     "id": made.id if made else None,
                 }
                 for task, made in self.tasks
@@ -147,7 +158,10 @@ class _Look:
             return [*lines, f"    refused: {self.refusal}"]
         for task, made in self.tasks:
             ended = f", ends {task.state} at once: {task.reason}" if task.state is not TaskState.PLANNED else ""
-            would = f"exists, {made.state}" if made else f"would be made, due {instant(task.due_at)}{ended}"
+            due = f"due {instant(task.due_at)}{ended}"
+            would = f"exists, {made.state}" if made else f"would be made, {due}"
+            if made and never_left(made):
+                would = f"{would}, never complete: would be planned again, {due}"
             lines.append(f"    {task.rule}/{task.name}  {task.type}: {would}")
         return lines if self.tasks else [*lines, "    no tasks"]
 
@@ -173,7 +187,8 @@ def _look(ledger: Ledger, stored: StoredEvent, book: RuleBook | None, ask: _Aske
     if ask.new_keys:
         return _Look(stored, None, [(task, None) for task in planned])
     made = {(task.rule, task.name): task for task in ledger.tasks_of(stored.id) if task.parent is None}
-    other_names = renamed([(task.rule, task.name) for task in planned], made)
+    left = [(task.rule, task.name, task.type) for task in made.values() if not never_left(task)]
+    other_names = renamed([(task.rule, task.name, task.type) for task in planned], left)
     refusal = f"event {stored.id}: {other_names}" if other_names else None
     return _Look(stored, refusal and printable(refusal), [(task, made.get((task.rule, task.name))) for task in planned])
 
@@ -219,9 +234,11 @@ def _summary(looks: Sequence[_Look]) -> list[str]:
     good = [look for look in looks if look.refusal is None]
     new = [task for look in good for task in look.new]
     exist = sum(len(look.tasks) for look in good) - len(new)
+    again = sum(len(look.again) for look in good)
+    never_complete = f", {again} of them never complete, to be planned again" if again else ""
     refused = len(looks) - len(good)
     return [
-        f"{counted(len(good), 'event')} to replay: {counted(len(new), 'task')} would be made, {exist} exist",
+        f"{counted(len(good), 'event')} to replay: {counted(len(new), 'task')} would be made, {exist} exist{never_complete}",
         *([f"{counted(refused, 'event')} refused"] if refused else []),
     ]
 

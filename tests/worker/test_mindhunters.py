@@ -14,7 +14,8 @@ from worker.providers.answers import REASON_CHARACTERS, one_line
 from worker.providers.mindhunters import PROVIDER
 from worker.wire import Answered, NeverSent, NoAnswer, Request, Unsendable
 
-AFTERWARDS = "then have the event sent again; what was mended at the provider needs leadwire retry only."
+ANEW = "then have a new event sent, or all tasks of this one made anew: leadwire replay EVENT_ID --new-keys"
+AFTERWARDS = f"{ANEW}; what was mended at the provider needs leadwire retry only."
 NOW = datetime(2026, 3, 2, 13, 0, 0, 250_000, tzinfo=UTC)
 AGENT = "228d7a0d-9072-4ca8-939b-959b75cc606a"
 OTHER = "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb"
@@ -188,7 +189,7 @@ def test_what_cannot_be_sent(expected, fields, more) -> None:
     reason = prepared(fields, **more)
     assert isinstance(reason, str)
     assert expected in reason
-    assert reason.endswith("Correct the rule or the data, then have the event sent again.")
+    assert reason.endswith(f"Correct the rule or the data, {ANEW}.")
 
 
 def test_all_complaints_come_at_once() -> None:

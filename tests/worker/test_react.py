@@ -12,7 +12,7 @@ from rules.vocabulary import Contact, Event, ProviderName, TaskState, Verdict
 from worker import providers
 from worker.deliver import Delivered
 from worker.follow import Follow, answers_outcomes
-from worker.ledger import Delivery, IncomingEvent, Settlement, migrate, open_ledger
+from worker.ledger import Delivery, IncomingEvent, Limits, PauseKind, Settlement, migrate, open_ledger
 from worker.react import React
 from worker.sandbox import MINDHUNTERS_TOKEN, Sandbox
 from worker.settings import Settings
@@ -83,20 +83,20 @@ class Hall:
     def awake_seconds(self):
         return self.ahead.total_seconds()
 
-    def called(self):
+    def called(self, key="1"):
         """Return the claim of a new call."""
         event = Event(
-            id="ev_1",
+            id=f"ev_{key}",
             source="crm",
             type="lead.created",
             occurred_at=self.now(),
             received_at=self.now(),
             contact=Contact(name="Ana", phone="+56911112222"),
         )
-        delivery = Delivery(id="dl_1", source="crm", received_at=self.now(), body=b"{}", content_hash="h")
-        self.ledger.record(delivery, [IncomingEvent(event=event, dedupe_key="1", content_hash="h")])
+        delivery = Delivery(id=f"dl_{key}", source="crm", received_at=self.now(), body=b"{}", content_hash="h")
+        self.ledger.record(delivery, [IncomingEvent(event=event, dedupe_key=key, content_hash="h")])
         self.ledger.record_plans([decide(self.book, event, now=self.now())], self.now())
-        (task,) = self.ledger.tasks_of("ev_1")
+        (task,) = self.ledger.tasks_of(event.id)
         (claim,) = self.ledger.claim([task.id], self.now(), timedelta(seconds=60), "w-1")
         return claim
 
@@ -240,6 +240,69 @@ def test_a_paused_provider_is_not_asked(hall):
     hall.ledger.pause_provider(ProviderName.MINDHUNTERS, hall.now() + timedelta(hours=1), "by a person", hall.now())
 
     assert 0 == Follow(hall.services).once()
+
+
+def many(hall, number):
+    """Have so many delivered calls followed, all due to be asked about."""
+    for place in range(number):
+        claim = hall.called(f"{place}")
+        settlement = Settlement(
+            verdict=Verdict.DELIVERED, state=TaskState.DELIVERED, external_id=f"x{place}", poll_at=hall.now()
+        )
+        assert hall.ledger.settle(claim, settlement, hall.now())
+    hall.ahead += timedelta(seconds=11)
+
+
+def test_questions_keep_to_the_rate(hall):
+    """Twelve questions at two a second, of which two may come at once: the last leaves five seconds after the first."""
+    many(hall, 12)
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        hall.ahead += timedelta(seconds=seconds)
+
+    began_at = utc_now()
+    clock = Clock(now=lambda: began_at + hall.ahead, awake_seconds=hall.awake_seconds, sleep=sleep)
+    limits = {ProviderName.MINDHUNTERS: Limits(rate_per_second=2, burst=2)}
+    following = Follow(replace(hall.services, clock=clock, limits=limits))
+    assert 12 == following.once() + following.once()
+    assert 5 <= sum(slept) < 6
+
+
+def test_a_worker_that_ends_waits_for_no_place(hall):
+    """It stops at once, and nothing was asked."""
+    many(hall, 1)
+    limits = {ProviderName.MINDHUNTERS: Limits(rate_per_second=0.3, burst=1)}
+    services = replace(hall.services, limits=limits)
+    hall.ledger.charge(ProviderName.MINDHUNTERS, limits[ProviderName.MINDHUNTERS], hall.now())
+    services.closing.set()
+    assert 0 == Follow(services).once()
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "seconds"),
+    [
+        ({"status": 429, "headers": {"Retry-After": "40"}}, PauseKind.ASKED, 40),
+        ({"status": 401}, PauseKind.ANSWER, 60),
+        ({"status": 403}, PauseKind.ANSWER, 60),
+        ({"status": 503, "headers": {"Retry-After": "40"}}, None, 40),
+        ("hang_up_before", None, 5),
+    ],
+)
+def test_a_question_that_is_not_welcome_ends_the_round(hall, caplog, answer, kind, seconds):
+    """Nobody is asked until it may be over; an answer that would pause the provider does, and one alert says so."""
+    many(hall, 3)
+    hall.sandbox.script([{"provider": "mindhunters", "method": "GET", "times": None, "answer": answer}])
+    following = Follow(hall.services)
+    assert [1, 0] == [following.once(), following.once()]
+    assert [kind] == [state.kind for state in hall.ledger.provider_states()] or kind is None
+    assert (1 if kind else 0) == len([record for record in caplog.records if record.levelname == "ERROR"])
+    hall.sandbox.behave()
+    hall.ahead += timedelta(seconds=seconds - 3)
+    assert 0 == following.once()
+    hall.ahead += timedelta(seconds=4)
+    assert following.once() >= 2
 
 
 def test_rules_that_wait_for_outcomes_are_known(hall):

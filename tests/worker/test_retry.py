@@ -98,11 +98,11 @@ def test_pause_costs_no_attempt():
     assert (False, NOW + PROVIDER_PAUSE, NOW + PROVIDER_PAUSE) == (step.counted, step.due_at, step.pause_until_at)
 
 
-def rest(retry_after_at=None):
+def rest(retry_after_at=None, *, first_attempt_at=NOW, **policy):
     """Return what follows a 429 with this wish, for a task that has no try left."""
     reading = Reading(verdict=Verdict.BUSY, reason="429", retry_after_at=retry_after_at)
-    history = History(attempt=4, first_attempt_at=NOW - timedelta(days=9))
-    return next_step(reading, RetryPolicy(), history, now=NOW, chance=0.5, status=429)
+    history = History(attempt=4, first_attempt_at=first_attempt_at)
+    return next_step(reading, RetryPolicy(**policy), history, now=NOW, chance=0.5, status=429)
 
 
 @pytest.mark.parametrize(
@@ -113,18 +113,35 @@ def rest(retry_after_at=None):
         ("0", 1),
         ("Mon, 02 Mar 2026 13:02:00 GMT", 120),
         ("Mon, 02 Mar 2026 12:00:00 GMT", 5),
-        ("1000000000", 3600),
-        ("Fri, 31 Dec 9999 23:59:59 GMT", 3600),
+        ("3600", 3600),
         ("soon", 5),
         ("-3", 5),
     ],
 )
 def test_too_many_requests_rest_the_provider_and_cost_nothing(header, seconds):
-    """A 429 leaves the provider alone as long as it asks, within bounds; the task waits as long and never dies of it."""
+    """A 429 leaves the provider alone as long as it asks; the task waits as long, also when it has no try left."""
     step = rest(asked_until(header, NOW))
     until_at = NOW + timedelta(seconds=seconds)
     assert (TaskState.WAITING, False, True) == (step.state, step.counted, step.pause_asked)
     assert (until_at, until_at) == (step.due_at, step.pause_until_at)
+
+
+@pytest.mark.parametrize("header", ["1000000000", "Fri, 31 Dec 9999 23:59:59 GMT", "86400"])
+def test_a_long_wish_is_the_tasks_own_and_the_others_wait_an_hour(header):
+    """It is kept up to the policy's cap; the provider's pause ends after an hour at the latest."""
+    asked_at = asked_until(header, NOW)
+    step = rest(asked_at)
+    assert (NOW + timedelta(hours=24), NOW + timedelta(hours=1)) == (step.due_at, step.pause_until_at)
+    step = rest(asked_at, cap=timedelta(hours=2))
+    assert (NOW + timedelta(hours=2), NOW + timedelta(hours=1)) == (step.due_at, step.pause_until_at)
+
+
+def test_too_many_requests_end_a_task_that_would_wait_past_its_budget():
+    """Given up with the reason; the provider is left alone all the same."""
+    step = rest(NOW + timedelta(seconds=8), first_attempt_at=NOW - timedelta(days=7))
+    assert (TaskState.DEAD, None, NOW + timedelta(seconds=8)) == (step.state, step.due_at, step.pause_until_at)
+    assert "budget" in step.reason
+    assert TaskState.WAITING is rest(NOW + timedelta(seconds=8), first_attempt_at=NOW - timedelta(days=6)).state
 
 
 policies = st.builds(
@@ -195,6 +212,24 @@ def test_a_look_up_that_cannot_tell_is_repeated_ever_later():
     steps = [looked_up(CannotTell(reason="500"), failed=failed) for failed in range(5)]
     assert [5, 20, 60, 300] == [(step.due_at - NOW).total_seconds() for step in steps[:4]]
     assert (TaskState.UNKNOWN, None, "500") == (steps[4].state, steps[4].due_at, steps[4].reason)
+
+
+def test_an_outage_is_waited_for_and_costs_no_look_up():
+    """Ever longer, up to five minutes, and as long as it was asked to; after a day it counts like any other."""
+    told = CannotTell(reason="503", passes=True)
+    steps = [looked_up(told, failed=4, ended_at=NOW - timedelta(seconds=n)) for n in (0, 80, 86_399)]
+    assert [(5, False), (10, False), (300, False)] == [
+        ((step.due_at - NOW).total_seconds(), step.counted) for step in steps
+    ]
+    asked_at = NOW + timedelta(hours=3)
+    assert asked_at == looked_up(CannotTell(reason="503", passes=True, retry_after_at=asked_at)).due_at
+    assert looked_up(told, failed=4, ended_at=NOW - timedelta(days=1)).due_at is None
+
+
+def test_an_absence_before_the_attempts_end_says_nothing():
+    """The request may be executed until then: the first listing that counts comes twenty seconds after it."""
+    step = looked_up(Absent(), ended_at=NOW + timedelta(seconds=25))
+    assert (TaskState.UNKNOWN, NOW + timedelta(seconds=45), False) == (step.state, step.due_at, step.counted)
 
 
 def test_undecided_is_repeated_only_where_the_rule_says_so():

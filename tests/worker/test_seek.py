@@ -20,7 +20,7 @@ from rules.vocabulary import (
     TaskType,
     Verdict,
 )
-from worker.ledger import Claim, Delivery, IncomingEvent, Settlement, migrate, open_ledger
+from worker.ledger import Claim, Delivery, IncomingEvent, PauseKind, Settlement, migrate, open_ledger
 from worker.providers import load
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
 from worker.seek import BATCH, Seek
@@ -53,8 +53,17 @@ class House:
 
     def another(self, **changes):
         """Return another seeker, as of another worker."""
-        parts = {"clock": Clock(now=lambda: self.now, awake_seconds=lambda: 0.0), "charge": self.charged.append}
+        parts = {"clock": Clock(now=lambda: self.now, awake_seconds=lambda: 0.0), "charge": self.charge}
         return Seek(self.ledger, self.provider, self.transport, **(parts | changes))
+
+    def seconds(self):
+        """Return the house's clock as one that is never set."""
+        return self.now.timestamp()
+
+    def charge(self, now):
+        """Take a place in line, which is free."""
+        self.charged.append(now)
+        return now
 
     def close(self):
         """Give everything back."""
@@ -185,7 +194,7 @@ def test_a_task_that_is_shown_late_is_found_by_the_second_listing(house):
 
 
 def test_the_second_listing_comes_long_enough_after_the_attempts_end(house):
-    """A lease that was found expired late: twenty seconds pass from then, whatever was listed before."""
+    """A lease that merely expired: an attempt's time and twenty seconds pass from then, whatever was listed before."""
     house.doubt("tk_0", stored=True)
     house.seek.once()
     house.plan("tk_1")
@@ -194,14 +203,35 @@ def test_the_second_listing_comes_long_enough_after_the_attempts_end(house):
     assert ["tk_1"] == house.ledger.expire_leases(house.now)
     house.pass_(seconds=5)
     assert 1 == house.seek.once()
-    house.pass_(seconds=14)
-    assert 0 == house.seek.once()
-    house.pass_(seconds=1)
-    assert 1 == house.seek.once()
+    for seconds in (44, 9):  # the first look says nothing yet, so two more come
+        house.pass_(seconds=seconds)
+        assert 0 == house.seek.once()
+        house.pass_(seconds=1)
+        assert 1 == house.seek.once()
     assert TaskState.WAITING == house.task().state
 
 
-@pytest.mark.parametrize("listing", ["status_500", "garbage", "silent"])
+def test_a_claim_that_a_fast_clock_took_for_absent_is_not_sent_twice(house):
+    """A worker that is a minute ahead gives up a live claim; its request, made half a minute later, is found."""
+    house.doubt("tk_0", stored=True)
+    house.seek.once()
+    house.plan("tk_1")
+    (claim,) = house.ledger.claim(["tk_1"], house.now, LEASE, "w-1")
+    house.pass_(seconds=60)  # by the fast clock; the request has only begun
+    assert ["tk_1"] == house.ledger.expire_leases(house.now)
+    for _ in range(29):
+        house.pass_(seconds=1)
+        house.seek.once()
+    house.transport.send(house.provider.prepare(claim.task, house.now), deadline_seconds=5)
+    house.sandbox.turn({f"{house.name}.listing_delay_seconds": "19"})
+    for _ in range(40):
+        house.pass_(seconds=1)
+        house.seek.once()
+    assert TaskState.DELIVERED == house.task().state
+    assert 2 == house.made()
+
+
+@pytest.mark.parametrize("listing", ["status_500", "garbage"])
 def test_a_broken_look_up_is_repeated_and_then_left_to_a_person(house, caplog, listing):
     """Four times more, ever later; then the task stays unknown with what to do, one warning says so, and nothing is sent."""
     house.sandbox.turn({f"{house.name}.listing": listing})
@@ -234,15 +264,109 @@ def test_a_look_up_that_works_again_decides(house):
     assert TaskState.DELIVERED == house.task().state
 
 
-def test_a_wrong_credential_cannot_tell(house):
-    """401 is no absence."""
+def test_a_wrong_credential_cannot_tell(house, caplog):
+    """401 is no absence: the provider is paused, once said, and after a day of it a person is asked."""
     house.doubt(stored=True)
     house.transport.close()
     house.transport = Transport(house.transport._base_url, house.provider.authorise("sandbox-wrong-key"))
     house.seek = house.another()
-    house.rounds(9, minutes=5)
-    assert TaskState.UNKNOWN == house.task().state
+    house.rounds(1)
+    (state,) = house.ledger.provider_states()
+    assert (PauseKind.ANSWER, house.now + timedelta(seconds=60)) == (state.kind, state.paused_until_at)
+    house.rounds(9, minutes=6)
+    assert (TaskState.UNKNOWN, "201 without an id") == (house.task().state, house.task().reason)
+    assert ["ERROR"] == [record.levelname for record in caplog.records]
+    house.pass_(days=1)
+    house.rounds(5, minutes=6)
     assert "answered with 401" in house.task().reason
+
+
+def outage(house, answer, times=None):
+    """Have the provider answer every question so."""
+    house.sandbox.script([{"provider": str(house.name), "method": "GET", "times": times, "answer": answer}])
+
+
+@pytest.mark.parametrize("answer", [{"status": 503}, {"status": 429}, "hang_up_before", {"status": 403}])
+def test_an_outage_of_some_hours_spends_no_look_up(house, answer):
+    """It is waited for, ever less often, and the truth counts when the provider is back."""
+    house.doubt(stored=True)
+    outage(house, answer)
+    for _ in range(60):
+        house.rounds(1, minutes=6)
+    assert (TaskState.UNKNOWN, "201 without an id") == (house.task().state, house.task().reason)
+    assert len(house.charged) <= 120
+    house.sandbox.behave()
+    house.rounds(2, minutes=6)
+    assert TaskState.DELIVERED == house.task().state
+
+
+def test_a_look_up_waits_as_long_as_it_is_asked_to(house):
+    """A Retry-After is kept in full; a 429 pauses the provider, whose tasks wait no longer than an hour for it."""
+    house.doubt(stored=True)
+    outage(house, {"status": 429, "headers": {"Retry-After": "7200"}}, times=1)
+    house.rounds(1)
+    (state,) = house.ledger.provider_states()
+    assert (PauseKind.ASKED, house.now + timedelta(hours=1)) == (state.kind, state.paused_until_at)
+    house.pass_(seconds=7199)
+    assert 0 == house.seek.once()
+    house.pass_(seconds=1)
+    assert 1 == house.seek.once()
+    assert TaskState.DELIVERED == house.task().state
+
+
+def test_a_provider_that_takes_no_questions_is_asked_no_more(house):
+    """After a 503 the other listings of the round count as asked."""
+    outage(house, {"status": 503})
+    for number in range(4):
+        named = {"agent": f"00000000-0000-4000-8000-{number:012}", "responsible_ids": [f"u{number}"]}
+        house.plan(f"tk_{number}", own={name: named[name] for name in named.keys() & KINDS[house.name][1].keys()})
+        house.try_(f"tk_{number}", stored=False)
+    house.pass_(seconds=60)
+    assert (4, 1) == (house.seek.once(), len(house.charged))
+
+
+def test_a_listing_waits_for_its_place_in_line(house):
+    """What comes within the round is waited for, what comes later is kept, and nobody is charged for it again."""
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        house.pass_(seconds=seconds)
+
+    clock = Clock(now=lambda: house.now, awake_seconds=house.seconds, sleep=sleep)
+    away = [3.0, 50.0]
+
+    def charge(now):
+        house.charged.append(now)
+        return now + timedelta(seconds=away.pop(0))
+
+    house.seek = house.another(clock=clock, charge=charge)
+    house.doubt("tk_1", stored=True)
+    house.rounds(1)
+    assert (TaskState.DELIVERED, 3.0) == (house.task("tk_1").state, pytest.approx(sum(slept)))
+    house.doubt("tk_2", stored=True)
+    place_at = house.now + timedelta(seconds=50)
+    assert [1, 0] == [house.seek.once(), house.seek.once()]
+    assert TaskState.UNKNOWN == house.task("tk_2").state
+    while house.now < place_at:
+        house.pass_(seconds=1)
+        house.seek.once()
+    house.rounds(1)
+    assert (TaskState.DELIVERED, 2) == (house.task("tk_2").state, len(house.charged))
+
+
+def test_a_task_retried_long_after_its_attempt_keeps_its_budget_and_its_moment(house):
+    """Cancelled in doubt and retried weeks later, for tomorrow: absent twice, it waits for tomorrow and is not given up."""
+    house.doubt("tk_0", stored=True)
+    house.doubt(stored=False)
+    house.seek.once()
+    house.ledger.cancel("tk_1", None, house.now)
+    house.pass_(days=30)
+    tomorrow_at = house.now + timedelta(days=1)
+    house.ledger.retry_many({"tk_1": tomorrow_at}, {TaskState.CANCELLED}, house.now)
+    house.rounds(8, seconds=10)
+    task = house.task()
+    assert (TaskState.WAITING, tomorrow_at) == (task.state, task.due_at)
 
 
 def test_a_rule_may_have_it_repeated(house):

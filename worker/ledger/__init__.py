@@ -6,7 +6,7 @@ from worker.ledger.by_hand import CANCELLED_STATES, RETRIED_STATES, why_not_canc
 from worker.ledger.ledger import Ledger
 from worker.ledger.measuring import Due, Measures
 from worker.ledger.opening import migrate, move_ledger, open_ledger, undo_move
-from worker.ledger.replaying import Replayed, renamed, why_not_replayed
+from worker.ledger.replaying import Replayed, never_left, renamed, why_not_replayed
 from worker.ledger.rows import (
     AttemptRow,
     Claim,
@@ -61,6 +61,7 @@ __all__ = [
     "Workload",
     "migrate",
     "move_ledger",
+    "never_left",
     "open_ledger",
     "renamed",
     "undo_move",

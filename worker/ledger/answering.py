@@ -3,7 +3,8 @@
 Taking it counts a try and keeps it from others until the next try is due; so one that kills its process is tried five times
 and no more. What cannot be planned is put aside, with the reason on the task whose end it is, and tried again by the next
 worker that starts: what was missing, a variable say, may be there then. A failure that was undone meanwhile, by a person's
-retry or a late success, is not answered.
+retry or a late success, is not answered; an outcome counts while the task is delivered, and not once a person had it
+cancelled there. What answered a failure and was not sent because that was undone is made due again when the task fails again.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, delete, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, select, update
 
-from rules.vocabulary import FAILURE, Task
+from rules.vocabulary import FAILURE, Task, TaskState
 from worker.ledger import planning
-from worker.ledger.encoding import micros, moment, sentence
+from worker.ledger.encoding import dump, load, micros, micros_or_none, moment, sentence
 from worker.ledger.mapping import stored_event, stored_task
-from worker.ledger.reacting import FAILED_STATES
+from worker.ledger.reacting import FAILED_STATES, UNDONE
 from worker.ledger.rows import Reaction, TaskRef
 from worker.ledger.statements import ForIds, Statement
 from worker.ledger.tables import attempts, events, outcomes, reactions, tasks
@@ -27,6 +28,8 @@ from worker.ledger.tables import attempts, events, outcomes, reactions, tasks
 TRIES_LIMIT: Final = 5
 #: The wait after the first try that failed; it doubles with each.
 BACK_OFF: Final = timedelta(seconds=5)
+#: What has another state was cancelled there by a person meanwhile.
+_OUTCOME_STATES: Final = frozenset({TaskState.DELIVERED})
 #: When what was put aside is due.
 _NEVER: Final = micros(datetime.max.replace(tzinfo=UTC))
 
@@ -71,6 +74,21 @@ _SET_NOTE: Final = Statement(
     .where(tasks.c.id == bindparam("of_task"))
     .values(note=bindparam("new_note"), updated_at=bindparam("now"))
 )
+#: Planned before, and not sent because the failure was undone.
+_PUT_OFF: Final = and_(
+    tasks.c.id == bindparam("this_id"),
+    tasks.c.state == TaskState.SUPPRESSED,
+    tasks.c.reason.startswith(UNDONE, autoescape=True),
+)
+_FIELDS_PUT_OFF: Final = Statement(select(tasks.c.fields).where(_PUT_OFF).with_for_update(key_share=True))
+_RENEW: Final = Statement(
+    update(tasks)
+    .where(_PUT_OFF)
+    .values(
+        {name: bindparam(f"new_{name}") for name in ("state", "due_at", "expires_at", "fields", "reason")}
+        | {"dispatched_at": None, "updated_at": bindparam("now")}
+    )
+)
 
 
 def any_due(connection: Connection, now: datetime) -> bool:
@@ -104,7 +122,7 @@ def record(
 ) -> Callable[[Connection], tuple[TaskRef, ...]]:
     """Return the work that records what answers an end, and a remark on the task; its result is the tasks due now.
 
-    Nothing is done when somebody else has it by now, or when the failure was undone.
+    Nothing is done when somebody else has it by now, or when the task has not ended so any more.
     """
 
     def work(connection: Connection) -> tuple[TaskRef, ...]:
@@ -112,10 +130,13 @@ def record(
         task = _LOCK_TASK.rows(connection, {"of_task": reaction.task.id})[0]
         if _STRIKE.run(connection, _held(reaction)) == 0:
             return ()
-        if reaction.trigger == FAILURE and task.state not in FAILED_STATES:
+        counts = FAILED_STATES if reaction.trigger == FAILURE else _OUTCOME_STATES
+        if task.state not in counts:
             return ()
         if note:
             _remark(connection, reaction, task.note, note, now)
+        if reaction.trigger == FAILURE:
+            _renew(connection, planned, now)
         return planning.add_tasks(connection, planned, now)
 
     return work
@@ -163,6 +184,25 @@ def _reactions(connection: Connection, rows: Sequence[Any], due_at: Sequence[int
         )
         for row, at in zip(rows, due_at, strict=True)
     ]
+
+
+def _renew(connection: Connection, planned: Sequence[Task], now: datetime) -> None:
+    """Make due again what followed on an earlier failure and was put off; whoever had the turn then keeps it."""
+    for task in planned:
+        row = _FIELDS_PUT_OFF.first(connection, {"this_id": task.id}) if task.state == TaskState.PLANNED else None
+        if row is None:
+            continue
+        kept = {"responsible_ids": load(row.fields).get("responsible_ids")} if task.rotation else {}
+        renewed = {
+            "this_id": task.id,
+            "new_state": TaskState.WAITING,
+            "new_due_at": micros(task.due_at),
+            "new_expires_at": micros_or_none(task.expires_at),
+            "new_fields": dump({**task.fields, **kept}),
+            "new_reason": "wanted again: the task that it answers has failed once more",
+            "now": micros(now),
+        }
+        _RENEW.run(connection, renewed)
 
 
 def _put_aside(connection: Connection, reaction: Reaction, error: str, now: datetime) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, delete, select, update
 
 from rules.vocabulary import LedgerError, TaskState, Verdict, instant
-from worker.ledger import listing, tallying
+from worker.ledger import listing, outcomes, tallying
 from worker.ledger.doubts import Begun
 from worker.ledger.doubts import begin as begin_doubts
 from worker.ledger.encoding import label, micros, sentence
@@ -40,7 +40,7 @@ _CHANGE: Final = Statement(
 )
 _LAST_VERDICT: Final = Statement(
     select(attempts.c.verdict)
-    .where(attempts.c.task_id == bindparam("task_id"))
+    .where(attempts.c.task_id == bindparam("task_id"), attempts.c.deferred.is_(False))
     .order_by(attempts.c.epoch.desc())
     .limit(1)
 )
@@ -75,9 +75,10 @@ def why_not_retried(task: StoredTask) -> str | None:
         )
     if task.state == TaskState.DEAD and task.epoch == 0:
         # It died while it was planned: its fields are incomplete, and a half-made touch must never leave.
+        again = "leadwire replay {id} plans it again" if task.parent is None else "leadwire replay {id} --new-keys"
         return (
-            f"task {task.id} was never complete ({task.reason}): "
-            "correct the rule or the data, and have the event sent again"
+            f"task {task.id} was never complete ({task.reason}): correct the rule, restart, then "
+            f"{again.format(id=task.event_id)}; or correct the data, and have a new event sent"
         )
     if task.external_id is not None and task.state in {TaskState.CANCELLED, TaskState.SUPPRESSED}:
         return (
@@ -108,6 +109,7 @@ def settle(task_id: str, delivered: bool, external_id: str | None, now: datetime
                 "external_id": None if known is None else label(known),
                 "reason": "settled by hand: delivered",
             }
+            outcomes.follow_found(connection, task.id, task.provider, changed["external_id"], micros(now))
         else:
             reason = "settled by hand: not delivered; it is sent again"
             changed = {"state": TaskState.WAITING, "due_at": micros(now), "reason": reason}
@@ -183,6 +185,7 @@ def cancelled_there(
             tallying.of(connection).count(Tally.TASKS_ENDED, task.type, TaskState.CANCELLED)
             reason = _because(f"cancelled at {task.provider} by a person at {instant(now)}", why)
             changed |= {"state": TaskState.CANCELLED, "reason": sentence(reason)}
+            outcomes.leave(connection, task.id)
         return _change(connection, task, now, changed)
 
     return work
@@ -191,14 +194,15 @@ def cancelled_there(
 def _retried(connection: Connection, task: StoredTask, due_at: datetime, now: datetime) -> dict[str, Any]:
     """Return the changes of a retry: what waits waits no longer than before, what has ended begins anew.
 
-    What was cancelled while nobody knew whether it was executed is looked up before it is sent again.
+    What has ended while nobody knew whether it was executed is looked up before it is sent again, however it ended: a
+    look-up that ended the doubt may have been too early, and a rule that repeats in doubt does not speak for this retry.
     """
     said = f"{_RETRIED}{instant(now)}{_BEFORE}{task.state}: {_first_reason(task) or 'no reason given'}"
     changed = {"state": TaskState.WAITING, "reason": sentence(said), **_lifted(task, now)}
     if task.state == TaskState.WAITING:
         return changed | {"due_at": micros(min(due_at, task.due_at))}
     anew = {"attempts": 0, "epoch": task.epoch + 1, "first_attempt_at": None}
-    if task.state == TaskState.CANCELLED and _LAST_VERDICT.value(connection, {"task_id": task.id}) == Verdict.UNKNOWN:
+    if _LAST_VERDICT.value(connection, {"task_id": task.id}) == Verdict.UNKNOWN:
         at = micros(now)
         begun = Begun(task_id=task.id, provider=task.provider, ended_at=at, lease_until_at=None)
         begin_doubts(connection, [begun])

@@ -92,6 +92,7 @@ class _Terms:
     paused: dict[ProviderName, ProviderState]
     limits: Mapping[ProviderName, Limits]
     gates: Gates
+    undone: Mapping[str, str]
 
 
 def claim(
@@ -108,7 +109,8 @@ def _claim(connection: Connection, parts: Sequence[_Asked]) -> list[list[Claim |
     found = {row.id: stored_task(row) for row in _FOUND.rows(connection, ids)}
     missing = [task_id for task_id in ids if task_id not in found]
     elsewhere = {row.id for row in _EXISTING.rows(connection, missing)} if missing else set()
-    paused = pauses.in_force(connection, now)
+    paused = pauses.believed(connection, now)
+    undone = reacting.undone(connection, found.values())
     ended: list[dict[str, Any]] = []
     begun: list[tuple[Claim, _Asked]] = []
     answers = []
@@ -122,6 +124,7 @@ def _claim(connection: Connection, parts: Sequence[_Asked]) -> list[list[Claim |
             paused,
             asked.limits,
             gates,
+            undone,
         )
         given: dict[str, Claim | NotClaimed] = {}
         for task_id in asked.ids:
@@ -162,11 +165,13 @@ def _answer(task_id: str, task: StoredTask | None, terms: _Terms, ended: list[di
         return NotClaimed(task_id=task_id, state=None, why="there is no such task")
     if task.state not in _CLAIMABLE:
         return NotClaimed(task_id=task_id, state=task.state, why=_WHY_NOT[task.state])
-    if task.expires_at is not None and task.expires_at <= terms.now:
+    why = terms.undone.get(task.id)
+    if why is None and task.expires_at is not None and task.expires_at <= terms.now:
         why = f"too late: expired at {instant(task.expires_at)}"
+        reacting.note_ends(terms.connection, [(task.id, task.reactions)], terms.at)
+    if why is not None:
         ended.append(_change(task, TaskState.SUPPRESSED, task.due_at, why, terms))
         tallying.of(terms.connection).count(Tally.TASKS_ENDED, task.type, TaskState.SUPPRESSED)
-        reacting.note_ends(terms.connection, [(task.id, task.reactions)], terms.at)
         return NotClaimed(task_id=task_id, state=TaskState.SUPPRESSED, why=why)
     if task.due_at > terms.now:
         why = f"it is not due before {instant(task.due_at)}"

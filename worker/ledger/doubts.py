@@ -91,12 +91,16 @@ _FIRST_OF_PROVIDER: Final = Statement(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """A task that has just become unknown: when its attempt ended, and when the claim's lease does."""
+    """A task that has just become unknown: when its attempt has ended, and when the claim's lease does.
+
+    `since` is when it became unknown, if its attempt may end later than that.
+    """
 
     task_id: str
     provider: ProviderName
     ended_at: int
     lease_until_at: int | None
+    since: int | None = None
 
 
 def begin(connection: Connection, begun: Sequence[Begun]) -> None:
@@ -111,7 +115,7 @@ def begin(connection: Connection, begun: Sequence[Begun]) -> None:
             "provider": each.provider,
             "began_at": (found[0][0] if found and found[0][0] is not None else each.ended_at),
             "ended_at": each.ended_at,
-            "due_at": max(each.lease_until_at or 0, each.ended_at + first_look),
+            "due_at": max(each.lease_until_at or 0, (each.since or each.ended_at) + first_look),
             "look_ups": 0,
             "absent_at": None,
         }

@@ -38,6 +38,7 @@ from worker.ledger.rows import (
     IncomingEvent,
     Limits,
     NotClaimed,
+    PauseKind,
     ProviderState,
     Recorded,
     Settlement,
@@ -255,10 +256,27 @@ class Ledger(Desk):
         """Lift the pauses by a credential or address that was not taken: at a start the settings may be mended."""
         self._writer.write(pauses.lift_all_of_answers(now))
 
-    def charge(self, provider: ProviderName, limits: Limits, now: datetime) -> None:
-        """Count a request that no claim stands for (a look-up, a poll) against a provider's rate; it is never refused."""
-        if limits.rate_per_second:
-            self._writer.write(gates.charge(provider, limits, now))
+    def charge(self, provider: ProviderName, limits: Limits, now: datetime) -> datetime:
+        """Count a request that no claim stands for (a look-up, a poll) against a provider's rate; it is never refused.
+
+        Return the moment of its place in line, before which it should not be sent.
+        """
+        return self._writer.write(gates.charge(provider, limits, now)) if limits.rate_per_second else now
+
+    def note_refusal(
+        self,
+        provider: ProviderName,
+        kind: PauseKind,
+        until_at: datetime,
+        reason: str,
+        asked_at: datetime,
+        now: datetime,
+    ) -> ProviderState | None:
+        """Pause a provider whose answer to a question, sent at `asked_at`, asks for it, as an attempt's answer would.
+
+        Return the pause if it begins with this.
+        """
+        return self._writer.write(pauses.refused(provider, kind, until_at, reason, asked_at, now))
 
     def provider_states(self) -> list[ProviderState]:
         """Return what is kept of each provider: its pause and the kind of it, its failures, what the day has seen."""

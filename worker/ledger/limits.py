@@ -4,12 +4,17 @@ Rate is the generic cell rate algorithm (ITU-T I.371): one moment, that of the n
 finds no place now is given the next one to come, at once and for itself, so that nobody asks twice for the same place. A
 place that was missed by more than `SLOT_HOLDS` is lost: places that piled up while nothing moved would let a flood through.
 
+The moment is believed only as far as tasks that wait in the line explain it. What else is ahead of now are places whose
+tasks wait no more (cancelled, paused), or the word of a clock that is wrong: the line ends after the last task in it, and
+places between tasks that nobody has are given first. In the same way no pause lasts longer than its kind can.
+
 The breaker counts tries in a row that met no provider at work. It opens for a span that doubles with each probe that fails,
 and closes with any answer to the point. What began before a pause did says nothing about how the pause stands.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -20,6 +25,10 @@ from worker.ledger.rows import Held, Limits, PauseKind
 
 #: How long a task may come after the place in line that it was given.
 SLOT_HOLDS: Final = timedelta(seconds=5)
+#: So many places may be ahead without a task in them: those of look-ups and polls that are on their way.
+UNSEEN: Final = 8
+#: So many of the next places in line are looked at, for those that nobody has.
+PLACES: Final = 1000
 #: What finds all requests on their way comes again after this, and spread over as long again.
 CONCURRENCY_REST: Final = timedelta(seconds=1)
 #: So many failures in a row open the breaker.
@@ -29,6 +38,8 @@ FIRST_SPAN: Final = timedelta(seconds=5)
 LONGEST_SPAN: Final = timedelta(minutes=5)
 #: How long the others wait while one task probes a provider that rejected our credential or does not know our address.
 ANSWER_SPAN: Final = timedelta(seconds=60)
+#: How long a provider that asks for a rest is left alone at the longest.
+LONGEST_REST: Final = timedelta(hours=1)
 
 _SECOND: Final = timedelta(seconds=1)
 _TOO_MANY_REQUESTS: Final = 429
@@ -37,9 +48,13 @@ _SERVER_FAULTS: Final = range(500, 600)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """What one provider has had: its line's end, requests on their way, those refused a place just now, and the day's sum."""
+    """What one provider has had: its line's end, requests on their way, those refused a place just now, and the day's sum.
+
+    `free` are the places before the line's end that nobody has, as far as they were looked for.
+    """
 
     next_slot_at: datetime | None = None
+    free: tuple[datetime, ...] = ()
     sending: int = 0
     turned_away: int = 0
     day: str | None = None
@@ -78,12 +93,46 @@ def place(use: Use, limits: Limits, now: datetime, slot_at: datetime | None) -> 
     """
     if not limits.rate_per_second or (slot_at is not None and slot_at <= now <= slot_at + SLOT_HOLDS):
         return use, None
-    own_at = max(now, (use.next_slot_at or now) - interval(limits) * (limits.burst - 1))
-    use = charged(use, limits, now)
+    use, own_at = taken(use, limits, now)
     if own_at <= now:
         return use, None
     why = f"{limits.rate_per_second:g} requests a second: its own place is at {instant(own_at)}"
     return use, Refusal(held=Held.RATE, due_at=own_at, why=why, slot_at=own_at)
+
+
+def taken(use: Use, limits: Limits, now: datetime) -> tuple[Use, datetime]:
+    """Return the use with one more place taken, and the moment of that place: now, or one to come."""
+    if use.free:
+        return replace(use, free=use.free[1:]), max(now, use.free[0])
+    own_at = max(now, (use.next_slot_at or now) - interval(limits) * (limits.burst - 1))
+    return charged(use, limits, now), own_at
+
+
+def is_far(use: Use, limits: Limits, now: datetime) -> bool:
+    """Whether the line's end is so far ahead that only tasks in it explain that."""
+    if use.next_slot_at is None or not limits.rate_per_second:
+        return False
+    return use.next_slot_at - now > interval(limits) * (limits.burst + UNSEEN)
+
+
+def believed(use: Use, limits: Limits, now: datetime, slots: Sequence[datetime], last_at: datetime | None) -> Use:
+    """Return the use with as much of its line as the places of waiting tasks explain: the next `slots`, the last of all.
+
+    Whether something began just now is not known of a line that is not believed: the burst counts as used.
+    """
+    step = interval(limits)
+    end_at = max(now, last_at or now) + step * limits.burst
+    if use.next_slot_at is not None and use.next_slot_at <= end_at + step * UNSEEN:
+        end_at = use.next_slot_at
+    found: list[datetime] = []
+    number, free_at = 0, now + step
+    known = [*slots, end_at - step * (limits.burst - 1)] if not slots or slots[-1] == last_at else slots
+    for slot_at in known:
+        places = max((slot_at - free_at) // step, 0)
+        found += [free_at + step * place for place in range(min(places, PLACES - len(found)))]
+        number += places
+        free_at = max(free_at, slot_at + step)
+    return replace(use, next_slot_at=end_at, free=tuple(found) if number > UNSEEN else ())
 
 
 def charged(use: Use, limits: Limits, now: datetime) -> Use:
@@ -102,7 +151,7 @@ def begun(use: Use, limits: Limits, now: datetime) -> Use:
 
 def interval(limits: Limits) -> timedelta:
     """Return how far places in line are apart."""
-    return _SECOND / limits.rate_per_second
+    return max(_SECOND / limits.rate_per_second, timedelta.resolution)
 
 
 def day_of(now: datetime) -> str:
@@ -171,6 +220,19 @@ def span(openings: int) -> timedelta:
     """Return how long the breaker is open for the `openings`-th time in a row."""
     doublings = min(max(openings - 1, 0), 16)
     return min(FIRST_SPAN * (1 << doublings), LONGEST_SPAN)
+
+
+def longest(kind: PauseKind | None, openings: int) -> timedelta | None:
+    """Return how far ahead of now the end of such a pause can be; None for a person's, who may say any moment."""
+    match kind:
+        case PauseKind.BREAKER:
+            return span(openings)
+        case PauseKind.ASKED:
+            return LONGEST_REST
+        case PauseKind.ANSWER:
+            return LONGEST_SPAN
+        case _:
+            return None
 
 
 def after(standing: Standing, outcome: Outcome, now: datetime) -> Standing:

@@ -14,7 +14,7 @@ from typing import Final
 from sqlalchemy import Connection, and_, bindparam, func, select, update
 
 from rules.vocabulary import TERMINAL_TASK_STATES, TaskState
-from worker.ledger import doubts, reacting, settling, tallying
+from worker.ledger import doubts, outcomes, reacting, settling, tallying
 from worker.ledger.encoding import label, micros, micros_or_none, sentence_or_none
 from worker.ledger.rows import Doubt, Settlement
 from worker.ledger.statements import Statement
@@ -48,18 +48,21 @@ def end(doubt: Doubt, settlement: Settlement, now: datetime) -> Callable[[Connec
     """
 
     def work(connection: Connection) -> bool:
+        external_id = None if settlement.external_id is None else label(settlement.external_id)
         row = {
             "this_id": doubt.task.id,
             "held_epoch": doubt.task.epoch,
             "new_state": settlement.state,
             "new_due_at": micros_or_none(settlement.due_at),
-            "new_external_id": None if settlement.external_id is None else label(settlement.external_id),
+            "new_external_id": external_id,
             "new_reason": sentence_or_none(settlement.reason),
             "now": micros(now),
         }
         if settlement.state == TaskState.DELIVERED:
             fits, ended = settling.deliver_late(connection, row)
             doubts.drop(connection, [doubt.task.id])
+            if fits:
+                outcomes.follow_found(connection, doubt.task.id, doubt.task.provider, external_id, micros(now))
         else:
             _LOCK.rows(connection, row)  # the task before its doubt, as everybody does: no two wait for each other
             fits = ended = doubts.end(connection, doubt) and _DECIDE.run(connection, row) == 1

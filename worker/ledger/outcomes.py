@@ -1,7 +1,8 @@
 """What became of delivered tasks at their provider: who is asked about when, and what was said last.
 
-A row lives from the delivery on; it is asked about while it has a `due_at`. The provider's word is kept as it is, also one
-that nobody knows; the word that ends a task is noted for its rule in the same transaction.
+A row lives from the delivery on; it is asked about while it has a `due_at` and its task is delivered: what a person
+cancelled there is left alone. The provider's word is kept as it is, also one that nobody knows; the word that ends a task is
+noted for its rule in the same transaction.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, and_, bindparam, select, update
+from sqlalchemy import Connection, and_, bindparam, null, select, update
 
 from rules.vocabulary import ProviderName, TaskState, outcome_trigger
 from worker.ledger import reacting
@@ -21,8 +22,9 @@ from worker.ledger.tables import outcomes, tasks
 
 #: How long after the last of its moments (delivered, due, expired) a task is asked about.
 ASKED_FOR: Final = timedelta(days=7)
-#: Tasks that came to their delivery without a worker's settling (found by a look-up, or settled by a person) are found so
-#: long after they were due.
+#: Providers that tell nobody what became of a task, so that they are asked.
+ASKED: Final = frozenset({ProviderName.MINDHUNTERS})
+#: Tasks that were delivered while nobody asked are found so long after they were due.
 MISSED_FOR: Final = timedelta(days=1)
 
 _NEW: Final = upsert(outcomes)
@@ -41,8 +43,11 @@ _TAKE: Final = Statement(
     update(outcomes).where(_THIS).values(due_at=bindparam("new_due_at"), polls=outcomes.c.polls + 1)
 )
 _LAST: Final = Statement(
-    select(tasks.c.reactions, tasks.c.due_at, tasks.c.expires_at).where(tasks.c.id == bindparam("of_task"))
+    select(tasks.c.state, tasks.c.reactions, tasks.c.due_at, tasks.c.expires_at).where(
+        tasks.c.id == bindparam("of_task")
+    )
 )
+_LEAVE: Final = Statement(update(outcomes).where(_THIS).values(due_at=null()))
 _SEEN: Final = Statement(
     update(outcomes)
     .where(_THIS, outcomes.c.due_at == bindparam("held"))
@@ -79,6 +84,22 @@ def follow(connection: Connection, delivered: Sequence[tuple[str, ProviderName, 
         _FOLLOW.run_many(connection, rows)
 
 
+def follow_found(
+    connection: Connection, task_id: str, provider: ProviderName, external_id: str | None, at: int
+) -> None:
+    """Ask from now on about a task that no worker's settling has delivered: a look-up found it, or a person knows of it.
+
+    Whether anybody asks at all is not known here; what nobody asks about costs a row.
+    """
+    if provider in ASKED and external_id is not None:
+        follow(connection, [(task_id, provider, external_id)], at, at)
+
+
+def leave(connection: Connection, task_id: str) -> None:
+    """Ask no more about a task."""
+    _LEAVE.run(connection, {"of_task": task_id})
+
+
 def any_due(connection: Connection, provider: ProviderName, now: datetime) -> bool:
     """Whether there is a task to ask about."""
     return bool(_ANY_DUE.rows(connection, {"of_provider": provider, "now": micros(now)}))
@@ -89,7 +110,7 @@ def take(
 ) -> Callable[[Connection], list[Poll]]:
     """Return the work that takes tasks to ask about; each is due again after `pause` of how often it was asked about.
 
-    What was asked about for long enough is left as it was seen last.
+    What was asked about for long enough, or is not delivered any more, is left as it was seen last.
     """
 
     def work(connection: Connection) -> list[Poll]:
@@ -100,7 +121,7 @@ def take(
         for row, (task,) in zip(rows, last, strict=True):
             until = moment(max(row.delivered_at, task.due_at, task.expires_at or 0)) + ASKED_FOR
             due_at = now + pause(row.polls + 1)
-            over = now >= until
+            over = now >= until or task.state != TaskState.DELIVERED
             taken.append({"of_task": row.task_id, "new_due_at": None if over else micros(due_at)})
             if not over:
                 polls.append(

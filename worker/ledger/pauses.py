@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, or_, select, update
 
-from rules.vocabulary import ProviderName
+from rules.vocabulary import ProviderName, Verdict
 from worker.ledger import gates, tallying
 from worker.ledger import limits as decide
 from worker.ledger.encoding import micros, micros_or_none, moment, moment_or_none, sentence_or_none
@@ -38,6 +38,11 @@ _PROBED: Final = Statement(
     .where(_OF, providers.c.paused_until_at == bindparam("seen"))
     .values(paused_until_at=bindparam("until"))
 )
+_CUT: Final = Statement(
+    update(providers)
+    .where(_OF, providers.c.paused_until_at == bindparam("seen"))
+    .values(paused_until_at=bindparam("until"), updated_at=bindparam("since"))
+)
 _STAND: Final = Statement(
     update(providers)
     .where(_OF)
@@ -56,6 +61,24 @@ _MOVE: Final = Statement(
     .where(tasks.c.provider == bindparam("of"), TASK_TIMED, tasks.c.due_at == bindparam("until"))
     .values(due_at=bindparam("new_due_at"), updated_at=bindparam("now"))
 )
+
+
+def believed(connection: Connection, now: datetime) -> dict[ProviderName, ProviderState]:
+    """Return the pauses in force, for a claim; one whose end is further ahead than its kind can be is cut to that.
+
+    It was written under a clock that was ahead of this one. The tasks that wait for its end wait for the new one.
+    """
+    found = in_force(connection, now)
+    for name, state in sorted(found.items()):
+        longest = decide.longest(state.kind, state.openings)
+        if longest is None or state.paused_until_at is None or state.paused_until_at <= now + longest:
+            continue
+        seen, until_at, since_at = micros(state.paused_until_at), now + longest, min(state.updated_at, now)
+        row = {"provider": name, "seen": seen, "until": micros(until_at), "since": micros(since_at)}
+        if _CUT.run(connection, row):
+            _MOVE.run(connection, {"of": name, "until": seen, "new_due_at": micros(until_at), "now": micros(now)})
+        found[name] = replace(state, paused_until_at=until_at, updated_at=since_at)
+    return found
 
 
 def in_force(connection: Connection, now: datetime) -> dict[ProviderName, ProviderState]:
@@ -124,12 +147,23 @@ def lift_all_of_answers(now: datetime) -> Callable[[Connection], None]:
 def mind(connection: Connection, settled: Sequence[tuple[Claim, Settlement, datetime]]) -> list[ProviderState]:
     """Let outcomes, each with its moment, say how their providers stand; return the pauses that begin with them."""
     of_provider: dict[ProviderName, list[tuple[Outcome, datetime]]] = {}
+    free: dict[ProviderName, list[str]] = {}
     for claim, settlement, now in settled:
+        if not settlement.counted or (settlement.verdict is Verdict.BUSY and settlement.status is None):
+            free.setdefault(claim.task.provider, []).append(decide.day_of(claim.claimed_at))
         outcome = _outcome(claim, settlement)
         if outcome.sign is not Sign.NOTHING or outcome.until_at is not None:
             of_provider.setdefault(claim.task.provider, []).append((outcome, now))
-    began = [_mind(connection, *each) for each in sorted(of_provider.items())]
+    began = [_mind(connection, name, each, free.get(name, ())) for name, each in sorted(of_provider.items())]
     return [pause for pause in began if pause is not None]
+
+
+def refused(
+    provider: ProviderName, kind: PauseKind, until_at: datetime, reason: str, asked_at: datetime, now: datetime
+) -> Callable[[Connection], ProviderState | None]:
+    """Return the work that lets the answer to a question pause its provider; its result is the pause that begins so."""
+    outcome = Outcome(sign=Sign.NOTHING, claimed_at=asked_at, reason=reason, kind=kind, until_at=until_at)
+    return lambda connection: _mind(connection, provider, [(outcome, now)], ())
 
 
 def _outcome(claim: Claim, settlement: Settlement) -> Outcome:
@@ -145,8 +179,9 @@ def _outcome(claim: Claim, settlement: Settlement) -> Outcome:
 
 
 def _mind(
-    connection: Connection, provider: ProviderName, outcomes: Sequence[tuple[Outcome, datetime]]
+    connection: Connection, provider: ProviderName, outcomes: Sequence[tuple[Outcome, datetime]], free: Sequence[str]
 ) -> ProviderState | None:
+    """Let a provider's outcomes count; `free` are the days of attempts that do not count among their day's."""
     latest_at = outcomes[-1][1]
     if all(outcome.sign is Sign.LIFE for outcome, _ in outcomes):
         row = _TROUBLED.first(connection, {"provider": provider})
@@ -154,6 +189,8 @@ def _mind(
             return None
     else:
         row = gates.lock(connection, provider, latest_at)
+    if row.day in free:  # only where a cap counts days
+        gates.uncount(connection, provider, row.day, free.count(row.day))
     found = standing = _standing(row)
     for outcome, now in outcomes:
         standing = decide.after(standing, outcome, now)

@@ -7,9 +7,10 @@ not count twice. `event_failed` counts only what was not counted so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, select, update
@@ -81,6 +82,16 @@ _ADD_TASK: Final = Statement(
     upsert(tasks).on_conflict_do_nothing(),
     columns_of(tasks, "first_attempt_at", "lease_until_at", "owner", "external_id", "slot_at"),
 )
+#: A task that never left, in the place it has: it keeps its id, its key, and what hangs on them.
+_AGAIN: Final = (
+    *("type", "provider", "fields", "due_at", "expires_at", "retry", "if_unsure", "contact", "state", "reason", "note"),
+    *("rule_set", "dispatched_at", "created_at", "updated_at", "reactions"),
+)
+_PLAN_AGAIN: Final = Statement(
+    update(tasks)
+    .where(tasks.c.id == bindparam("task_id"), tasks.c.state == TaskState.DEAD, tasks.c.epoch == 0)
+    .values({name: bindparam(f"new_{name}") for name in _AGAIN})
+)
 _NEW_TURNS: Final = upsert(turns)
 _TAKE_TURNS: Final = Statement(
     _NEW_TURNS.on_conflict_do_update(
@@ -144,15 +155,16 @@ def _record_plans(connection: Connection, parts: Sequence[Sequence[_Planned]]) -
         for each in part:
             by_event.setdefault(each.plan.event_id, (number, each))
     due: list[list[TaskRef]] = [[] for _ in parts]
+    unsent: Collection[tuple[str, str, str]] = ()
     decided_before = {row.id: row.rule_set is not None for row in _LOCK_OPEN.rows(connection, list(by_event))}
     ours = [each for event_id, each in by_event.items() if event_id in decided_before]
     if any(decided_before.values()):
-        ours = _without_repeats(connection, ours, decided_before)
+        ours, unsent = _without_repeats(connection, ours, decided_before)
     if ours:
         _SET_DECIDED.run_many(connection, [each.event_row for _, each in ours])
         _ADD_DECISIONS.run_many(connection, [each.decisions_row for _, each in ours])
         wanted = [(number, *pair) for number, each in ours for pair in each.tasks]
-        for number, ref in _add_tasks(connection, wanted, [each.plan for _, each in ours]):
+        for number, ref in _add_tasks(connection, wanted, [each.plan for _, each in ours], unsent):
             due[number].append(ref)
     return [tuple(refs) for refs in due]
 
@@ -164,31 +176,51 @@ def add_tasks(connection: Connection, planned: Sequence[Task], now: datetime) ->
 
 
 def _add_tasks(
-    connection: Connection, wanted: Sequence[tuple[int, Task, dict[str, Any]]], plans: Sequence[Plan]
+    connection: Connection,
+    wanted: Sequence[tuple[int, Task, dict[str, Any]]],
+    plans: Sequence[Plan],
+    unsent: Collection[tuple[str, str, str]] = (),
 ) -> list[tuple[int, TaskRef]]:
-    """Record the tasks that are not there, count them and their plans, note the ends that planning gave some of them."""
+    """Record the tasks that are not there, count them and their plans, note the ends that planning gave some of them.
+
+    What never left is rewritten and not counted again: neither that it was made, nor that it has ended.
+    """
     pairs = _with_turns(connection, wanted)
+    again = [pair for pair in pairs if _id_of(pair[1]) in unsent] if unsent else []
+    if again:
+        _plan_again(connection, [row for _, _, row in again])
+        pairs = [pair for pair in pairs if _id_of(pair[1]) not in unsent]
     is_new = _ADD_TASK.run_each(connection, [row for _, _, row in pairs]) if pairs else []
     added = [pair for pair, count in zip(pairs, is_new, strict=True) if count]
     tallying.of(connection).planned(plans, [task for _, task, _ in added])
     for _, task, row in added:
         if task.reactions and task.state in reacting.FAILED_STATES:
             reacting.note_ends(connection, [(task.id, task.reactions)], row["created_at"])
-    return [(number, _ref(task)) for number, task, row in added if row["state"] == TaskState.QUEUED]
+    return [(number, _ref(task)) for number, task, row in [*added, *again] if row["state"] == TaskState.QUEUED]
+
+
+def _plan_again(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Rewrite tasks, in the order of their ids, which everybody keeps: no two processes wait for each other."""
+    changed = [{"task_id": row["id"]} | {f"new_{name}": row[name] for name in _AGAIN} for row in rows]
+    _PLAN_AGAIN.run_many(connection, sorted(changed, key=itemgetter("task_id")))
 
 
 def _without_repeats(
     connection: Connection, ours: Sequence[tuple[int, _Planned]], decided_before: Mapping[str, bool]
-) -> list[tuple[int, _Planned]]:
-    """Return plans without those that a replay must not make, and without the tasks that exist: they take no turn."""
+) -> tuple[list[tuple[int, _Planned]], Collection[tuple[str, str, str]]]:
+    """Return plans without those that a replay must not make, and without the tasks that exist: they take no turn.
+
+    Tasks that never left are among them; with the plans comes which those are.
+    """
     again = [each.plan for _, each in ours if decided_before[each.plan.event_id]]
-    named = {plan.event_id: {(task.rule, task.name) for task in plan.tasks} for plan in again}
+    named = {plan.event_id: {(task.rule, task.name, task.type) for task in plan.tasks} for plan in again}
     found = replaying.standing(connection, named)
-    return [
+    left = [
         (number, replace(each, tasks=[pair for pair in each.tasks if _id_of(pair[0]) not in found.made]))
         for number, each in ours
         if each.plan.event_id not in found.refused
     ]
+    return left, found.unsent
 
 
 def _id_of(task: Task) -> tuple[str, str, str]:

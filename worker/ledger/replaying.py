@@ -1,9 +1,10 @@
 """How an event is decided again, and what keeps that from touching anybody twice.
 
 A replayed event is `received` once more, so that a worker decides it under the rules in force. Its tasks have the keys they
-had, and what exists is not made again. A key holds the task's name: where a rule lost a name and has a new one, the same
-touch may go by another name now, and the transaction that would record it refuses instead. It knows an event that was
-decided before by its rule set.
+had, and what exists is not made again, but for a task that died incomplete while it was planned: nothing of it ever left,
+and it is planned again in its place. A key holds the names of the rule and the task: where one was lost and a new one came,
+the same touch may go by another name now, and the transaction that would record it refuses instead. It knows an event that
+was decided before by its rule set.
 
 Under new keys the event is made anew as a generation: a row of its own beside the first, `EVENT.2`, whose id all its keys are
 made of. The first keeps its decisions and its tasks.
@@ -18,10 +19,10 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from rules.vocabulary import EventState, instant
+from rules.vocabulary import EventState, TaskState, instant
 from worker.ledger.encoding import micros, sentence
 from worker.ledger.mapping import stored_event
-from worker.ledger.rows import StoredEvent
+from worker.ledger.rows import StoredEvent, StoredTask
 from worker.ledger.statements import ForIds, Statement, columns_of
 from worker.ledger.tables import events, tasks
 
@@ -56,13 +57,15 @@ _REFUSE: Final = Statement(
     update(events).where(_THIS).values(state=EventState.PROCESSED, reason=bindparam("new_reason"))
 )
 _TASKS: Final = ForIds(
-    lambda among: select(tasks.c.event_id, tasks.c.rule, tasks.c.name).where(
-        among(tasks.c.event_id), tasks.c.parent.is_(None)
-    )
+    lambda among: select(
+        tasks.c.event_id, tasks.c.rule, tasks.c.name, tasks.c.type, tasks.c.state, tasks.c.epoch
+    ).where(among(tasks.c.event_id), tasks.c.parent.is_(None))
 )
 
-#: A rule and the name of one of its tasks.
-Name = tuple[str, str]
+#: A rule, the name of one of its tasks, and the task's type.
+Name = tuple[str, str, str]
+#: The types of a rule's tasks by their names, by rule.
+_ByRule = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,20 +96,43 @@ def why_not_replayed(stored: StoredEvent, *, failed_too: bool) -> str | None:
     return None
 
 
-def renamed(planned: Iterable[Name], existing: Iterable[Name]) -> str | None:
-    """Return which rule's tasks go by other names now than those that it made, in words; None when none do.
+def never_left(task: StoredTask) -> bool:
+    """Whether a task died incomplete while it was planned: no attempt was ever begun, and no command can begin one."""
+    return _never_left(task.state, task.epoch)
 
-    A name that is only new, or only gone, repeats nothing.
+
+def renamed(planned: Iterable[Name], existing: Iterable[Name]) -> str | None:
+    """Return which touches go by other names now than those under which they were made, in words; None when none do.
+
+    `existing` is without what never left. A name that is only new, or only gone, repeats nothing; nor does a rule that is
+    new where none is gone that made a task of the same type.
     """
     now, then = _by_rule(planned), _by_rule(existing)
-    for rule in now.keys() & then.keys():
-        new, gone = now[rule] - then[rule], then[rule] - now[rule]
+    return _renamed_tasks(now, then) or _renamed_rule(now, then)
+
+
+def _renamed_tasks(now: _ByRule, then: _ByRule) -> str | None:
+    for rule in sorted(now.keys() & then.keys()):
+        new, gone = now[rule].keys() - then[rule].keys(), then[rule].keys() - now[rule].keys()
         if new and gone:
             return (
                 f"rule {rule} names its tasks otherwise now ({', '.join(sorted(gone))} then, {', '.join(sorted(new))} now), "
                 "so that they would be made a second time: give them their old names by `id`, "
                 "or make all tasks anew with --new-keys"
             )
+    return None
+
+
+def _renamed_rule(now: _ByRule, then: _ByRule) -> str | None:
+    for gone in sorted(then.keys() - now.keys()):
+        for new in sorted(now.keys() - then.keys()):
+            types = set(then[gone].values()) & set(now[new].values())
+            if types:
+                return (
+                    f"rule {gone} made a {min(types)} and plans nothing now, rule {new} made nothing and plans one now, "
+                    f"so that it would be made a second time: if {new} is {gone} renamed, give it back its old `id`; "
+                    "or make all tasks anew with --new-keys"
+                )
     return None
 
 
@@ -133,9 +159,13 @@ def renew(ids: Sequence[str], now: datetime, *, failed_too: bool) -> Callable[[C
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What stands of events that are being decided again: their tasks, and the events whose plan was refused."""
+    """What stands of events that are being decided again: their tasks, and the events whose plan was refused.
+
+    Tasks go by event, rule and name; `unsent` are those that never left, and that are planned again.
+    """
 
     made: Collection[tuple[str, str, str]]
+    unsent: Collection[tuple[str, str, str]]
     refused: Collection[str]
 
 
@@ -144,15 +174,25 @@ def standing(connection: Connection, plans: Mapping[str, Collection[Name]]) -> S
 
     A refused event is as it was, and its reason says why.
     """
-    made = {(row.event_id, row.rule, row.name) for row in _TASKS.rows(connection, list(plans))}
-    refused = []
+    made: dict[str, list[Any]] = {event_id: [] for event_id in plans}
+    unsent, refused = set(), []
+    for row in _TASKS.rows(connection, list(plans)):
+        if _never_left(row.state, row.epoch):
+            unsent.add((row.event_id, row.rule, row.name))
+        else:
+            made[row.event_id].append(row)
     for event_id, planned in plans.items():
-        existing = [(rule, name) for made_for, rule, name in made if made_for == event_id]
-        why = renamed(planned, existing)
+        why = renamed(planned, [(row.rule, row.name, row.type) for row in made[event_id]])
         if why:
             refused.append(event_id)
             _REFUSE.run(connection, {"event_id": event_id, "new_reason": sentence(f"not decided again: {why}")})
-    return Standing(made, refused)
+    stands = {(event_id, row.rule, row.name) for event_id, rows in made.items() for row in rows}
+    return Standing(stands, unsent, refused)
+
+
+def _never_left(state: str, epoch: int) -> bool:
+    """Whether a task has ended dead and never been claimed: each claim counts the epoch on."""
+    return state == TaskState.DEAD and epoch == 0
 
 
 def _replay(connection: Connection, row: Any, now: datetime, failed_too: bool) -> Replayed:
@@ -219,8 +259,8 @@ def _next_numbers(connection: Connection, firsts: Sequence[str]) -> tuple[dict[s
     return numbers, undecided
 
 
-def _by_rule(names: Iterable[Name]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
-    for rule, name in names:
-        found.setdefault(rule, set()).add(name)
+def _by_rule(names: Iterable[Name]) -> _ByRule:
+    found: dict[str, dict[str, str]] = {}
+    for rule, name, type_ in names:
+        found.setdefault(rule, {})[name] = type_
     return found

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, Final
 
 from sqlalchemy import Connection, and_, bindparam, case, func, null, or_, select, update
 
 from rules.vocabulary import TERMINAL_TASK_STATES, ProviderName, TaskState, TaskType, Verdict
-from worker.ledger import doubts, outcomes, pauses, reacting, tallying
+from worker.ledger import doubts, gates, outcomes, pauses, reacting, tallying
 from worker.ledger.encoding import label, micros, micros_or_none, sentence, sentence_or_none
 from worker.ledger.rows import Claim, ProviderState, Settlement
 from worker.ledger.statements import Statement
@@ -117,6 +117,10 @@ _GIVE_UP_ATTEMPT: Final = Statement(
     )
     .values(ended_at=bindparam("now"), verdict=Verdict.UNKNOWN, error=bindparam("new_reason"))
 )
+
+#: A lease that merely ran out may have done so by the wrong clock of whoever looks, with its claim just made: its request
+#: may be under way for as long as an attempt takes (`worker/deliver.py`).
+STILL_SENDING: Final = timedelta(seconds=30)
 
 #: What a task comes to, for now or for good.
 _COUNTED: Final = TERMINAL_TASK_STATES | {TaskState.UNKNOWN}
@@ -234,6 +238,7 @@ def _give_back(connection: Connection, task_id: str, epoch: int, at: int) -> boo
         return False
     _CLOSE_ATTEMPT.run(connection, row)
     doubts.drop(connection, [task_id])
+    gates.uncount_claim(connection, task_id, epoch)
     return True
 
 
@@ -259,7 +264,7 @@ def expire_leases(now: datetime) -> Callable[[Connection], list[str]]:
 
     def work(connection: Connection) -> list[str]:
         held = _EXPIRED.rows(connection, {"now": micros(now)})
-        return _give_up(connection, held, why, micros(now))
+        return _give_up(connection, held, why, micros(now), STILL_SENDING // timedelta(microseconds=1))
 
     return work
 
@@ -359,7 +364,8 @@ def _mind_ends(connection: Connection, settled: Sequence[_Settled]) -> None:
             outcomes.follow(connection, [(task.id, task.provider, external_id)], at, micros(settlement.poll_at))
 
 
-def _give_up(connection: Connection, held: Sequence[Any], why: str, at: int) -> list[str]:
+def _give_up(connection: Connection, held: Sequence[Any], why: str, at: int, still_sending: int = 0) -> list[str]:
+    """Call these unknown; `still_sending` is how much longer their requests may be under way (microseconds)."""
     if not held:
         return []
     rows = [
@@ -380,7 +386,11 @@ def _give_up(connection: Connection, held: Sequence[Any], why: str, at: int) -> 
     _GIVE_UP_ATTEMPT.run_many(connection, rows)
     begun = [
         doubts.Begun(
-            task_id=row.id, provider=ProviderName(row.provider), ended_at=at, lease_until_at=row.lease_until_at
+            task_id=row.id,
+            provider=ProviderName(row.provider),
+            ended_at=at + still_sending,
+            lease_until_at=row.lease_until_at,
+            since=at,
         )
         for row in held
     ]

@@ -36,6 +36,9 @@ _NOT_ALLOWED: Final = 405
 _UNAUTHORISED: Final = 401
 _FORBIDDEN: Final = 403
 
+#: How a task is made with other fields once it was tried: its event is recognised when it only comes again.
+ANEW: Final = "then have a new event sent, or all tasks of this one made anew: leadwire replay EVENT_ID --new-keys"
+
 _LOOK: Final = (
     "It may have been executed: it is looked up at the provider before anything is sent again; "
     "where that cannot tell, a person decides with leadwire settle"

@@ -62,7 +62,7 @@ WIRE_NAMES: Final[Mapping[str, str]] = {
     "auto_queue": "auto_queue",
 }
 
-_RETRY: Final = "then have the event sent again; what was mended at the provider needs leadwire retry only"
+_RETRY: Final = f"{answers.ANEW}; what was mended at the provider needs leadwire retry only"
 
 #: What to do about a complaint, by the field or code it names.
 REMEDIES: Final[Mapping[str, str]] = {
@@ -123,7 +123,7 @@ class Mindhunters:
                 reason=answers.reason(
                     "Not sent:",
                     "; ".join(shapes.complaints),
-                    "Correct the rule or the data, then have the event sent again",
+                    f"Correct the rule or the data, {answers.ANEW}",
                 ),
             )
         known = {name: value for name, value in body.items() if value is not None}

@@ -50,7 +50,7 @@ WIRE_NAMES: Final[Mapping[str, str]] = {
 TOLERANCE: Final = timedelta(minutes=1)
 _DAY: Final = timedelta(days=1)
 
-_RETRY: Final = "then have the event sent again; what was mended at the provider needs leadwire retry only"
+_RETRY: Final = f"{answers.ANEW}; what was mended at the provider needs leadwire retry only"
 _ASSIGN: Final = f"Compare `assign` of the rule with the users that GET /team-members/all lists, {_RETRY}"
 
 #: Words of a 404 about something a task names; the documented case is the first.
@@ -89,7 +89,7 @@ class Vambe:
                 reason=answers.reason(
                     "Not sent:",
                     "; ".join(shapes.complaints),
-                    "Correct the rule or the data, then have the event sent again",
+                    f"Correct the rule or the data, {answers.ANEW}",
                 )
             )
         return Request(method="POST", path="/tasks", json={**body, **extra})

@@ -5,7 +5,9 @@ from datetime import timedelta
 import pytest
 
 from rules.vocabulary import ProviderName, TaskState, TaskType, Verdict
-from worker.ledger import Settlement
+from worker.deliver import ATTEMPT_SECONDS
+from worker.ledger import Limits, PauseKind, Settlement
+from worker.ledger.settling import STILL_SENDING
 from worker.ledger.tallying import Tally
 
 VAMBE, MINDHUNTERS = ProviderName.VAMBE, ProviderName.MINDHUNTERS
@@ -62,11 +64,11 @@ def test_an_unknown_task_is_looked_up_when_its_lease_has_ended(desk):
 
 
 def test_an_expired_lease_is_looked_up_soon(desk):
-    """What a lease that ran out left behind is looked up a moment later."""
+    """What a lease that ran out left behind is looked up a moment later; its request may go on for an attempt's time."""
     desk.claimed()
     desk.ledger.expire_leases(desk.at(64))
     assert [] == due(desk, 68)
-    assert (desk.now, desk.at(64)) == ((doubt := taken(desk, 69)).began_at, doubt.ended_at)
+    assert (desk.now, desk.at(94)) == ((doubt := taken(desk, 69)).began_at, doubt.ended_at)
 
 
 def test_what_a_dead_worker_held_is_looked_up_after_the_lease(desk):
@@ -253,6 +255,35 @@ def test_nobody_is_asked_while_an_answer_pauses_the_provider(desk):
     )
     assert [] == due(desk, 899)
     assert 1 == len(due(desk, 900))
+
+
+def test_an_answer_to_a_question_pauses_the_provider_once(desk):
+    """As an attempt's would: the pause that begins is returned, one that goes on is not, and a person's order stands."""
+    asked = (VAMBE, PauseKind.ANSWER, desk.at(60), "401 was its answer", desk.now, desk.at(1))
+    began = desk.ledger.note_refusal(*asked)
+    assert (VAMBE, PauseKind.ANSWER, desk.at(60)) == (began.name, began.kind, began.paused_until_at)
+    assert desk.ledger.note_refusal(*asked) is None
+    rest = (MINDHUNTERS, PauseKind.ASKED, desk.at(40), "429 was its answer", desk.now, desk.at(1))
+    desk.ledger.pause_provider(MINDHUNTERS, desk.at(30), "maintenance", desk.now)
+    assert desk.ledger.note_refusal(*rest) is None
+    found = {state.name: (state.kind, state.paused_until_at) for state in desk.ledger.provider_states()}
+    assert {VAMBE: (PauseKind.ANSWER, desk.at(60)), MINDHUNTERS: (PauseKind.PERSON, desk.at(30))} == found
+
+
+def test_an_attempt_may_go_on_as_long_as_a_worker_lets_it(desk):
+    """The ledger and the worker mean the same time."""
+    assert STILL_SENDING.total_seconds() == ATTEMPT_SECONDS
+    desk.claimed()
+    desk.ledger.expire_leases(desk.at(64))
+    assert desk.at(64) + STILL_SENDING == taken(desk, 69).ended_at
+
+
+def test_a_charge_tells_its_place(desk):
+    """Three at once where two may be: the third has a place of its own."""
+    limits = Limits(rate_per_second=2, burst=2)
+    places = [desk.ledger.charge(VAMBE, limits, desk.now) for _ in range(3)]
+    assert [desk.now, desk.now, desk.at(0.5)] == places
+    assert desk.now == desk.ledger.charge(VAMBE, Limits(), desk.now)
 
 
 def test_a_form_that_found_something_is_known_by_all(desk):

@@ -89,6 +89,68 @@ def test_a_charge_takes_a_place(desk):
     assert desk.at(2) == answer.due_at
 
 
+TWENTY = {"rate_per_second": 20, "burst": 20}
+
+
+def queue(desk, number, seconds=0):
+    """Plan so many tasks of one event and let them stand in line; return their ids."""
+    ids = plan(desk, number)
+    claim(desk, ids, seconds, **TWENTY)
+    return ids
+
+
+def newcomer(desk, task_id="tk_new"):
+    """Plan one more task, which is urgent."""
+    desk.planned(desk.task(task_id, event_id=f"ev_{task_id}"), event_id=f"ev_{task_id}")
+    return task_id
+
+
+def test_places_of_cancelled_tasks_are_given_again(desk):
+    """With most of a line cancelled a new task does not wait for what is not there any more, nor takes a place in use."""
+    ids = queue(desk, 400)
+    desk.ledger.cancel_many(ids[20:390], [TaskState.WAITING], None, desk.now)
+    new = [newcomer(desk, f"tk_new_{place}") for place in range(12)]
+    (first,) = claim(desk, new[:1], 1, **TWENTY)
+    assert (Held.RATE, desk.at(1.05)) == (first.held, first.due_at)
+    slots = [answer.due_at for answer in claim(desk, new[1:], 1, **TWENTY)]
+    slots += [desk.ledger.task(task_id).slot_at for task_id in (new[0], *ids[390:])]
+    assert 22 == len(set(slots))
+    assert {timedelta(seconds=0.05)} == {b - a for a, b in pairwise(sorted(slots)[:12])}
+
+
+def test_a_full_line_is_not_jumped(desk):
+    """Where all stand that were given a place, the next one is behind the last of them."""
+    ids = queue(desk, 120)
+    (answer,) = claim(desk, [newcomer(desk)], 0, **TWENTY)
+    assert desk.ledger.task(ids[-1]).slot_at + timedelta(seconds=0.05) == answer.due_at
+
+
+def test_places_of_tasks_that_met_a_pause_are_given_again(desk):
+    """After a pause nobody waits for places that were dropped in it."""
+    ids = queue(desk, 220)
+    desk.ledger.pause_provider(VAMBE, desk.at(60), "audit", desk.at(0.01))
+    claim(desk, ids[20:], 20, **TWENTY)
+    desk.ledger.resume_provider(VAMBE, desk.at(21))
+    desk.ledger.charge(VAMBE, Limits(rate_per_second=0.01), desk.at(0))  # the line's end is far ahead
+    (answer,) = claim(desk, ids[20:21], 21, **TWENTY)
+    assert desk.at(21.05) == answer.due_at
+
+
+def test_a_clock_that_was_set_back_delays_nobody(desk):
+    """What the line's end was by the clock before is not believed after it."""
+    claim(desk, plan(desk, 20), 3600, **TWENTY)
+    (answer,) = claim(desk, [newcomer(desk)], 0, **TWENTY)
+    assert desk.at(0.05) == answer.due_at
+
+
+def test_a_worker_whose_clock_is_ahead_delays_only_its_own(desk):
+    """The others' places come between now and those that it gave; a charge gets one too."""
+    claim(desk, plan(desk, 60), 90, **TWENTY)
+    new = [newcomer(desk, f"tk_new_{place}") for place in range(3)]
+    answers = [claim(desk, [task_id], 0, **TWENTY)[0] for task_id in new]
+    assert [desk.at(n) for n in (0.05, 0.1, 0.15)] == [answer.due_at for answer in answers]
+
+
 def test_two_ledgers_never_exceed_a_limit_together(desk):
     """Workers that claim at the same time, each from a ledger of its own, get no more than the limits give them together."""
     ids = plan(desk, 60)
@@ -222,6 +284,62 @@ def test_a_person_lifts_any_pause_and_the_count_begins_anew(desk):
     assert [] == [pause for task_id in ids[1:5] for pause in fail(desk, task_id, 6)]
     desk.ledger.pause_provider(VAMBE, desk.at(100), "audit", desk.at(7))
     assert [PauseKind.PERSON] == [state.kind for state in desk.ledger.provider_states()]
+
+
+def test_a_pause_of_a_clock_ahead_is_cut(desk):
+    """A breaker opened two hours ahead ends after its own span here, for those too that wait for its end; a success ends it."""
+    ids = plan(desk, 8)
+    for task_id in ids[:5]:
+        fail(desk, task_id, 7200)
+    (early,) = claim(desk, ids[5:6], 7201)
+    assert desk.at(7205) == early.due_at
+    (answer,) = claim(desk, ids[6:7], 10)
+    assert (Held.PAUSE, desk.at(15)) == (answer.held, answer.due_at)
+    assert [15, 15] == moments(desk, ids[5:7])
+    (probe,) = claim(desk, ids[5:6], 15)
+    desk.ledger.settle(probe, desk.delivered(), desk.at(16))
+    assert [None] == [state.kind for state in desk.ledger.provider_states()]
+
+
+def test_a_rest_of_a_clock_ahead_is_cut_and_ends(desk):
+    """It is an hour at the most, and the probe's success ends it."""
+    ids = plan(desk, 2)
+    rest = desk.busy(status=429, counted=False, pause_until_at=desk.at(10800), pause_kind=PauseKind.ASKED, reason="429")
+    desk.ledger.settle(desk.claim(ids[0], now=desk.at(7200)), rest, desk.at(7200))
+    (answer,) = claim(desk, ids[1:], 0)
+    assert desk.at(3600) == answer.due_at
+    (probe,) = claim(desk, ids[1:], 3600)
+    desk.ledger.settle(probe, desk.delivered(), desk.at(3601))
+    assert [None] == [state.kind for state in desk.ledger.provider_states()]
+
+
+def test_what_cost_the_provider_nothing_is_not_counted_for_the_day(desk):
+    """A claim given back, an answer that asks to wait and a request that never left are taken out; a day that is over stays."""
+    ids = plan(desk, 5)
+    back, owned, busy, never, kept = claim(desk, ids, daily_cap=5)
+
+    def sent_today():
+        return [state.sent_today for state in desk.ledger.provider_states()]
+
+    assert [5] == sent_today()
+    desk.ledger.give_back(back, desk.at(1))
+    assert [4] == sent_today()
+    desk.ledger.give_back_of("w-1", [owned.task.id], desk.at(1))
+    assert [3] == sent_today()
+    rest = desk.busy(status=429, counted=False, pause_until_at=desk.at(2), pause_kind=PauseKind.ASKED)
+    desk.ledger.settle_many([(busy, rest), (never, desk.busy(status=None))], desk.at(1))
+    assert [1] == sent_today()
+    desk.ledger.settle(kept, desk.busy(counted=False), datetime(2026, 3, 3, tzinfo=UTC))
+    assert [0] == sent_today()
+
+
+def test_a_day_that_is_over_gets_nothing_back(desk):
+    """What began yesterday is not taken out of today's sum."""
+    ids = plan(desk, 2)
+    (old,) = claim(desk, ids[:1], daily_cap=5)
+    claim(desk, ids[1:], 86400, daily_cap=5)
+    desk.ledger.give_back(old, desk.at(86401))
+    assert [1] == [state.sent_today for state in desk.ledger.provider_states()]
 
 
 def test_a_start_leaves_breakers_alone(desk):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rules.vocabulary import EventState, LedgerError, ProviderName, TaskState, TaskType, Verdict
-from worker.ledger import Counts
+from worker.ledger import Counts, Settlement
 
 
 def unknown(desk):
@@ -206,8 +206,11 @@ def test_a_ledger_that_takes_writes_says_so(desk):
 def test_a_task_that_was_never_complete_is_not_retried(desk):
     """What died while it was planned lacks a part of what the rule asked for: no command sends the rest of it."""
     desk.planned(desk.task("tk_1", state=TaskState.DEAD, reason="title: data.name is missing"))
-    with pytest.raises(LedgerError, match=r"never complete \(title: data.name is missing\).*event sent again"):
+    desk.planned(desk.task("tk_2", "ev_2", state=TaskState.DEAD, reason="no phone", parent="tk_0"), event_id="ev_2")
+    with pytest.raises(LedgerError, match=r"complete \(title: data.name is missing\).*replay ev_1 plans it again"):
         desk.ledger.retry("tk_1", desk.now)
+    with pytest.raises(LedgerError, match=r"leadwire replay ev_2 --new-keys"):
+        desk.ledger.retry("tk_2", desk.now)
     assert TaskState.DEAD is desk.state()
 
 
@@ -218,3 +221,29 @@ def test_what_was_cancelled_in_doubt_is_looked_up_before_it_is_sent_again(desk):
     assert TaskState.UNKNOWN is desk.ledger.retry("tk_1", desk.at(60)).state
     (doubt,) = desk.ledger.claim_doubts(ProviderName.VAMBE, desk.at(120), desk.lease, 10)
     assert ("tk_1", desk.now, desk.at(60)) == (doubt.task.id, doubt.began_at, doubt.ended_at)
+
+
+@pytest.mark.parametrize("state", [TaskState.DEAD, TaskState.SUPPRESSED])
+def test_what_ended_in_doubt_is_looked_up_before_it_is_sent_again(desk, state):
+    """Its last attempt may have been executed, however the doubt was ended: no retry sends it without a look."""
+    unknown(desk)
+    (doubt,) = desk.ledger.claim_doubts(ProviderName.VAMBE, desk.at(70), desk.lease, 1)
+    gave_up = Settlement(verdict=Verdict.UNKNOWN, state=state, reason="gave up after 3 tries")
+    assert desk.ledger.end_doubt(doubt, gave_up, desk.at(71))
+    task = desk.ledger.retry("tk_1", desk.at(80))
+    assert (TaskState.UNKNOWN, 0, 2) == (task.state, task.attempts, task.epoch)
+    (again,) = desk.ledger.claim_doubts(ProviderName.VAMBE, desk.at(120), desk.lease, 1)
+    assert (desk.now, desk.at(80)) == (again.began_at, again.ended_at)
+
+
+def test_an_attempt_that_never_began_hides_no_doubt(desk):
+    """Given back after an attempt in doubt, then too late: the doubt is what a retry has to clear up."""
+    desk.planned(desk.task(expires_at=desk.at(300)))
+    desk.ledger.settle(desk.claim(), desk.ended(TaskState.UNKNOWN, Verdict.UNKNOWN), desk.now)
+    (doubt,) = desk.ledger.claim_doubts(ProviderName.VAMBE, desk.at(70), desk.lease, 1)
+    repeated = Settlement(verdict=Verdict.UNKNOWN, state=TaskState.WAITING, due_at=desk.at(71), reason="repeated")
+    assert desk.ledger.end_doubt(doubt, repeated, desk.at(71))
+    assert desk.ledger.give_back(desk.claim(now=desk.at(72)), desk.at(73))
+    desk.ledger.claim(["tk_1"], desk.at(400), desk.lease, "w-1")
+    assert TaskState.SUPPRESSED is desk.state()
+    assert TaskState.UNKNOWN is desk.ledger.retry("tk_1", desk.at(401)).state

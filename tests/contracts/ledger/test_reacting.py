@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from rules.vocabulary import EventState, ProviderName, Rotation, TaskState, TaskType, Verdict
+from rules.vocabulary import EventState, ProviderName, Rotation, TaskState, Verdict
 from worker.ledger import Settlement
 
 ANSWERED = ("failure", "outcome:failed")
@@ -181,6 +181,75 @@ def test_a_late_success_leaves_nothing_to_answer(desk):
     assert TaskState.DELIVERED == desk.state()
 
 
+def followed_up(desk, **changes):
+    """Have a task fail and its answer planned, due at second 2; nobody has sent that yet."""
+    desk.ledger.follow_ups.answer(died(desk), [answer(desk, due_at=desk.at(2), **changes)], desk.at(2))
+
+
+def ask(desk, seconds, id="tk_2"):  # noqa: A002 - the field's name
+    """Return what a claim of a task says at a moment."""
+    return desk.ledger.claim([id], desk.at(seconds), desk.lease, "w-1")[0]
+
+
+def test_what_answers_a_failure_is_not_sent_once_that_is_undone(desk):
+    """The team's task that was planned is not wanted while the call is tried again, or after it was made."""
+    followed_up(desk, reactions=("failure",))
+    desk.ledger.retry("tk_1", desk.at(3))
+
+    why = "not wanted any more: the failure of task tk_1 was undone; it is waiting"
+    assert (TaskState.SUPPRESSED, why) == (ask(desk, 4).state, desk.ledger.task("tk_2").reason)
+    assert [] == taken(desk, 1000)
+    assert TaskState.SUPPRESSED is desk.state("tk_2")
+
+
+def test_a_late_success_keeps_what_answers_the_failure_from_being_sent(desk):
+    """Executed after all, found when its answer was planned and not sent: nobody is told that it failed."""
+    old = desk.claimed(reactions=ANSWERED)
+    desk.ledger.expire_leases(desk.at(60))
+    desk.ledger.settle_by_hand("tk_1", False, None, desk.at(61))
+    desk.ledger.settle(desk.claim(now=desk.at(62)), desk.ended(TaskState.DEAD), desk.at(63))
+    (reaction,) = taken(desk, 63)
+    assert 1 == len(desk.ledger.follow_ups.answer(reaction, [answer(desk)], desk.at(64)))
+    desk.ledger.settle(old, desk.delivered("x-1"), desk.at(65))
+
+    assert (TaskState.DELIVERED, TaskState.SUPPRESSED) == (desk.state(), ask(desk, 66).state)
+
+
+@pytest.mark.parametrize("state", [TaskState.DEAD, TaskState.SUPPRESSED])
+def test_what_answers_a_failure_that_stands_is_sent(desk, state):
+    """Dead or suppressed, as it was when the answer was planned."""
+    desk.ledger.follow_ups.answer(died(desk, state), [answer(desk)], desk.at(2))
+
+    assert "tk_2" == desk.claim("tk_2", now=desk.at(3)).task.id
+
+
+def test_what_was_not_wanted_is_sent_when_the_task_fails_again(desk):
+    """It is due anew, says what the new failure was, and keeps whose turn it was."""
+    rotation = Rotation(team="closers", member_ids=("u1", "u2"))
+    followed_up(desk, rotation=rotation)
+    desk.ledger.retry("tk_1", desk.at(3))
+    ask(desk, 4)
+    desk.ledger.settle(desk.claim(now=desk.at(5)), desk.ended(TaskState.DEAD), desk.at(6))
+    (again,) = taken(desk, 6)
+    anew = answer(desk, rotation=rotation, due_at=desk.at(7), fields={"title": "failed again"})
+    desk.ledger.follow_ups.answer(again, [anew], desk.at(7))
+
+    task = desk.ledger.task("tk_2")
+    assert (TaskState.WAITING, desk.at(7)) == (task.state, task.due_at)
+    assert {"title": "failed again", "responsible_ids": ["u1"]} == task.fields
+    assert "tk_2" == desk.claim("tk_2", now=desk.at(8)).task.id
+
+
+def test_what_answered_a_failure_is_sent_all_the_same_when_a_person_says_so(desk):
+    """Retried by itself, it goes out whatever became of the task that it answers."""
+    followed_up(desk)
+    desk.ledger.retry("tk_1", desk.at(3))
+    ask(desk, 4)
+    desk.ledger.retry("tk_2", desk.at(5))
+
+    assert "tk_2" == desk.claim("tk_2", now=desk.at(6)).task.id
+
+
 def test_what_follows_takes_its_turn_and_is_answered_itself(desk):
     """A team that takes turns gives its next member; an answer that planning ended is an end of its own."""
     rotation = Rotation(team="closers", member_ids=("u1", "u2"))
@@ -199,117 +268,6 @@ def test_a_note_without_tasks_strikes_the_end_off(desk):
 
     assert "nothing answers it" == desk.ledger.task("tk_1").note
     assert [] == taken(desk, 1000)
-
-
-# Outcomes at the provider
-
-
-MINDHUNTERS = ProviderName.MINDHUNTERS
-
-
-def pause(times):
-    """Return ten seconds more with each time."""
-    return timedelta(seconds=10 * times)
-
-
-def followed(desk, **changes):
-    """Have a call delivered whose outcome is asked for from second 11 on."""
-    parts = {"type": TaskType.MAKE_CALL, "provider": MINDHUNTERS, "reactions": ANSWERED}
-    claim = desk.claimed(**(parts | changes))
-    desk.ledger.settle(claim, desk.delivered("x-1", poll_at=desk.at(11)), desk.at(1))
-
-
-def polls(desk, seconds):
-    """Return the tasks to ask about at a moment."""
-    return desk.ledger.follow_ups.take_polls(MINDHUNTERS, desk.at(seconds), pause, 10)
-
-
-def test_a_delivered_task_is_asked_about_with_growing_pauses(desk):
-    """Nobody is asked before its moment, and each pause is longer than the last."""
-    followed(desk)
-
-    assert [] == polls(desk, 10)
-    assert [("tk_1", "x-1")] == [(poll.task_id, poll.external_id) for poll in polls(desk, 11)]
-    assert [[], [desk.at(21 + 20)]] == [[poll.due_at for poll in polls(desk, at)] for at in (20, 21)]
-    assert [] == desk.ledger.follow_ups.take_polls(ProviderName.VAMBE, desk.at(100), pause, 10)
-
-
-def test_without_a_moment_nobody_is_asked(desk):
-    """The poll is off: a delivery leaves nothing to ask about."""
-    claim = desk.claimed(type=TaskType.MAKE_CALL, provider=MINDHUNTERS, reactions=ANSWERED)
-    desk.ledger.settle(claim, desk.delivered("x-1"), desk.at(1))
-
-    assert [] == polls(desk, 10_000)
-
-
-def test_a_final_word_is_kept_noted_for_the_rule_and_ends_the_asking(desk):
-    """The task shows it, what answers it is to be planned, and the provider is left alone."""
-    followed(desk)
-    (poll,) = polls(desk, 11)
-
-    assert desk.ledger.follow_ups.seen(poll, "failed", desk.at(12), final=True) is True
-    (reaction,) = taken(desk, 12)
-    assert ("outcome:failed", "failed", TaskState.DELIVERED) == (
-        reaction.trigger,
-        reaction.task.outcome,
-        desk.ledger.task("tk_1").state,
-    )
-    assert ["failed"] == [task.outcome for task in desk.ledger.list_tasks()]
-    assert [] == polls(desk, 10_000)
-    assert 1 == len(desk.ledger.follow_ups.answer(reaction, [answer(desk)], desk.at(13)))
-
-
-def test_an_outcome_that_the_rule_does_not_answer_is_kept_all_the_same(desk):
-    """Completed, as nearly all are: shown, and nothing follows."""
-    followed(desk)
-    (poll,) = polls(desk, 11)
-    desk.ledger.follow_ups.seen(poll, "completed", desk.at(12), final=True)
-
-    assert ("completed", []) == (desk.ledger.task("tk_1").outcome, taken(desk, 12))
-
-
-def test_any_other_word_is_kept_as_it_is_and_asked_about_again(desk):
-    """A word on the way, or one that nobody knows, is shown; the same word again is no news."""
-    followed(desk)
-    (poll,) = polls(desk, 11)
-    assert desk.ledger.follow_ups.seen(poll, "snoozed", desk.at(12), final=False) is True
-    (again,) = polls(desk, 21)
-
-    assert "snoozed" == desk.ledger.task("tk_1").outcome
-    assert desk.ledger.follow_ups.seen(again, "snoozed", desk.at(22), final=False) is False
-    assert 1 == len(polls(desk, 41))
-
-
-def test_a_late_answer_to_an_older_question_is_not_taken(desk):
-    """Whoever asked too long ago is not believed: another has asked since."""
-    followed(desk)
-    (old,) = polls(desk, 11)
-    (new,) = polls(desk, 21)
-
-    assert desk.ledger.follow_ups.seen(old, "failed", desk.at(22), final=True) is False
-    assert desk.ledger.follow_ups.seen(new, "failed", desk.at(23), final=True) is True
-    assert 1 == len(taken(desk, 23))
-
-
-def test_the_asking_ends_a_week_after_the_tasks_last_moment(desk):
-    """Delivered, due and expired: the last of them counts; then what was seen last stays."""
-    followed(desk, expires_at=desk.at(100))
-    week = 7 * 24 * 3600
-
-    assert 1 == len(polls(desk, week + 99))
-    assert [] == polls(desk, week + 200)
-    assert [] == polls(desk, 10 * week)
-
-
-def test_a_delivery_that_no_worker_settled_is_found(desk):
-    """Settled by a person, or found by a look-up: the provider is asked from then on."""
-    desk.claimed(type=TaskType.MAKE_CALL, provider=MINDHUNTERS, reactions=ANSWERED)
-    desk.ledger.expire_leases(desk.at(60))
-    desk.ledger.settle_by_hand("tk_1", True, "x-7", desk.at(61))
-
-    assert 1 == desk.ledger.follow_ups.follow_missed(MINDHUNTERS, desk.at(62), desk.at(70))
-    assert 0 == desk.ledger.follow_ups.follow_missed(MINDHUNTERS, desk.at(63), desk.at(70))
-    assert ["x-7"] == [poll.external_id for poll in polls(desk, 70)]
 
 
 def test_an_event_with_answers_is_processed_as_ever(desk):

@@ -6,6 +6,7 @@ import pytest
 
 from rules.vocabulary import EventState, Rotation, TaskState
 from worker.ledger import renamed, why_not_replayed
+from worker.ledger.tallying import Tally
 
 GRACE = timedelta(seconds=5)
 
@@ -28,6 +29,11 @@ def failed(desk, event_id="ev_1"):
     desk.record(desk.incoming(event_id))
     for _ in range(5):
         desk.ledger.event_failed(event_id, "boom", desk.now)
+
+
+def tallied(desk, tally):
+    """Return how often something was counted, by its labels."""
+    return dict(desk.ledger.measure(desk.now).tallies[tally])
 
 
 def test_a_replayed_event_is_decided_again_and_nothing_is_made_twice(desk):
@@ -107,9 +113,25 @@ def test_changed_names_are_refused_when_the_plan_is_recorded(desk):
 )
 def test_names_have_changed_when_one_went_and_another_came(planned, existing, refused):
     """A name that is only new repeats nothing, nor does one that is only gone."""
-    words = renamed([("r", name) for name in planned], [("r", name) for name in existing])
+    words = renamed([("r", name, "make_call") for name in planned], [("r", name, "make_call") for name in existing])
     assert refused == (words is not None)
-    assert renamed([("r", "a")], [("other", "b")]) is None
+
+
+@pytest.mark.parametrize(
+    ("planned", "existing", "refused"),
+    [
+        ({("new", "make_call")}, {("old", "make_call")}, True),
+        ({("new", "make_call"), ("kept", "make_call")}, {("old", "make_call"), ("kept", "make_call")}, True),
+        ({("new", "team_task")}, {("old", "make_call")}, False),
+        ({("new", "make_call"), ("old", "make_call")}, {("old", "make_call")}, False),
+        (set(), {("old", "make_call")}, False),
+        ({("new", "make_call")}, set(), False),
+    ],
+)
+def test_a_rule_has_another_id_when_one_went_and_another_came_with_its_type(planned, existing, refused):
+    """A rule that is only new repeats nothing, nor does one that makes something else than the one that is gone."""
+    words = renamed([(rule, "a", type_) for rule, type_ in planned], [(rule, "a", type_) for rule, type_ in existing])
+    assert refused == (words is not None)
 
 
 def test_new_keys_make_an_event_anew_beside_the_first(desk):
@@ -183,4 +205,86 @@ def test_a_task_that_exists_takes_no_turn_of_its_team(desk):
     decide(desk, desk.task(rotation=rotation))
     desk.planned(desk.task("tk_2", "ev_2", rotation=rotation), event_id="ev_2")
     fields = [desk.ledger.task(task_id).fields for task_id in ("tk_1", "tk_2")]
+    assert [["ana"], ["luis"]] == [field["responsible_ids"] for field in fields]
+
+
+def test_a_renamed_rule_is_refused_when_the_plan_is_recorded(desk):
+    """Its touches would be made a second time under the new id; nothing of the plan is kept."""
+    desk.planned(desk.task(rule="welcome", name="call"))
+    desk.ledger.settle(desk.claim(), desk.delivered(), desk.now)
+    replay(desk, "ev_1")
+    assert () == decide(desk, desk.task("tk_2", rule="greeting", name="call"))
+    assert ["tk_1"] == [task.id for task in desk.ledger.tasks_of("ev_1")]
+    event = desk.ledger.event("ev_1")
+    assert (EventState.PROCESSED, "rs_1") == (event.state, event.rule_set)
+    assert "not decided again: rule welcome made a team_task and plans nothing now, rule greeting" in event.reason
+
+
+def test_what_took_the_place_of_a_rule_that_never_sent_is_made(desk):
+    """An incomplete task of the old rule repeats nothing, so the new rule may make its own."""
+    desk.planned(desk.task(rule="welcome", state=TaskState.DEAD, reason="title: data.name is missing"))
+    replay(desk, "ev_1")
+    assert ["tk_2"] == [ref.id for ref in decide(desk, desk.task("tk_2", rule="greeting"))]
+
+
+def test_a_task_that_was_never_complete_is_planned_again(desk):
+    """Under its id and key, with what the rules in force make of it; it is sent, and counted as made once."""
+    old = desk.task(state=TaskState.DEAD, reason="title: data.name is missing", reactions=("failure",), fields={})
+    desk.planned(old, desk.task("tk_2"))
+    replay(desk, "ev_1")
+    new = desk.task(rule_set="rs_2", note="checked", fields={"title": "whole"}, expires_at=desk.at(600))
+    assert ["tk_1"] == [ref.id for ref in decide(desk, new, desk.task("tk_2"))]
+    task, other = desk.ledger.tasks_of("ev_1")
+    assert ("tk_1", old.key, {"title": "whole"}, "rs_2") == (task.id, task.key, task.fields, task.rule_set)
+    assert (TaskState.QUEUED, None, "checked", ()) == (task.state, task.reason, task.note, task.reactions)
+    assert (desk.at(600), desk.at(61)) == (task.expires_at, task.created_at)
+    assert (TaskState.QUEUED, "rs_1", desk.now) == (other.state, other.rule_set, other.created_at)
+    assert {("team_task",): 2} == tallied(desk, Tally.TASKS_PLANNED)
+    desk.ledger.settle(desk.claim(now=desk.at(62)), desk.delivered(), desk.at(62))
+    assert TaskState.DELIVERED is desk.state()
+
+
+def test_a_task_that_is_still_incomplete_stays_dead(desk):
+    """Its reason is that of the rules in force; its end is not counted a second time, nor answered."""
+    faulty = {"state": TaskState.DEAD, "reactions": ("failure",)}
+    desk.planned(desk.task(reason="title: data.name is missing", **faulty))
+    (end,) = desk.ledger.follow_ups.take_ends(desk.now, 10)
+    desk.ledger.follow_ups.answer(end, [], desk.now)
+    replay(desk, "ev_1")
+    assert () == decide(desk, desk.task(reason="title: data.age is missing", rule_set="rs_2", **faulty))
+    task = desk.ledger.task("tk_1")
+    assert (TaskState.DEAD, "title: data.age is missing", "rs_2") == (task.state, task.reason, task.rule_set)
+    assert [] == desk.ledger.follow_ups.take_ends(desk.at(62), 10)
+    assert {("team_task", "dead"): 1} == tallied(desk, Tally.TASKS_ENDED)
+
+
+def test_a_failure_that_a_replay_undid_is_not_answered(desk):
+    """What was noted when the task died incomplete says nothing of the one that is planned in its place."""
+    desk.planned(desk.task(state=TaskState.DEAD, reason="no phone", reactions=("failure",)))
+    (end,) = desk.ledger.follow_ups.take_ends(desk.now, 10)
+    replay(desk, "ev_1")
+    decide(desk, desk.task(reactions=("failure",)))
+    child = desk.task("tk_2", name="call/tell", parent="tk_1")
+    assert () == desk.ledger.follow_ups.answer(end, [child], desk.at(62))
+    assert desk.ledger.task("tk_2") is None
+
+
+def test_what_died_after_it_was_claimed_is_not_planned_again(desk):
+    """It may have been sent: only what never left has its place taken."""
+    desk.planned(desk.task())
+    desk.ledger.settle(desk.claim(), desk.ended(TaskState.DEAD), desk.now)
+    replay(desk, "ev_1")
+    assert () == decide(desk, desk.task(fields={"title": "other"}))
+    assert (TaskState.DEAD, {"title": "title of tk_1"}) == (desk.state(), desk.ledger.task("tk_1").fields)
+
+
+def test_a_task_that_is_planned_again_takes_a_turn_of_its_team(desk):
+    """It took none when it died incomplete; its neighbour that exists takes no second one."""
+    rotation = Rotation(team="closers", member_ids=("ana", "luis", "eva"))
+    desk.planned(
+        desk.task(rotation=rotation, state=TaskState.DEAD, reason="no title"), desk.task("tk_2", rotation=rotation)
+    )
+    replay(desk, "ev_1")
+    decide(desk, desk.task(rotation=rotation), desk.task("tk_2", rotation=rotation))
+    fields = [desk.ledger.task(task_id).fields for task_id in ("tk_2", "tk_1")]
     assert [["ana"], ["luis"]] == [field["responsible_ids"] for field in fields]

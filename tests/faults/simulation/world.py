@@ -31,8 +31,9 @@ from worker.sweep import Sweep
 from worker.wiring import Clock, Hand, Pace, Services, limits_of
 
 BEGAN_AT = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
-#: How long a world may take to come to rest after its faults have ended: a provider may have asked for a day.
-REST_SECONDS = 36 * 3600.0
+#: How long a world may take to come to rest after its faults have ended: a provider may have asked for a day, and a blind one
+#: is asked for a day before its look-ups count; by then the rounds are hours apart.
+REST_SECONDS = 96 * 3600.0
 
 _PROVIDER_OF = {queue: name for name, queue in QUEUE_OF.items()}
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from rules.load import load
 from rules.plan import decide
-from rules.vocabulary import EventState
+from rules.vocabulary import EventState, TaskState
+from worker.ledger import Delivery, IncomingEvent
 
 SECRET = {"CRM_SECRET": "not-a-secret-but-long-enough"}
 
@@ -124,3 +126,48 @@ def test_without_known_rules_the_worker_alone_compares(run, ledger, history):
 
     assert 0 == said.code
     assert "cannot be read here" in said.err
+
+
+def test_a_renamed_rule_is_refused(run, history, now):
+    """The touches of the old id would be made a second time; the message names both rules and the ways on."""
+    files = {"leads.yaml": history.latest_rule_set()[1]["leads.yaml"].replace("id: high-value-lead", "id: big-lead")}
+    book = load(files, SECRET)
+    history.store_rule_set(book.version, files, now)
+
+    refused = run("replay", "ev_1")
+    counted = run("replay", "--type", "lead.created", "--dry-run")
+
+    assert (1, 0) == (refused.code, counted.code)
+    assert "rule high-value-lead made a make_call and plans nothing now, rule big-lead made nothing" in refused.err
+    assert "give it back its old `id`; or make all tasks anew with --new-keys" in refused.err
+    assert "2 events to replay: 0 tasks would be made, 0 exist\n1 event refused" in counted.out
+    assert EventState.PROCESSED is history.event("ev_1").state
+
+
+def test_what_was_never_complete_is_planned_again(run, history, now):
+    """A title named what was missing: retry tells of replay, which counts it, and a worker makes it whole."""
+    good = history.latest_rule_set()[1]["leads.yaml"]
+    bad = {"leads.yaml": good.replace("Follow up", "Follow up {{ data.nobody }}")}
+    stored = history.event("ev_1")
+    event = replace(stored.event, id="ev_9")
+    incoming = IncomingEvent(event=event, dedupe_key="ev_9", content_hash="c9")
+    delivery = Delivery(id="dl_9", source="crm", received_at=now, body=b"{}", content_hash="c9")
+    history.record(delivery, [incoming])
+    decided(history, load(bad, SECRET), now, "ev_9")
+    _, team = history.tasks_of("ev_9")
+
+    retried = run("retry", team.id)
+    dry = run("replay", "ev_9", "--dry-run")
+    (told,) = json.loads(run("replay", "ev_9", "--dry-run", "--json").out)["events"]
+    said = run("replay", "ev_9")
+    decided(history, load({"leads.yaml": good}, SECRET), now, "ev_9")
+
+    assert TaskState.DEAD is team.state
+    assert (1, 0, 0) == (retried.code, dry.code, said.code)
+    assert "was never complete" in retried.err
+    assert "leadwire replay ev_9 plans it again" in retried.err
+    assert "team_task: exists, dead, never complete: would be planned again, due" in dry.out
+    assert "0 tasks would be made, 2 exist, 1 of them never complete, to be planned again" in dry.out
+    assert [False, True] == [task["again"] for task in told["tasks"]]
+    mended = history.task(team.id)
+    assert (TaskState.QUEUED, "Follow up") == (mended.state, mended.fields["title"])

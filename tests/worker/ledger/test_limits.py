@@ -1,6 +1,7 @@
 """The decisions about limits and the breaker, for any course of things."""
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -12,18 +13,23 @@ from worker.ledger.limits import (
     FIRST_SPAN,
     LONGEST_SPAN,
     SLOT_HOLDS,
+    UNSEEN,
     Outcome,
     Sign,
     Standing,
     Use,
     after,
     begun,
+    believed,
     charged,
     interval,
+    is_far,
+    longest,
     place,
     room,
     sign_of,
     span,
+    taken,
 )
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -87,6 +93,59 @@ def test_a_charge_without_a_claim_moves_the_line():
     limits = Limits(rate_per_second=4, burst=1)
     assert timedelta(seconds=0.25) == interval(limits)
     assert at(0.5) == charged(charged(Use(), limits, NOW), limits, NOW).next_slot_at
+
+
+LINES = st.builds(
+    lambda rate, burst, ahead, kept, number: (Limits(rate_per_second=rate, burst=burst), ahead, kept, number),
+    st.floats(0.05, 200),
+    st.integers(1, 40),
+    st.floats(0, 1e5),
+    st.lists(st.integers(0, 400), max_size=60, unique=True),
+    st.integers(1, 60),
+)
+
+
+@given(LINES)
+def test_a_line_is_believed_as_far_as_its_tasks_explain_it(line):
+    """However far ahead a line's end was put, nobody waits longer than its tasks explain, and none gets another's place."""
+    limits, ahead, kept, number = line
+    step = interval(limits)
+    slots = sorted(NOW + step * (place + 1) for place in kept)
+    last_at = slots[-1] if slots else NOW
+    use = Use(next_slot_at=last_at + step * limits.burst + ahead * SECOND)
+    given_at = []
+    for done in range(number):
+        if is_far(use, limits, NOW):
+            use = believed(use, limits, NOW, slots, slots[-1] if slots else None)
+        use, own_at = taken(use, limits, NOW)
+        assert own_at - NOW <= step * (2 * (len(kept) + done + UNSEEN) + 2)
+        slots = sorted([*slots, own_at])
+        given_at.append(own_at)
+    assert len(set(given_at)) == number
+    begun_at = sorted({*given_at, *(NOW + step * (place + 1) for place in kept)})
+    assert len(begun_at) == number + len(kept)
+    assert all(later - sooner >= step for sooner, later in pairwise(begun_at))
+
+
+def test_a_line_that_is_full_is_believed():
+    """Places of tasks that wait, and a few of look-ups between them, are not given again."""
+    limits = Limits(rate_per_second=10, burst=5)
+    step = interval(limits)
+    slots = [NOW + step * place for place in range(1, 101) if place % 15]
+    use = Use(next_slot_at=NOW + step * 105)
+    assert is_far(use, limits, NOW)
+    assert use == believed(use, limits, NOW, slots, slots[-1])
+    assert use == believed(use, limits, NOW, slots[:50], slots[-1])
+    assert not is_far(Use(next_slot_at=NOW + step * (5 + UNSEEN)), limits, NOW)
+
+
+def test_no_pause_lasts_longer_than_its_kind_can():
+    """The breaker's opening bounds its end, a rest an hour; what a person said has no bound."""
+    assert FIRST_SPAN == longest(PauseKind.BREAKER, 1)
+    assert LONGEST_SPAN == longest(PauseKind.BREAKER, 99)
+    assert timedelta(hours=1) == longest(PauseKind.ASKED, 0)
+    assert LONGEST_SPAN == longest(PauseKind.ANSWER, 0)
+    assert longest(PauseKind.PERSON, 0) is None
 
 
 def test_concurrency_turns_away_what_is_too_much_and_spreads_it():
