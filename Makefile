@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check bench chaos
+.PHONY: help install demo up test test-long check bench chaos
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -38,6 +38,9 @@ up: $(STAMP) ## Run it: broker, worker, webhook server and Flower under one supe
 
 test: $(STAMP) ## Run the tests, several files side by side: most of them wait for processes.
 	@$(BIN)/pytest -q -n 5 --dist loadfile --no-loadscope-reorder
+
+test-long: $(STAMP) ## Run the tests that `make test` leaves out.
+	@$(BIN)/pytest -q -m long
 
 check: $(STAMP) ## Run the gates: format, lint, types, import contracts, docstrings.
 	@$(BIN)/ruff format --check .

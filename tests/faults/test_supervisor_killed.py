@@ -4,6 +4,7 @@ import threading
 import uuid
 
 import httpx
+import pytest
 
 from tests.flow.processes import processes_of
 
@@ -40,6 +41,7 @@ class Senders:
         return self.accepted
 
 
+@pytest.mark.long
 def test_four_hundred_accepted_events_survive_any_number_of_kills(own_line):
     """Each accepted event has its one task in the end: what was on its way at a kill is looked up, not sent blindly."""
     accepted: list[str] = []

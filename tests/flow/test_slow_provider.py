@@ -4,12 +4,12 @@ import time
 import uuid
 
 import httpx
+import pytest
 
 from rules.vocabulary import ProviderName, TaskState
-from tests.flow.houses import every_house
 
 
-@every_house
+@pytest.mark.houses("sqlite+valkey", "postgresql+rabbitmq")
 def test_a_slow_provider_does_not_delay_the_other(own_line):
     """While calls hang by the dozen, team tasks go on at once, and every call is made once in the end."""
     own_line.settings["LEADWIRE_WORKER_THREADS"] = "6"
@@ -93,7 +93,7 @@ def test_a_worker_shows_that_it_takes_messages(own_line):
     assert own_line.until(lambda: sign.stat().st_mtime_ns > before)
 
 
-@every_house
+@pytest.mark.houses("sqlite+valkey", "postgresql+rabbitmq")
 def test_what_planning_ends_is_seen_in_flower(own_line):
     """A task that is dead before any request shows in Flower as FAILURE under its own name."""
     own_line.settings["LEADWIRE_OPERATOR_TOKEN"] = "fake-operator-token"
