@@ -122,7 +122,7 @@ FAMILIES: Final = (
         help=(
             "Touches by what they came to. Dead: `leadwire tasks --state dead` has the reason, `leadwire retry` sends again. "
             "Unknown: it may have been executed; it is looked up at the provider, and `leadwire tasks --state unknown` says what "
-            "is left to a person. Suppressed: it was too late."
+            "is left to a person. Suppressed: it was too late, or the failure that it answers was undone."
         ),
         values=overview.counted(Tally.TASKS_ENDED, overview.TYPES, overview.TASK_ENDS),
     ),

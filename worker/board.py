@@ -150,7 +150,9 @@ def planning_words(task: Any) -> str:
     if task.state is TaskState.PLANNED:
         return f"planned, due at {instant(task.due_at)}"
     if task.state is TaskState.SUPPRESSED:
-        return "too late: it expired before it could be made"
+        if task.reason is None or task.reason.startswith("too late"):
+            return "too late: it expired before it could be made"
+        return f"what it answers was undone; see: leadwire show {task.id}"
     beginning = str(task.reason or "").partition(":")[0]
     return f"{_CAUSES.get(beginning, 'a field could not be filled')}; see: leadwire show {task.id}"
 

@@ -172,9 +172,8 @@ def _deliver_slice(
 def _claim(services: Services, hand: Hand, task_ids: Sequence[str]) -> list[Claim | NotClaimed]:
     """Claim under a name of its own, so that a claim of which nobody knows whether it stands is undone if it does."""
     name = hand.provider.name
-    limits = (
-        {name: services.limits[name]} if name in services.limits else {}
-    )  # the other provider's line is not touched
+    # The other provider's line is not touched.
+    limits = {name: services.limits[name]} if name in services.limits else {}
     clock, ledger, owner = services.clock, services.ledger, f"{services.owner}/{next(services.claim_numbers)}"
     try:
         return ledger.claim(task_ids, clock.now(), LEASE, owner, limits)

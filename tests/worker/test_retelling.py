@@ -97,6 +97,9 @@ def test_everything_that_stands_is_told(desk):
     desk.make("tk_fine", TaskState.DELIVERED, verdict=Verdict.DELIVERED, status=201, external_id="x")
     desk.plan("tk_phoneless", state=TaskState.DEAD, reason="no phone: the contact has no phone number")
     desk.plan("tk_late", state=TaskState.SUPPRESSED, reason="too late: it expired at")
+    desk.plan(
+        "tk_undone", state=TaskState.SUPPRESSED, reason="not wanted any more: the failure of task tk_1 was undone"
+    )
     desk.plan("tk_later", due_in=timedelta(hours=1))
 
     desk.retelling.everything()
@@ -112,6 +115,10 @@ def test_everything_that_stands_is_told(desk):
             "dead: the contact has no phone number; see: leadwire show tk_phoneless",
         ),
         "tk_late": ("task-revoked", "suppressed: too late: it expired before it could be made"),
+        "tk_undone": (
+            "task-revoked",
+            "suppressed: what it answers was undone; see: leadwire show tk_undone",
+        ),
     } == desk.told
 
 
