@@ -294,7 +294,10 @@ class World:
     # -- the course of a run -------------------------------------------------------------------------------------------
 
     def run(self):
-        """Run to the end; returns what does not hold."""
+        """Run to the end; returns what does not hold. What a worker logs of its troubles is not shown meanwhile."""
+        log = logging.getLogger("worker")
+        level_before = log.level
+        log.setLevel(logging.CRITICAL)
         try:
             for worker in self.workers:
                 worker.start()
@@ -305,6 +308,7 @@ class World:
             rests = self._until_rest()
         finally:
             self.scheduler.close()
+            log.setLevel(level_before)
         self._look(rests)
         return violations(self.record)
 
@@ -461,5 +465,4 @@ def book():
     """Return the rules of every run, read once."""
     if not _BOOKS:
         _BOOKS.append(load({"rules.yaml": RULES}, {}))
-        logging.getLogger("worker").setLevel(logging.CRITICAL)
     return _BOOKS[0]
