@@ -17,7 +17,7 @@ from typing import Any, Final
 from celery import Celery, Task, signals
 
 from rules.vocabulary import PROVIDER_OF, ProviderName, TaskState, TaskType
-from worker import board
+from worker import board, cycles
 from worker.deliver import Delivered, deliver
 from worker.dispatch import CELERY_TASK_OF, PROCESS_EVENT
 from worker.follow import Follow
@@ -141,6 +141,7 @@ def run(services: Services, name: str, ready_file: Path | None = None) -> None:
     if ready_file is not None:
         signals.worker_ready.connect(lambda **_: ready_file.touch(), weak=False)
         signals.task_prerun.connect(lambda **_: ready_file.touch(), weak=False)
+    signals.worker_ready.connect(lambda **_: cycles.look_seldom(), weak=False)
     queues = ",".join((EVENTS_QUEUE, *QUEUE_OF.values()))
     app.worker_main(
         [

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from rules.vocabulary import Problem
-from worker import logs
+from worker import cycles, logs
 from worker.settings import PREFIX, Settings, environment_of
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def ingress() -> None:
             ours.watch()
             if ours.is_first:
                 log.info("webhooks are received on port %s of %s", door.server.port, door.server.host)
+            cycles.look_seldom()
             door.server.run()
         finally:
             ours.end()
