@@ -17,7 +17,7 @@ from rules.vocabulary import ProviderName
 from worker.ledger import limits as decide
 from worker.ledger.encoding import micros, micros_or_none, moment, moment_or_none
 from worker.ledger.limits import Refusal, Use
-from worker.ledger.rows import Limits, StoredTask
+from worker.ledger.rows import Limits
 from worker.ledger.statements import Statement, upsert
 from worker.ledger.tables import TASK_SENDING, TASK_TIMED, attempts, providers, tasks
 
@@ -81,31 +81,39 @@ class Gates:
         self._used = dict(self._found)
         self._looked: set[ProviderName] = set()
 
-    def room(self, task: StoredTask, limits: Mapping[ProviderName, Limits], now: datetime) -> Refusal | None:
-        """Say whether the provider's day and concurrency leave room for this task."""
-        use = self._used.get(task.provider)
+    def room(
+        self, provider: ProviderName, slot_at: datetime | None, limits: Mapping[ProviderName, Limits], now: datetime
+    ) -> Refusal | None:
+        """Say whether the provider's day and concurrency leave room for one more task, with the place it has in line."""
+        use = self._used.get(provider)
         if use is None:
             return None
-        self._used[task.provider], refusal = decide.room(use, limits.get(task.provider, _NONE), now, task.slot_at)
+        self._used[provider], refusal = decide.room(use, limits.get(provider, _NONE), now, slot_at)
         return refusal
 
     def begin(
-        self, task: StoredTask, limits: Mapping[ProviderName, Limits], now: datetime, *, at_once: bool
+        self,
+        provider: ProviderName,
+        slot_at: datetime | None,
+        limits: Mapping[ProviderName, Limits],
+        now: datetime,
+        *,
+        at_once: bool,
     ) -> Refusal | None:
-        """Let this task begin, or give it its place in line; `at_once` lets it begin whatever the rate."""
-        use = self._used.get(task.provider)
+        """Let a task begin, or give it its place in line; `at_once` lets it begin whatever the rate."""
+        use = self._used.get(provider)
         if use is None:
             return None
-        of_provider = limits.get(task.provider, _NONE)
-        before, (use, refusal) = use, decide.place(use, of_provider, now, task.slot_at)
+        of_provider = limits.get(provider, _NONE)
+        before, (use, refusal) = use, decide.place(use, of_provider, now, slot_at)
         if at_once:
             refusal = None
-        elif refusal is not None and task.provider not in self._looked:
-            self._looked.add(task.provider)
+        elif refusal is not None and provider not in self._looked:
+            self._looked.add(provider)
             if decide.is_far(before, of_provider, now):
-                seen = _believed(self._connection, task.provider, before, of_provider, now)
-                use, refusal = decide.place(seen, of_provider, now, task.slot_at)
-        self._used[task.provider] = use if refusal else decide.begun(use, of_provider, now)
+                seen = _believed(self._connection, provider, before, of_provider, now)
+                use, refusal = decide.place(seen, of_provider, now, slot_at)
+        self._used[provider] = use if refusal else decide.begun(use, of_provider, now)
         return refusal
 
     def store(self) -> None:

@@ -165,7 +165,7 @@ class Ledger(Desk):
         A claimed task is `sending` and its attempt is on disk before this returns. A task past `expires_at` ends as
         `suppressed`; one whose provider is paused, or has as much as `limits` allow, waits until `due_at` and loses no attempt.
         """
-        return self._writer.write(claiming.claim(ids, now, lease, owner, limits)) if ids else []
+        return claiming.claims(self._writer.write(claiming.claim(ids, now, lease, owner, limits))) if ids else []
 
     def settle(self, claim: Claim, settlement: Settlement, now: datetime) -> bool:
         """Record what an attempt came to; return whether the task took it.

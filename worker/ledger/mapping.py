@@ -139,10 +139,15 @@ def stored_task(row: Any) -> StoredTask:
         created_at=moment(row.created_at),
         updated_at=moment(row.updated_at),
         parent=row.parent,
-        reactions=tuple(load(row.reactions)) if row.reactions else (),
+        reactions=reactions_of(row),
         slot_at=moment_or_none(row.slot_at),
         outcome=getattr(row, "outcome", None),
     )
+
+
+def reactions_of(row: Any) -> tuple[str, ...]:
+    """Return the ends that the rule of a row's task answers."""
+    return tuple(load(row.reactions)) if row.reactions else ()
 
 
 def task_ref(row: Any) -> TaskRef:

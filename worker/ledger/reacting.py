@@ -8,12 +8,11 @@ has not been sent is not wanted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, select
 
 from rules.vocabulary import FAILURE, TaskState
-from worker.ledger.rows import StoredTask
 from worker.ledger.statements import ForIds, Statement, columns_of, upsert
 from worker.ledger.tables import reactions, tasks
 
@@ -45,8 +44,8 @@ def note_ends(connection: Connection, ended: Iterable[tuple[str, Sequence[str]]]
         _NOTE.run_many(connection, rows)
 
 
-def undone(connection: Connection, asked: Iterable[StoredTask]) -> dict[str, str]:
-    """Return, by the ids of these tasks, why they are not wanted: each answers a failure that was undone.
+def undone(connection: Connection, asked: Iterable[Any]) -> dict[str, str]:
+    """Return, by the ids of these tasks, given as rows, why they are not wanted: each answers a failure that was undone.
 
     What answers a failure bears the name of the task that failed before its own, and what answers an outcome the word
     between them. What a person had tried again by itself is wanted: its epoch counts more than its tries.
