@@ -6,7 +6,7 @@ with success, because its sender would only send it again. A storage that cannot
 nothing a stranger can send is ever a 5xx. Source: Leadwire's design, section 5.
 
 `begin` does all that comes before the record and `Recording` all that comes after it, so that nobody has to hold a thread
-while the commit is under way; `accept` is both with the wait between them.
+while the commit is under way; `keep` is the wait between them, for who has one, and `accept` all three.
 """
 
 from __future__ import annotations
@@ -109,13 +109,16 @@ def accept(
     `new_id` makes a fresh id for an event, such as `ev_019a...`; `body_limit_bytes` holds where the source has no limit.
     """
     begun = begin(received, source, now, new_id, body_limit_bytes=body_limit_bytes)
-    if isinstance(begun, Reply):
-        return begun
+    return begun if isinstance(begun, Reply) else keep(begun, ledger, dispatch)
+
+
+def keep(recording: Recording, ledger: Recorder, dispatch: EventDispatch) -> Reply:
+    """Record, wait for it, and return what the sender is told. Never raises."""
     try:
-        recorded = ledger.record(begun.delivery, begun.events)
+        recorded = ledger.record(recording.delivery, recording.events)
     except Exception as fault:  # noqa: BLE001 - nothing may get past
-        return begun.failed(fault)
-    return begun.stands(recorded, dispatch)
+        return recording.failed(fault)
+    return recording.stands(recorded, dispatch)
 
 
 def begin(

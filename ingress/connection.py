@@ -17,7 +17,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ingress.accept import refusal
-from ingress.web import guarded_headers
+from ingress.reception import guarded_headers
 
 #: What stands before a body, at the most, and in how many headers.
 HEAD_LIMIT_BYTES: Final = 64 * 1024

@@ -1,9 +1,10 @@
 """How requests reach the application: one event loop in each process, and no thread that waits for the disk.
 
 A thread for each request costs hand-overs that come to more than all the rest (1.2 ms of CPU a webhook with 32 threads,
-0.6 without, measured side by side). So uvicorn's loop reads each request whole, Flask answers it in the loop, and while a
-record is under way the loop goes on with others; the ledger's writer wakes it once for each commit. What may take long, a
-page that asks the ledger or a large body, is answered in a thread.
+0.6 without, measured side by side). So uvicorn's loop reads each request whole and takes a plain webhook to the reception
+itself, which leaves out a third of what the way through Flask costs; while its record is under way the loop goes on with
+others, and the ledger's writer wakes it once for each commit. What may take long is done in a thread: large bodies, and all
+that Flask answers, which are the pages, handshakes and everything odd.
 
 uvicorn bounds neither the time nor the size of what is half sent; `ingress/connection.py` does.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import re
 import socket
 import sys
 from asyncio import AbstractEventLoop, Future
@@ -30,7 +32,9 @@ from flask import Flask
 
 from ingress.accept import EventDispatch, Recording, Reply, busy
 from ingress.connection import Connection
-from ingress.web import ANSWER, HAND_OVER, READ_LIMIT
+from ingress.reception import Reception
+from ingress.request_counts import UNKNOWN
+from ingress.sources import Received
 from rules.vocabulary import LedgerBusyError
 from worker.ledger.rows import Delivery, IncomingEvent, Recorded
 from worker.ledger.writer import IN_DOUBT, WITHDRAWN, Job
@@ -52,7 +56,8 @@ ENDS_WITHIN_SECONDS: Final = 8
 #: statement, and Python's 5 ms each time would be most of a transaction.
 SWITCH_SECONDS: Final = 0.0005
 
-_HOOKS: Final = "/webhooks/"
+#: The address of a plain webhook; its name in no other spelling.
+_HOOK: Final = re.compile(rb"/webhooks/([A-Za-z0-9._-]+)")
 #: Digits of a length that matter.
 _LONGEST: Final = 20
 _UNTRUSTED: Final = frozenset({b"forwarded", b"transfer-encoding"})
@@ -114,6 +119,7 @@ class Server:
 
 def listen(
     app: Flask,
+    reception: Reception,
     sockets: Sequence[socket.socket],
     keeper: Keeper,
     dispatch: EventDispatch,
@@ -121,22 +127,29 @@ def listen(
     busy_after: timedelta,
     arrives_within: timedelta = ARRIVES_WITHIN,
 ) -> Server:
-    """Return a server of the application on these bound sockets; call its `run`.
+    """Return a server of the application, and of webhooks, on these bound sockets; call its `run`.
 
     A record that has not begun after `busy_after`, or not ended after as long again, is answered with the busy status; a
     request that is not whole after `arrives_within` is refused.
     """
-    return Server(Doorway(app, keeper, dispatch, busy_after, arrives_within), sockets)
+    return Server(Doorway(app, reception, keeper, dispatch, busy_after, arrives_within), sockets)
 
 
 class Doorway:
     """The application as uvicorn calls it (ASGI); see the module's docstring."""
 
     def __init__(
-        self, app: Flask, keeper: Keeper, dispatch: EventDispatch, busy_after: timedelta, arrives_within: timedelta
+        self,
+        app: Flask,
+        reception: Reception,
+        keeper: Keeper,
+        dispatch: EventDispatch,
+        busy_after: timedelta,
+        arrives_within: timedelta,
     ) -> None:
         self.arrives_within_seconds = arrives_within.total_seconds()
         self._app = app
+        self._reception = reception
         self._keeper = keeper
         self._dispatch = dispatch
         self._busy_after_seconds = busy_after.total_seconds()
@@ -155,7 +168,7 @@ class Doorway:
             answered = await self._answered(scope, receive)
         except Exception as fault:
             log.exception("unexpected %s while answering", type(fault).__name__)
-            answered = _closing(self._app.extensions[ANSWER]("", busy(None, "unexpected")))
+            answered = _closing(self._reception.answer(UNKNOWN, busy(None, "unexpected")))
         if answered is not None:
             await _send(send, *answered)
 
@@ -167,13 +180,14 @@ class Doorway:
             return await self._large(scope, receive, bytearray(body))
         if body is None:
             return None
-        if len(body) <= SMALL_BYTES and scope["path"].startswith(_HOOKS):
-            return await self._finished(self._ask(scope, body))
+        name = _hook(scope)
+        if name is not None and len(body) <= SMALL_BYTES:
+            return await self._finished(*self._reception.begin(name, lambda _limit_bytes: _received(scope, body)))
         return await self._elsewhere(scope, body)
 
     async def _large(self, scope: Scope, receive: Receive, body: bytearray) -> Answered | None:
         """Read the rest of a body and answer; of one that is larger than anybody takes no more than that is read."""
-        limit_bytes = self._app.extensions[READ_LIMIT]()
+        limit_bytes = self._reception.read_limit_bytes()
         announced = _announced(scope)
         counted = 0
         try:
@@ -181,7 +195,7 @@ class Doorway:
                 self._held_bytes += len(body) - counted
                 counted = len(body)
                 if self._held_bytes > BODIES_LIMIT_BYTES and counted > SMALL_BYTES:
-                    return _closing(self._app.extensions[ANSWER]("", busy(None, "crowded")))
+                    return _closing(self._reception.answer(UNKNOWN, busy(None, "crowded")))
                 if counted > limit_bytes:
                     break
                 message = await receive()
@@ -196,14 +210,15 @@ class Doorway:
 
     async def _elsewhere(self, scope: Scope, body: bytes, *, unread: bool = False) -> Answered:
         """Answer what may take long without keeping others waiting."""
-        ask = partial(self._ask, scope, body, unread=unread)
-        return await self._finished(await asyncio.get_running_loop().run_in_executor(self._pool, ask))
+        loop = asyncio.get_running_loop()
+        name = None if unread else _hook(scope)
+        if name is None:
+            return await loop.run_in_executor(self._pool, partial(self._ask, scope, body, unread=unread))
+        begin = partial(self._reception.begin, name, lambda _limit_bytes: _received(scope, body))
+        return await self._finished(*await loop.run_in_executor(self._pool, begin))
 
-    def _ask(self, scope: Scope, body: bytes, *, unread: bool = False) -> Answered | tuple[str, Recording]:
-        """Call the application as WSGI has it; it answers, or hands over what has to be recorded first."""
-        handed: list[tuple[str, Recording]] = []
-        environ = _environ(scope, body, unread=unread)
-        environ[HAND_OVER] = lambda name, recording: handed.append((name, recording))
+    def _ask(self, scope: Scope, body: bytes, *, unread: bool) -> Answered:
+        """Call the application as WSGI has it."""
         started: list[tuple[int, Iterable[tuple[str, str]]]] = []
 
         def start_response(
@@ -212,17 +227,12 @@ class Doorway:
             started.append((int(status[:3]), headers))
             return lambda _: None
 
-        parts = self._app(environ, start_response)
-        content = b"".join(parts)
-        if handed:
-            return handed[0]
+        content = b"".join(self._app(_environ(scope, body, unread=unread), start_response))
         return *started[-1], content
 
-    async def _finished(self, asked: Answered | tuple[str, Recording]) -> Answered:
-        if len(asked) == 3:  # noqa: PLR2004 - an answer: status, headers, body
-            return asked
-        name, recording = asked
-        return self._app.extensions[ANSWER](name, await self._recorded(recording))  # type: ignore[no-any-return]
+    async def _finished(self, name: str, begun: Reply | Recording) -> Answered:
+        reply = begun if isinstance(begun, Reply) else await self._recorded(begun)
+        return self._reception.answer(name, reply)
 
     async def _recorded(self, recording: Recording) -> Reply:
         """Return what the sender is told when the record stands, or cannot be had in time."""
@@ -277,13 +287,41 @@ def _announced(scope: Scope) -> int | None:
     return None
 
 
+def _hook(scope: Scope) -> str | None:
+    """Return the name that a plain webhook is for."""
+    found = _HOOK.fullmatch(scope["raw_path"]) if scope["method"] == "POST" else None
+    return found[1].decode() if found else None
+
+
 @lru_cache(maxsize=512)
-def _key(name: bytes) -> str | None:
-    """Return what WSGI calls a header; None for one that nobody may believe, or that could be taken for another."""
+def _believed(name: bytes) -> str | None:
+    """Return a header's name; None for one that nobody may believe, or that could be taken for another."""
     if b"_" in name or name in _UNTRUSTED or name.startswith(_UNTRUSTED_BEGIN):
         return None
-    key = name.decode("latin-1").upper().replace("-", "_")
-    return key if key in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{key}"
+    return name.decode("latin-1").lower()
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """Return the headers that may be believed; one that came several times has all its values."""
+    headers: dict[str, str] = {}
+    for given, value in scope["headers"]:
+        name = _believed(given)
+        if name is not None:
+            text = value.decode("latin-1")
+            headers[name] = f"{headers[name]},{text}" if name in headers else text
+    return headers
+
+
+def _received(scope: Scope, body: bytes) -> Received:
+    """Return a plain webhook, as Flask would hand it on."""
+    return Received(
+        method=scope["method"],
+        path=scope["raw_path"].decode("ascii"),
+        query_string=scope["query_string"],
+        headers=_headers(scope) | {"content-length": str(len(body))},
+        body=body,
+        remote=scope["client"][0] if scope["client"] else None,
+    )
 
 
 def _environ(scope: Scope, body: bytes, *, unread: bool) -> dict[str, Any]:
@@ -306,12 +344,9 @@ def _environ(scope: Scope, body: bytes, *, unread: bool) -> dict[str, Any]:
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
     }
-    for name, value in scope["headers"]:
-        key = _key(name)
-        if key is None:
-            continue
-        text = value.decode("latin-1")
-        environ[key] = f"{environ[key]},{text}" if key in environ else text
+    for name, text in _headers(scope).items():
+        key = name.upper().replace("-", "_")
+        environ[key if key in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{key}"] = text
     if "CONTENT_LENGTH" not in environ or not unread:
         environ["CONTENT_LENGTH"] = str(len(body))
     return environ

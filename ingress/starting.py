@@ -14,10 +14,11 @@ from typing import Final
 from ingress import sources
 from ingress.data_folder import operator_token
 from ingress.operator import OperatorServer, Watch, create_operator_app
+from ingress.reception import Reception
 from ingress.request_counts import RequestCounts
 from ingress.serving import Server, listen
 from ingress.siblings import bind
-from ingress.web import COUNTS, Readiness, create_app
+from ingress.web import Readiness, create_app
 from rules.load import SECTIONS
 from rules.rulebook import RuleBook, SourceText
 from rules.vocabulary import Fault, LedgerError, RuleError, SettingsError
@@ -138,8 +139,8 @@ def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, op
             raise RuleError(faults)
         dispatcher = Dispatcher(celery_app(broker_url))
         undone.callback(dispatcher.close)
-        app = create_app(sources=built, ledger=ledger, dispatcher=dispatcher, now=utc_now, new_id=partial(new_id, "ev"))
-        requests = RequestCounts(app.extensions[COUNTS].all, ledger, built)
+        reception = Reception(built, utc_now, partial(new_id, "ev"))
+        requests = RequestCounts(reception.counts.all, ledger, built)
         operator = None
         if operator_port:
             watch = Watch(
@@ -152,7 +153,8 @@ def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, op
             )
             operator = _operator_port(settings, watch, Readiness(ledger))
             undone.callback(operator.close)
-        server = listen(app, sockets, ledger, dispatcher, busy_after=BUSY_AFTER)
+        app = create_app(reception, ledger, dispatcher)
+        server = listen(app, reception, sockets, ledger, dispatcher, busy_after=BUSY_AFTER)
         undone.pop_all()
     requests.start()
     if operator is not None:

@@ -15,11 +15,15 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from ingress.accept import no_such_source
 from ingress.connection import HEAD_LIMIT_BYTES, IN_LINE
-from ingress.serving import Server, listen
+from ingress.reception import Reception
+from ingress.serving import Server, _environ, _received, listen
 from ingress.siblings import bind
-from ingress.web import COUNTS, create_app
+from ingress.web import create_app
 from worker.ledger import Ledger, migrate, open_ledger
 from worker.ledger.sqlite import sqlite_module
 
@@ -68,17 +72,12 @@ def serve(ledger, post, make_source, now) -> Iterator[Callable[..., Server]]:
     numbers = count(1)
     running: list[tuple[Server, threading.Thread]] = []
 
-    def start(**bounds: timedelta) -> Server:
-        app = create_app(
-            sources={"crm": make_source(GENERIC, {"KEY": SECRET})},
-            ledger=ledger,
-            dispatcher=post,
-            now=lambda: now,
-            new_id=lambda: f"ev_{next(numbers)}",
-        )
-        given = {"busy_after": timedelta(seconds=5), **bounds}
-        server = listen(app, bind("127.0.0.1", 0), ledger, post, **given)
-        server.counts = app.extensions[COUNTS].all
+    def start(source: str = GENERIC, **bounds: timedelta) -> Server:
+        reception = Reception({"crm": make_source(source, {"KEY": SECRET})}, lambda: now, lambda: f"ev_{next(numbers)}")
+        app = create_app(reception, ledger, post)
+        spans = {"busy_after": timedelta(seconds=5), **bounds}
+        server = listen(app, reception, bind("127.0.0.1", 0), ledger, post, **spans)
+        server.counts = reception.counts.all
         thread = threading.Thread(target=server.run)
         thread.start()
         running.append((server, thread))
@@ -107,6 +106,10 @@ def _ask(server: Server, method: str, path: str, body: object = None, headers: d
         return answer, answer.read()
     finally:
         connection.close()
+
+
+def _lasting(answer: http.client.HTTPResponse):
+    return answer.status, sorted((name, value) for name, value in answer.getheaders() if name != "Date")
 
 
 def _raw(server: Server, text: bytes) -> bytes:
@@ -366,26 +369,66 @@ def test_garbage_behind_a_webhook_does_not_take_its_answer(server, ledger) -> No
     assert 1 == len(list(ledger.list_events()))
 
 
-def test_an_answer_without_a_body_has_none(ledger, post, make_source, now) -> None:
+def test_an_answer_without_a_body_has_none(serve) -> None:
     """A source that answers 204 leaves the connection fit for the next request."""
-    source = make_source("{extend: generic, secrets: [{env: KEY}], ack: {status: 204}}", {"KEY": SECRET})
-    numbers = count(1)
-    app = create_app(
-        sources={"crm": source},
-        ledger=ledger,
-        dispatcher=post,
-        now=lambda: now,
-        new_id=lambda: f"ev_{next(numbers)}",
-    )
-    server = listen(app, bind("127.0.0.1", 0), ledger, post, busy_after=timedelta(seconds=5))
-    thread = threading.Thread(target=server.run)
-    thread.start()
+    server = serve("{extend: generic, secrets: [{env: KEY}], ack: {status: 204}}")
     answer = _raw(server, _request(_event(1)) + _request(_event(2)))
-    server.close()
-    thread.join(5)
 
     assert 2 == answer.count(b"HTTP/1.1 204 No Content")
     assert b"{" not in answer
+
+
+@pytest.mark.parametrize("path", ["/webhooks/cr%6D", "/webhooks/crm/"])
+def test_a_webhook_is_the_same_by_any_spelling_of_its_address(path, server) -> None:
+    """What the server takes itself and what Flask takes have one answer, and one record."""
+    plain, first = _ask(server, "POST", "/webhooks/crm", BODY, HEADERS)
+    odd, second = _ask(server, "POST", path, BODY, HEADERS)
+    assert {"status": "accepted", "events": 1, "duplicates": 0} == json.loads(first)
+    assert {"status": "accepted", "events": 0, "duplicates": 1} == json.loads(second)
+    assert _lasting(plain) == _lasting(odd)
+    assert {("crm", "accepted", ""): 2} == server.counts()
+
+
+_NAMES = [
+    "x-hub-signature",
+    "content-type",
+    "content-length",
+    "x_hub_signature",
+    "x-forwarded-for",
+    "forwarded",
+    "accept",
+]
+
+
+@given(
+    headers=st.lists(
+        st.tuples(st.sampled_from(_NAMES), st.text("abc 1,;=\xe9", min_size=1).map(str.strip).filter(bool))
+    ),
+    query=st.text("ab=&%41+"),
+    body=st.binary(max_size=20),
+)
+def test_a_plain_webhook_is_what_flask_would_hand_on(headers, query, body) -> None:
+    """Method, path, query, headers, body and peer are those that the way through Flask gives."""
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers if name != "content-length"]
+    scope = {
+        "method": "POST",
+        "http_version": "1.1",
+        "raw_path": b"/webhooks/crm",
+        "query_string": query.encode(),
+        "headers": [*raw, (b"content-length", b"%d" % len(body))],
+        "server": ("127.0.0.1", 80),
+        "client": ("192.0.2.7", 4711),
+    }
+    seen = []
+
+    class Door(Reception):
+        def begin(self, name, read):
+            seen.append(read(100))
+            return name, no_such_source()
+
+    app = create_app(Door({}, None, None), None, None)
+    b"".join(app(_environ(scope, body, unread=False), lambda _status, _headers, _fault=None: None))
+    assert [_received(scope, body)] == seen
 
 
 def test_half_a_body_does_not_delay_a_stop(serve) -> None:

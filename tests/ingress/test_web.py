@@ -8,7 +8,8 @@ from itertools import count
 import pytest
 from flask import Flask
 
-from ingress.web import COUNTS, create_app
+from ingress.reception import Reception
+from ingress.web import create_app
 from rules.vocabulary import LedgerBusyError
 from worker.ledger import Ledger, migrate, open_ledger
 
@@ -61,17 +62,12 @@ def make_app(ledger, make_source, now):
     numbers = count(1)
 
     def make(**changed: object) -> Flask:
-        given = {
-            "sources": {
-                "crm": make_source(GENERIC, ENV),
-                "meta": make_source(META, ENV, name="meta"),
-            },
-            "ledger": ledger,
-            "dispatcher": Post(),
-            "now": lambda: now,
-            "new_id": lambda: f"ev_{next(numbers)}",
-        }
-        return create_app(**{**given, **changed})
+        sources = {"crm": make_source(GENERIC, ENV), "meta": make_source(META, ENV, name="meta")}
+        bounds = {name: changed.pop(name) for name in ("body_limit_bytes",) if name in changed}
+        reception = Reception(changed.pop("sources", sources), lambda: now, lambda: f"ev_{next(numbers)}", **bounds)
+        app = create_app(reception, **{"ledger": ledger, "dispatcher": Post(), **changed})
+        app.counts = reception.counts.all
+        return app
 
     return make
 
@@ -87,7 +83,7 @@ def test_a_webhook_is_accepted_once(make_app, ledger) -> None:
     (stored,) = ledger.list_events()
     assert ("lead.created", "+56911112222") == (stored.event.type, stored.event.contact.phone)
     assert [stored.id] == post.ids
-    assert {("crm", "accepted", ""): 2} == app.extensions[COUNTS].all()
+    assert {("crm", "accepted", ""): 2} == app.counts()
     assert ("nosniff", "no-store") == (first.headers["X-Content-Type-Options"], first.headers["Cache-Control"])
 
 
@@ -107,7 +103,7 @@ def test_what_is_refused_is_json_and_counted(make_app, ledger) -> None:
         assert 405 == getattr(client, method)("/webhooks/crm").status_code
     assert (405, True) == ((refused := client.post("/healthz")).status_code, "GET" in refused.headers["Allow"])
     assert [] == list(ledger.list_events())
-    assert 1 == app.extensions[COUNTS].all()["crm", "rejected", "mismatch"]
+    assert 1 == app.counts()["crm", "rejected", "mismatch"]
 
 
 @pytest.mark.parametrize(
