@@ -73,6 +73,7 @@ def _record(services: Services, plans: Sequence[Plan], tally: Tally) -> None:
 
 def _plan(services: Services, stored: StoredEvent) -> Plan | None:
     """Return the event's plan; an event whose planning fails is noted in the ledger, and its neighbours go on."""
+    services.ledger.give_way()
     try:
         return decide(services.book, stored.event, now=services.clock.now())
     except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this event alone

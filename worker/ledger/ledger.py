@@ -152,6 +152,10 @@ class Ledger(Desk):
         """Make queued tasks wait again, due as they were: nobody has a thread for them now."""
         self._writer.write(dispatching.put_back(ids, now))
 
+    def give_way(self) -> None:
+        """Wait, for milliseconds, while others wait for a write of this process: for a thread that is about to compute."""
+        self._writer.give_way()
+
     def claim(
         self,
         ids: Sequence[str],

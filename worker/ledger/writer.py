@@ -55,7 +55,6 @@ ALONE_PAUSES: Final = (timedelta(0), timedelta(milliseconds=20), timedelta(milli
 #: How long the jobs of such a group are tried in all: others wait behind them.
 ALONE: Final = timedelta(seconds=5)
 
-
 #: What a caller that has waited for too long is told.
 WITHDRAWN: Final = "the ledger was busy for too long; nothing was written"
 IN_DOUBT: Final = "the ledger's commit takes too long; it is not known whether it was written"
@@ -165,6 +164,11 @@ class Writer:
                 raise LedgerError("the ledger is closed")
             self._queue.put(job)
         return job
+
+    def give_way(self) -> None:
+        """Wait, for milliseconds, while this process has the turn that the writers of others wait for."""
+        if self._turnstile is not None:
+            self._turnstile.give_way()
 
     def close(self) -> None:
         """Commit what is waiting, refuse what comes later, and end the thread."""

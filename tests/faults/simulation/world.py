@@ -246,6 +246,8 @@ class World:
             return
         mark = mark_of(request)
         self.saw(Step(self.scheduler.now, "began", worker.name, self.tasks_by_mark.get(mark, mark)))
+        if "freezes" in self.troubles and self.calm_since is None and self.draw.random() < 0.1:
+            self._freeze(worker, 150.0)  # so that it learns its answer when its claim is long gone
 
     @property
     def longest_pause_seconds(self):
@@ -395,8 +397,11 @@ class World:
     def _freezes(self):
         worker, seconds = self.draw.choice(self.workers), self.draw.choice((3.0, 20.0, 150.0))
         if worker.alive:
-            self.say(worker.name, f"is frozen for {seconds} s")
-            self.scheduler.freeze(worker.name, seconds)
+            self._freeze(worker, seconds)
+
+    def _freeze(self, worker, seconds):
+        self.say(worker.name, f"is frozen for {seconds} s")
+        self.scheduler.freeze(worker.name, seconds)
 
     def _broker(self):
         draw, broker = self.draw, self.broker

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+import threading
+import time
 
-from worker.ledger.turnstile import Turnstile
+from worker.ledger.turnstile import WAY_SECONDS, Turnstile
 
 HOLDER = """
 import sys, time
@@ -45,3 +47,28 @@ for _ in range(100):
     writers = [subprocess.Popen([sys.executable, "-c", script, str(file)]) for _ in range(4)]
     assert [0] * 4 == [writer.wait(30) for writer in writers]
     assert "400" == file.read_text()
+
+
+def test_threads_give_way_while_their_process_has_the_turn(tmp_path):
+    """Who gives way waits for the end of the turn, for a bounded while, and not at all when there is no turn."""
+    turnstile = Turnstile(tmp_path / "ledger.sqlite3")
+    turnstile.give_way()
+    order = []
+
+    def compute():
+        turnstile.give_way()
+        order.append("computed")
+
+    with turnstile.turn():
+        thread = threading.Thread(target=compute)
+        thread.start()
+        time.sleep(WAY_SECONDS / 5)
+        order.append("written")
+    thread.join()
+    assert ["written", "computed"] == order
+
+    with turnstile.turn():
+        begun_seconds = time.monotonic()
+        turnstile.give_way()
+        assert time.monotonic() - begun_seconds >= WAY_SECONDS * 0.9
+    turnstile.close()
