@@ -123,11 +123,9 @@ def _deliver_together(services: Services, hand: Hand, task_ids: Sequence[str], t
             why = f"{hand.provider.name} has as many requests as it may have at once"
             return delivered + _put_back(services, rest, why, tell)
         size = len(rest) if held else min(hand.pace.size, most)
-        begun_seconds = services.clock.awake_seconds()
         done, held = _deliver_slice(services, hand, rest[:size], tell)
         tell([outcome for outcome in done if not outcome.told])
         delivered += done
-        hand.pace.note(min(size, len(rest)), services.clock.awake_seconds() - begun_seconds)
         rest = rest[size:]
     return delivered
 
@@ -144,7 +142,8 @@ def _deliver_slice(
     answers = _claim(services, hand, task_ids)
     claims = [claim for claim in answers if isinstance(claim, Claim)]
     delivered = [_not_claimed(answer) for answer in answers if isinstance(answer, NotClaimed)]
-    ended: SimpleQueue[tuple[Claim, Future[Attempted | None]]] = SimpleQueue()
+    ended: SimpleQueue[tuple[Claim, Future[Attempted | None], float]] = SimpleQueue()
+    begun_seconds = ended_seconds = clock.awake_seconds()
     for claim in claims:
         try:
             future = hand.pool.submit(_attempt, services, hand, claim, claimed_seconds)
@@ -152,7 +151,7 @@ def _deliver_slice(
             log.error("task %s is given back: %s", claim.task.id, error)
             future = Future()
             future.set_result(None)
-        future.add_done_callback(partial(_hand_over, ended, claim))
+        future.add_done_callback(partial(_hand_over, ended, claim, clock))
     waiting = len(claims)
     while waiting:
         group = [ended.get()]
@@ -163,7 +162,11 @@ def _deliver_slice(
             except Empty:
                 break
         waiting -= len(group)
-        delivered += _settle(services, [(claim, _attempted(claim, future)) for claim, future in group], tell)
+        ended_seconds = max(ended_seconds, *(seconds for *_, seconds in group))
+        delivered += _settle(services, [(claim, _attempted(claim, future)) for claim, future, _ in group], tell)
+    hand.pace.note(
+        len(task_ids), ended_seconds - begun_seconds
+    )  # without the waits for the ledger: it is the provider's
     kept = [answer.held for answer in answers if isinstance(answer, NotClaimed) and answer.held is not None]
     held = kept[-1] if kept else None
     return delivered, None if held is Held.CONCURRENCY and claims else held
@@ -193,8 +196,8 @@ def _attempted(claim: Claim, future: Future[Attempted | None]) -> Attempted | No
         return Attempted(reading=Reading(verdict=Verdict.UNKNOWN, reason=reason))
 
 
-def _hand_over(ended: SimpleQueue[Any], claim: Claim, future: Future[Attempted | None]) -> None:
-    ended.put((claim, future))
+def _hand_over(ended: SimpleQueue[Any], claim: Claim, clock: Clock, future: Future[Attempted | None]) -> None:
+    ended.put((claim, future, clock.awake_seconds()))
 
 
 def _not_claimed(answer: NotClaimed) -> Delivered:
@@ -321,6 +324,7 @@ def _attempt(services: Services, hand: Hand, claim: Claim, claimed_seconds: floa
     begin_by_seconds = claimed_seconds + BEGIN_WITHIN_SECONDS
     for pause_seconds in (*QUICK_PAUSES_SECONDS, None):
         # By the claim's own clock: a look-up searches around the claim, and the system's may leap meanwhile.
+        services.ledger.give_way()
         elapsed = timedelta(seconds=clock.awake_seconds() - claimed_seconds)
         request = hand.provider.prepare(claim.task, claim.claimed_at + elapsed)
         if isinstance(request, Unsendable):
@@ -331,6 +335,7 @@ def _attempt(services: Services, hand: Hand, claim: Claim, claimed_seconds: floa
         sent = _send(clock, hand, request, end_seconds, begin_by_seconds)
         if isinstance(sent, NotBegun):
             return None
+        services.ledger.give_way()
         reading = _read(clock, hand, sent, request, end_seconds)
         rest_seconds = _quick_rest(clock, reading, pause_seconds)
         if rest_seconds is None or clock.awake_seconds() + rest_seconds > end_seconds - QUICK_TRY_NEEDS_SECONDS:

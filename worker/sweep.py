@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: Due work starts within a second of its moment, where a thread and a place in its queue are free.
 PERIOD_SECONDS: Final = 0.5
+#: The next round after one that sent as much as there was room for: what is left need not wait for a period.
+NEXT_SECONDS: Final = 0.1
 #: Of a provider that holds all its slots, or has as many requests as it may have at once, so many tasks are dispatched in a
 #: round all the same: else newcomers, which are dispatched when they are planned, would take every place that comes free, and
 #: the oldest would wait for ever.
@@ -55,17 +58,19 @@ class Sweep:
             self._thread.join(timeout=15)
 
     def _run(self) -> None:
-        while not self._stopping.wait(PERIOD_SECONDS):
+        more = False
+        while not self._stopping.wait(NEXT_SECONDS if more else PERIOD_SECONDS):
+            more = False
             try:
-                self.once()
+                more = self.once()
             except LedgerError as error:
                 log.warning("the sweep cannot use the ledger now: %s", error)
             except Exception:
                 log.exception("a round of the sweep failed; the next one tries again")
         self._depths.close()
 
-    def once(self) -> None:
-        """Do one round."""
+    def once(self) -> bool:
+        """Do one round; return whether it left tasks behind for want of room alone."""
         clock = self._services.clock
         now = clock.now()
         if clock.awake_seconds() - self._leases_seconds >= LEASES_SECONDS:
@@ -76,20 +81,25 @@ class Sweep:
                 )
         depths = self._depths.read()
         if depths is None:
-            return
-        self._tasks(depths)
+            return False
+        more = self._tasks(depths)
         if depths[EVENTS_QUEUE] < DEPTH_LIMIT:
             grace = GRACE_WAITING if depths[EVENTS_QUEUE] else GRACE_EMPTY
             self._services.dispatcher.events(self._services.ledger.overdue_events(now, grace, EVENTS_LIMIT))
+        return more
 
-    def _tasks(self, depths: Mapping[str, int]) -> None:
+    def _tasks(self, depths: Mapping[str, int]) -> bool:
         room = {name: max(0, min(self._share(name), DEPTH_LIMIT - depths[queue])) for name, queue in QUEUE_OF.items()}
         idle = {name: limit for name, limit in room.items() if limit and not depths[QUEUE_OF[name]]}
         busy = {name: limit for name, limit in room.items() if limit and name not in idle}
+        more = False
         for limits, grace in ((idle, GRACE_EMPTY), (busy, GRACE_WAITING)):
             if limits:
                 due = self._services.ledger.due_tasks(self._services.clock.now(), grace, limits)
                 self._services.dispatcher.tasks(due)
+                sent = Counter(task.provider for task in due)
+                more = more or any(sent[name] == limit > AT_FULL for name, limit in limits.items())
+        return more
 
     def _share(self, name: ProviderName) -> int:
         """Return how many of a provider's tasks may be dispatched now: as its slots are free, so that few are put back."""

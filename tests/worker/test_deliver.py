@@ -2,17 +2,24 @@
 
 import logging
 import threading
+import time
+from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
 from rules.vocabulary import Event, EventState, LedgerInDoubtError, Plan, ProviderName, Task, TaskState, TaskType
 from worker.deliver import deliver
+from worker.dispatch import DEPTH_LIMIT
 from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
+from worker.ledger.turnstile import Turnstile
+from worker.queues import EVENTS_QUEUE, QUEUE_OF
 from worker.sandbox import VAMBE_API_KEY, Sandbox
 from worker.settings import Settings
-from worker.wiring import Clock, Services, limits_of, utc_now
+from worker.sweep import Sweep
+from worker.wiring import QUICK_SECONDS, SIDE_BY_SIDE, Clock, Services, limits_of, utc_now
 from worker.wiring import _hand as hand_of
 
 VAMBE = ProviderName.VAMBE
@@ -118,6 +125,39 @@ def test_what_finds_no_room_is_put_back_together(bench):
     assert before.items() >= {task_id: line.ledger.task(task_id).due_at for task_id in ids[4:]}.items()
     assert {TaskState.SENDING: 2, TaskState.WAITING: 10} == line.states()
     assert line.services.hands[VAMBE].pace.full_until_seconds > 0
+
+
+def test_a_busy_ledger_makes_no_slices_smaller(bench, tmp_path):
+    """How many are claimed at once follows the provider's answers, whatever the wait for the ledger."""
+    line = bench()
+    ids = line.plan(SIDE_BY_SIDE)
+    held = threading.Event()
+
+    def hold():
+        with Turnstile(tmp_path / "ledger.sqlite3").turn():
+            held.set()
+            time.sleep(QUICK_SECONDS + 0.2)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    deliver(line.services, VAMBE, ids, quiet)
+    other.join()
+    assert {TaskState.DELIVERED: SIDE_BY_SIDE} == line.states()
+    assert line.services.hands[VAMBE].pace.size == 2 * SIDE_BY_SIDE
+
+
+def test_a_sweep_says_when_it_left_tasks_for_want_of_room(bench):
+    """What many put back at once need not wait for a period after every queue full."""
+    line = bench()
+    due = line.plan(DEPTH_LIMIT + 50)
+    line.ledger.put_back(due, utc_now())
+    sent = []
+    hands = dict.fromkeys(ProviderName, line.services.hands[VAMBE])
+    services = replace(line.services, hands=hands, dispatcher=SimpleNamespace(tasks=sent.extend, events=lambda _: None))
+    sweep = Sweep(services, SimpleNamespace(read=lambda: {EVENTS_QUEUE: 0, **dict.fromkeys(QUEUE_OF.values(), 0)}))
+    assert [True, False] == [sweep.once(), sweep.once()]
+    assert sorted(due) == sorted(task.id for task in sent)
 
 
 def test_the_rate_gives_the_rest_of_a_message_its_places(bench):
