@@ -32,7 +32,7 @@ FRONT_DOOR_SECTIONS: Final = frozenset({"sources"})
 #: Requests that one message with many ids has on the way at the same time, per provider.
 SIDE_BY_SIDE: Final = 8
 #: What is known already can wait a little for its commit, a sender for its answer cannot; see `Writer`.
-YIELDING: Final = timedelta(milliseconds=60)
+YIELDING: Final = timedelta(milliseconds=40)
 #: What was claimed together and answered within this lets the next claim be twice as large.
 QUICK_SECONDS: Final = 0.5
 #: So long a provider is taken to have as many requests as it may have at once, after it was found so.
