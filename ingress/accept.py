@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final, Protocol
 
 from ingress.sources import Answer, Received, Rejected, Source, Unreadable
@@ -245,10 +246,8 @@ def _dispatch(source: Source, dispatch: EventDispatch, recorded: Recorded) -> No
 def _accepted(source: Source, events: Sequence[IncomingEvent], recorded: Recorded) -> Reply:
     body = source.ack.body
     if body is None:
-        counts = {"events": len(recorded.event_ids), "duplicates": recorded.duplicates}
         unreadable = sum(event.state is EventState.UNREADABLE for event in events)
-        extra = {"conflicts": recorded.conflicts, "unreadable": unreadable}
-        content = _json(status="accepted", **counts, **{name: count for name, count in extra.items() if count})
+        content = _counts(len(recorded.event_ids), recorded.duplicates, recorded.conflicts, unreadable)
     else:
         content = body.encode()
     content_type = source.ack.content_type or (JSON_TYPE if body is None else "text/plain; charset=utf-8")
@@ -259,6 +258,13 @@ def _accepted(source: Source, events: Sequence[IncomingEvent], recorded: Recorde
         outcome=Outcome.ACCEPTED,
         event_ids=recorded.event_ids,
     )
+
+
+@lru_cache(maxsize=256)
+def _counts(events: int, duplicates: int, conflicts: int, unreadable: int) -> bytes:
+    extra = {"conflicts": conflicts, "unreadable": unreadable}
+    given = {name: count for name, count in extra.items() if count}
+    return _json(status="accepted", events=events, duplicates=duplicates, **given)
 
 
 def _handshake(answer: Answer) -> Reply:

@@ -21,7 +21,7 @@ from rules.vocabulary import TERMINAL_TASK_STATES, ProviderName, TaskState, Task
 from worker.ledger import doubts, gates, outcomes, pauses, reacting, tallying
 from worker.ledger.encoding import label, micros, micros_or_none, sentence, sentence_or_none
 from worker.ledger.rows import Claim, ProviderState, Settlement
-from worker.ledger.statements import Statement
+from worker.ledger.statements import ForIds, Statement
 from worker.ledger.tables import TASK_SENDING, attempts, events, tasks
 from worker.ledger.tallying import Tally
 from worker.ledger.work import Shared
@@ -66,8 +66,8 @@ _VERDICT: Final = Statement(
         attempts.c.task_id == bindparam("this_id"), attempts.c.epoch == bindparam("held_epoch")
     )
 )
-_MOMENTS: Final = Statement(
-    select(events.c.received_at, events.c.occurred_at).where(events.c.id == bindparam("this_event"))
+_MOMENTS: Final = ForIds(
+    lambda among: select(events.c.id, events.c.received_at, events.c.occurred_at).where(among(events.c.id))
 )
 _CURRENT: Final = Statement(
     select(tasks.c.state, tasks.c.reason, tasks.c.external_id).where(_THIS).with_for_update(key_share=True)
@@ -323,9 +323,10 @@ def _count(connection: Connection, settled: Sequence[tuple[_Settled, bool]]) -> 
                 delivered.append((task, each.row["now"]))
     if not delivered:
         return
-    moments = _MOMENTS.rows_each(connection, [{"this_event": task.event_id} for task, _ in delivered])
-    for (task, at), found in zip(delivered, moments, strict=True):
-        for of_event in found:
+    moments = {row.id: row for row in _MOMENTS.rows(connection, [task.event_id for task, _ in delivered])}
+    for task, at in delivered:
+        of_event = moments.get(task.event_id)
+        if of_event is not None:
             counted.delivered(task.type, at - of_event.received_at, at - of_event.occurred_at)
 
 
