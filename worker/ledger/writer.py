@@ -42,7 +42,7 @@ WAIT: Final = timedelta(seconds=15)
 GROUP_LIMIT: Final = 256
 
 #: While jobs come in company, the next group waits this long for more of them.
-GATHERING: Final = timedelta(milliseconds=3)
+GATHERING: Final = timedelta(milliseconds=2)
 
 #: The usual wait for the turn from which on others count as writing all the time; how much the last wait weighs in it, and how
 #: many times as long a writer that yields waits for company.
