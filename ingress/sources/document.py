@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from ingress.sources.decoders import FIELDS_LIMIT, Format
 from ingress.sources.event_words import Dedupe, TypeMap, When, compile_dedupe, compile_type_map, compile_when
@@ -18,6 +18,7 @@ from ingress.sources.notation import (
     SecretRef,
     Split,
     header_names,
+    header_value,
     not_yet,
     parts_of,
     plain_path,
@@ -40,6 +41,7 @@ HeaderNames = Annotated[tuple[str, ...], PlainValidator(header_names)]
 Span = Annotated[timedelta, PlainValidator(span_of)]
 Matching = Annotated[Match, PlainValidator(compile_match)]
 Text = Annotated[str, Field(min_length=1, max_length=500)]
+HeaderValue = Annotated[Text, AfterValidator(header_value)]
 
 
 class Strict(BaseModel):
@@ -258,7 +260,7 @@ class AckDoc(Strict):
     status: Annotated[int, Field(ge=200, le=299)] = 200
     busy_status: Literal[429, 500, 502, 503, 504] = 503
     body: str | None = None
-    content_type: Text | None = None
+    content_type: HeaderValue | None = None
 
 
 class GetEchoDoc(Strict):

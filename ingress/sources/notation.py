@@ -58,6 +58,13 @@ def header_names(value: Json) -> tuple[str, ...]:
     return tuple(name.strip().lower().removeprefix("header:") for name in names)
 
 
+def header_value(value: str) -> str:
+    """Return a text that can stand in a header. Raises ValueError for any other: it would break the answer."""
+    if not (value.isascii() and value.isprintable()):
+        raise ValueError("must be printable ASCII on one line, such as text/plain")
+    return value
+
+
 def span_of(value: Json) -> timedelta:
     """Return a span. Raises ValueError with what is wrong."""
     if not isinstance(value, str):

@@ -118,6 +118,10 @@ def test_the_documented_sources_work_as_printed() -> None:
             "ack.busy_status: the number 410 is not one of the words",
         ),
         ("{extend: generic, secrets: [{env: KEY}], ack: 7}", "ack: must be a mapping"),
+        (
+            '{extend: generic, secrets: [{env: KEY}], ack: {content_type: "text/plain\\nX: y"}}',
+            "ack.content_type: must be printable ASCII on one line, such as text/plain",
+        ),
         ("{extend: generic, secrets: [{env: KEY}], enrich: {url: x}}", "enrich: is not yet supported"),
         (
             "{extend: generic, secrets: [{env: KEY}], event: {occurred_at: {path: x, unit: h}}}",
