@@ -6,7 +6,7 @@ with success, because its sender would only send it again. A storage that cannot
 nothing a stranger can send is ever a 5xx. Source: Leadwire's design, section 5.
 
 `begin` does all that comes before the record and `Recording` all that comes after it, so that nobody has to hold a thread
-while the commit is under way; `keep` is the wait between them, for who has one, and `accept` all three.
+while the commit is under way; `keep` is the wait between them, for who has a thread to wait in.
 """
 
 from __future__ import annotations
@@ -92,25 +92,10 @@ class Recording:
 
     def failed(self, fault: Exception) -> Reply:
         """Return what the sender is told when it could not be kept. Never raises."""
-        return _failed(self.source, fault)
-
-
-def accept(
-    received: Received,
-    source: Source,
-    ledger: Recorder,
-    dispatch: EventDispatch,
-    now: datetime,
-    new_id: Callable[[], str],
-    *,
-    body_limit_bytes: int = BODY_LIMIT_BYTES,
-) -> Reply:
-    """Handle one request and return what its sender is told. Never raises.
-
-    `new_id` makes a fresh id for an event, such as `ev_019a...`; `body_limit_bytes` holds where the source has no limit.
-    """
-    begun = begin(received, source, now, new_id, body_limit_bytes=body_limit_bytes)
-    return begun if isinstance(begun, Reply) else keep(begun, ledger, dispatch)
+        try:
+            return _failed(self.source, fault)
+        finally:
+            fault.__traceback__ = None  # its frames hold the request, and it is held by what they hold: a circle
 
 
 def keep(recording: Recording, ledger: Recorder, dispatch: EventDispatch) -> Reply:

@@ -1,10 +1,10 @@
 """How requests reach the application: one event loop in each process, and no thread that waits for the disk.
 
 A thread for each request costs hand-overs that come to more than all the rest (1.2 ms of CPU a webhook with 32 threads,
-0.6 without, measured side by side). So uvicorn's loop reads each request whole and takes a plain webhook to the reception
-itself, which leaves out a third of what the way through Flask costs; while its record is under way the loop goes on with
-others, and the ledger's writer wakes it once for each commit. What may take long is done in a thread: large bodies, and all
-that Flask answers, which are the pages, handshakes and everything odd.
+0.6 without, measured side by side). So uvicorn's loop reads each request whole and takes a webhook to the reception itself,
+which leaves out a third of what the way through Flask costs; while its record is under way the loop goes on with others, and
+the ledger's writer wakes it once for each commit. What may take long is done in a thread: the reading of large bodies, and
+all that Flask answers: pages, handshakes, what is posted elsewhere. None of it waits for a record.
 
 uvicorn bounds neither the time nor the size of what is half sent; `ingress/connection.py` does.
 """
@@ -56,10 +56,12 @@ ENDS_WITHIN_SECONDS: Final = 8
 #: statement, and Python's 5 ms each time would be most of a transaction.
 SWITCH_SECONDS: Final = 0.0005
 
-#: The address of a plain webhook; its name in no other spelling.
-_HOOK: Final = re.compile(rb"/webhooks/([A-Za-z0-9._-]+)")
+#: The address of a webhook, also as what is made of a base URL with a slash and a path with another.
+_HOOK: Final = re.compile("/+webhooks/+([^/]+)/*")
 #: Digits of a length that matter.
 _LONGEST: Final = 20
+#: Names of headers that are longer are not remembered: anybody can send any.
+_LONG_NAME: Final = 64
 _UNTRUSTED: Final = frozenset({b"forwarded", b"transfer-encoding"})
 _UNTRUSTED_BEGIN: Final = b"x-forwarded-"
 
@@ -288,14 +290,23 @@ def _announced(scope: Scope) -> int | None:
 
 
 def _hook(scope: Scope) -> str | None:
-    """Return the name that a plain webhook is for."""
-    found = _HOOK.fullmatch(scope["raw_path"]) if scope["method"] == "POST" else None
-    return found[1].decode() if found else None
+    """Return the name that a webhook is for; all of them are taken here, since Flask would have to wait for the ledger."""
+    found = _HOOK.fullmatch(_path(scope)) if scope["method"] == "POST" else None
+    return found[1] if found else None
+
+
+def _path(scope: Scope) -> str:
+    """Return the path as WSGI has it: decoded, each character one byte."""
+    return unquote_to_bytes(scope["raw_path"]).decode("latin-1")
+
+
+def _believed(name: bytes) -> str | None:
+    """Return a header's name; None for one that nobody may believe, or that could be taken for another."""
+    return _known(name) if len(name) <= _LONG_NAME else _known.__wrapped__(name)
 
 
 @lru_cache(maxsize=512)
-def _believed(name: bytes) -> str | None:
-    """Return a header's name; None for one that nobody may believe, or that could be taken for another."""
+def _known(name: bytes) -> str | None:
     if b"_" in name or name in _UNTRUSTED or name.startswith(_UNTRUSTED_BEGIN):
         return None
     return name.decode("latin-1").lower()
@@ -306,17 +317,17 @@ def _headers(scope: Scope) -> dict[str, str]:
     headers: dict[str, str] = {}
     for given, value in scope["headers"]:
         name = _believed(given)
-        if name is not None:
+        if name is not None and (value or name != "content-type"):  # an empty one is none, as WSGI has it
             text = value.decode("latin-1")
             headers[name] = f"{headers[name]},{text}" if name in headers else text
     return headers
 
 
 def _received(scope: Scope, body: bytes) -> Received:
-    """Return a plain webhook, as Flask would hand it on."""
+    """Return a webhook as Flask would hand it on."""
     return Received(
         method=scope["method"],
-        path=scope["raw_path"].decode("ascii"),
+        path=_path(scope),
         query_string=scope["query_string"],
         headers=_headers(scope) | {"content-length": str(len(body))},
         body=body,
@@ -330,7 +341,7 @@ def _environ(scope: Scope, body: bytes, *, unread: bool) -> dict[str, Any]:
     environ: dict[str, Any] = {
         "REQUEST_METHOD": scope["method"],
         "SCRIPT_NAME": "",
-        "PATH_INFO": unquote_to_bytes(scope["raw_path"]).decode("latin-1"),
+        "PATH_INFO": _path(scope),
         "QUERY_STRING": scope["query_string"].decode("latin-1"),
         "SERVER_NAME": server[0],
         "SERVER_PORT": str(server[1]),

@@ -3,8 +3,8 @@
 The body is read once, raw, with a hard cap, and nothing of the framework ever parses it. Every answer is JSON unless the
 source says otherwise; none holds a traceback, a version or a name of a source that was not asked for.
 
-Under any WSGI server a webhook waits here for its record. Ours (`ingress/serving.py`) has no thread to wait in: it takes
-plain webhooks to the reception itself and leaves all else to this application.
+Under any WSGI server a webhook waits here for its record. Ours (`ingress/serving.py`) takes what is posted to the reception
+itself, where nobody waits, and leaves all else to this application.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from threading import Lock
 from typing import Final, Protocol
 
 from flask import Flask, Response, request
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from ingress.accept import JSON_TYPE, EventDispatch, Recorder, Reply, busy, keep
@@ -41,13 +42,15 @@ def create_app(reception: Reception, ledger: Storage, dispatcher: EventDispatch)
     """Return the WSGI application of the public port."""
     app = Flask("leadwire", static_folder=None)
     app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False  # it would answer with a redirect, which a sender of webhooks does not follow
     readiness = Readiness(ledger)
 
     def webhook(name: str) -> Response:
         label, begun = reception.begin(name, _read)
-        reply = begun if isinstance(begun, Reply) else keep(begun, ledger, dispatcher)
-        reception.counts.add(label, reply)
-        return _response(reply)
+        status, headers, body = reception.answer(
+            label, begun if isinstance(begun, Reply) else keep(begun, ledger, dispatcher)
+        )
+        return Response(body, status, Headers(headers))
 
     def healthz() -> Response:
         return _say(200, status="ok")

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ingress.accept import Outcome, accept
+from ingress.accept import Outcome, Reply, begin, keep
 from ingress.sources import Received, Source
 from rules.vocabulary import EventState, LedgerBusyError, LedgerError
 from worker.ledger.rows import Delivery, IncomingEvent, Recorded
@@ -78,7 +78,8 @@ def _signed(body: bytes, method: str = "POST", **headers: str) -> Received:
 
 def _accept(received: Received, source: Source, book: Book | None = None, post: Post | None = None):
     numbers = count(1)
-    return accept(received, source, book or Book(), post or Post(), NOW, lambda: f"ev_{next(numbers)}")
+    begun = begin(received, source, NOW, lambda: f"ev_{next(numbers)}")
+    return begun if isinstance(begun, Reply) else keep(begun, book or Book(), post or Post())
 
 
 @pytest.fixture
