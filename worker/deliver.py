@@ -22,7 +22,7 @@ from worker.alerting import tell_of
 from worker.ledger import Claim, Held, Limits, NotClaimed, PauseKind, Settlement
 from worker.retry import History, next_step
 from worker.wire import Answered, NotBegun, Reading, Request, Sent, Unsendable
-from worker.wiring import Clock, Hand, Services
+from worker.wiring import SIDE_BY_SIDE, Clock, Hand, Pace, Services
 
 log = logging.getLogger(__name__)
 
@@ -142,8 +142,7 @@ def _deliver_slice(
     answers = _claim(services, hand, task_ids)
     claims = [claim for claim in answers if isinstance(claim, Claim)]
     delivered = [_not_claimed(answer) for answer in answers if isinstance(answer, NotClaimed)]
-    ended: SimpleQueue[tuple[Claim, Future[Attempted | None], float]] = SimpleQueue()
-    begun_seconds = ended_seconds = clock.awake_seconds()
+    ended: SimpleQueue[tuple[Claim, Future[Attempted | None]]] = SimpleQueue()
     for claim in claims:
         try:
             future = hand.pool.submit(_attempt, services, hand, claim, claimed_seconds)
@@ -151,8 +150,8 @@ def _deliver_slice(
             log.error("task %s is given back: %s", claim.task.id, error)
             future = Future()
             future.set_result(None)
-        future.add_done_callback(partial(_hand_over, ended, claim, clock))
-    waiting = len(claims)
+        future.add_done_callback(partial(_hand_over, ended, claim))
+    waiting, attempts = len(claims), list[Attempted | None]()
     while waiting:
         group = [ended.get()]
         settle_by_seconds = clock.awake_seconds() + COMPANY_SECONDS
@@ -162,11 +161,10 @@ def _deliver_slice(
             except Empty:
                 break
         waiting -= len(group)
-        ended_seconds = max(ended_seconds, *(seconds for *_, seconds in group))
-        delivered += _settle(services, [(claim, _attempted(claim, future)) for claim, future, _ in group], tell)
-    hand.pace.note(
-        len(task_ids), ended_seconds - begun_seconds
-    )  # without the waits for the ledger: it is the provider's
+        made = [(claim, _attempted(claim, future)) for claim, future in group]
+        attempts += [attempted for _, attempted in made]
+        delivered += _settle(services, made, tell)
+    _learn(hand.pace, attempts)
     kept = [answer.held for answer in answers if isinstance(answer, NotClaimed) and answer.held is not None]
     held = kept[-1] if kept else None
     return delivered, None if held is Held.CONCURRENCY and claims else held
@@ -196,8 +194,17 @@ def _attempted(claim: Claim, future: Future[Attempted | None]) -> Attempted | No
         return Attempted(reading=Reading(verdict=Verdict.UNKNOWN, reason=reason))
 
 
-def _hand_over(ended: SimpleQueue[Any], claim: Claim, clock: Clock, future: Future[Attempted | None]) -> None:
-    ended.put((claim, future, clock.awake_seconds()))
+def _hand_over(ended: SimpleQueue[Any], claim: Claim, future: Future[Attempted | None]) -> None:
+    ended.put((claim, future))
+
+
+def _learn(pace: Pace, attempts: Sequence[Attempted | None]) -> None:
+    """Learn how many may be claimed at once, from the provider's answers alone: the ledger has its own reasons to be slow."""
+    if None in attempts:  # a claim grew too old: fewer at once begin in time
+        pace.reset()
+    elif attempts:
+        seconds = sum(attempted.seconds for attempted in attempts if attempted is not None)
+        pace.note(len(attempts), seconds / SIDE_BY_SIDE)
 
 
 def _not_claimed(answer: NotClaimed) -> Delivered:
@@ -307,11 +314,12 @@ def _meaning(verdict: Verdict, status: int | None) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempted:
-    """What an attempt came to; `too_late` when the task can no longer be made before it expires."""
+    """What an attempt came to, how long it took; `too_late` when the task can no longer be made before it expires."""
 
     reading: Reading
     status: int | None = None
     too_late: bool = False
+    seconds: float = 0.0
 
 
 def _attempt(services: Services, hand: Hand, claim: Claim, claimed_seconds: float) -> Attempted | None:
@@ -322,9 +330,10 @@ def _attempt(services: Services, hand: Hand, claim: Claim, claimed_seconds: floa
     clock = services.clock
     end_seconds = claimed_seconds + ATTEMPT_SECONDS
     begin_by_seconds = claimed_seconds + BEGIN_WITHIN_SECONDS
+    services.ledger.give_way()
+    began_seconds = clock.awake_seconds()
     for pause_seconds in (*QUICK_PAUSES_SECONDS, None):
         # By the claim's own clock: a look-up searches around the claim, and the system's may leap meanwhile.
-        services.ledger.give_way()
         elapsed = timedelta(seconds=clock.awake_seconds() - claimed_seconds)
         request = hand.provider.prepare(claim.task, claim.claimed_at + elapsed)
         if isinstance(request, Unsendable):
@@ -335,7 +344,6 @@ def _attempt(services: Services, hand: Hand, claim: Claim, claimed_seconds: floa
         sent = _send(clock, hand, request, end_seconds, begin_by_seconds)
         if isinstance(sent, NotBegun):
             return None
-        services.ledger.give_way()
         reading = _read(clock, hand, sent, request, end_seconds)
         rest_seconds = _quick_rest(clock, reading, pause_seconds)
         if rest_seconds is None or clock.awake_seconds() + rest_seconds > end_seconds - QUICK_TRY_NEEDS_SECONDS:
@@ -344,7 +352,8 @@ def _attempt(services: Services, hand: Hand, claim: Claim, claimed_seconds: floa
             return None
         # What was sent so far was certainly not executed, and the lease outlasts the attempt: a later begin is safe.
         begin_by_seconds = end_seconds - QUICK_TRY_NEEDS_SECONDS + 1
-    return Attempted(reading=reading, status=sent.status if isinstance(sent, Answered) else None)
+    status = sent.status if isinstance(sent, Answered) else None
+    return Attempted(reading=reading, status=status, seconds=clock.awake_seconds() - began_seconds)
 
 
 def _send(clock: Clock, hand: Hand, request: Request, end_seconds: float, begin_by_seconds: float) -> Sent | NotBegun:

@@ -48,7 +48,10 @@ REST_SECONDS: Final = 1.0
 
 
 class Dispatcher:
-    """The publisher thread of one process. `events` and `tasks` return at once and never raise."""
+    """The publisher thread of one process. `events` and `tasks` return at once and never raise.
+
+    `is_failing`: the broker did not take what was published last.
+    """
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -56,6 +59,7 @@ class Dispatcher:
         self._tasks: deque[TaskRef] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self.is_failing = False
         self._looked_seconds: dict[str, float] = {}
         self._depths: dict[str, int] = {}
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
@@ -100,9 +104,11 @@ class Dispatcher:
                 largest = self._publish(event_ids, tasks)
             except Exception as error:  # noqa: BLE001 - whatever the transport raises, the sweep repeats what was not published
                 log.warning("the broker cannot be used (%s); the sweep repeats what waits", why(error))
+                self.is_failing = True
                 self._forget()
                 window_seconds = 0.0
             else:
+                self.is_failing = False
                 window_seconds = min(LONGEST_WINDOW_SECONDS, WINDOW_SECONDS_PER_ID * (largest - 1))
 
     def _is_full(self) -> bool:

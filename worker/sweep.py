@@ -60,13 +60,14 @@ class Sweep:
     def _run(self) -> None:
         more = False
         while not self._stopping.wait(NEXT_SECONDS if more else PERIOD_SECONDS):
-            more = False
             try:
-                more = self.once()
+                more = self._go_on() if more else self.once()
             except LedgerError as error:
                 log.warning("the sweep cannot use the ledger now: %s", error)
+                more = False
             except Exception:
                 log.exception("a round of the sweep failed; the next one tries again")
+                more = False
         self._depths.close()
 
     def once(self) -> bool:
@@ -88,6 +89,11 @@ class Sweep:
             self._services.dispatcher.events(self._services.ledger.overdue_events(now, grace, EVENTS_LIMIT))
         return more
 
+    def _go_on(self) -> bool:
+        """Dispatch what the last round left behind; return what `once` does."""
+        depths = self._depths.read()
+        return depths is not None and self._tasks(depths)
+
     def _tasks(self, depths: Mapping[str, int]) -> bool:
         room = {name: max(0, min(self._share(name), DEPTH_LIMIT - depths[queue])) for name, queue in QUEUE_OF.items()}
         idle = {name: limit for name, limit in room.items() if limit and not depths[QUEUE_OF[name]]}
@@ -99,7 +105,7 @@ class Sweep:
                 self._services.dispatcher.tasks(due)
                 sent = Counter(task.provider for task in due)
                 more = more or any(sent[name] == limit > AT_FULL for name, limit in limits.items())
-        return more
+        return more and not self._services.dispatcher.is_failing
 
     def _share(self, name: ProviderName) -> int:
         """Return how many of a provider's tasks may be dispatched now: as its slots are free, so that few are put back."""

@@ -110,11 +110,15 @@ class Pace:
         """Learn that no further request may be on its way now."""
         self.full_until_seconds = now_seconds + FULL_SECONDS
 
-    def note(self, claimed: int, seconds: float) -> None:
-        """Learn from so many that were claimed together and took so long."""
+    def reset(self) -> None:
+        """Claim few at once again."""
+        self.size = SIDE_BY_SIDE
+
+    def note(self, answered: int, seconds: float) -> None:
+        """Learn from so many that were claimed together and took so long, `SIDE_BY_SIDE` at a time."""
         if seconds > QUICK_SECONDS:
-            self.size = SIDE_BY_SIDE
-        elif claimed >= self.size:
+            self.reset()
+        elif answered >= self.size:
             self.size = min(2 * self.size, IDS_PER_MESSAGE)
 
 

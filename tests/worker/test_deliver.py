@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
@@ -14,6 +15,7 @@ from rules.vocabulary import Event, EventState, LedgerInDoubtError, Plan, Provid
 from worker.deliver import deliver
 from worker.dispatch import DEPTH_LIMIT
 from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
+from worker.ledger.sqlite import sqlite_module
 from worker.ledger.turnstile import Turnstile
 from worker.queues import EVENTS_QUEUE, QUEUE_OF
 from worker.sandbox import VAMBE_API_KEY, Sandbox
@@ -134,9 +136,11 @@ def test_a_busy_ledger_makes_no_slices_smaller(bench, tmp_path):
     held = threading.Event()
 
     def hold():
-        with Turnstile(tmp_path / "ledger.sqlite3").turn():
+        turnstile = Turnstile(tmp_path / "ledger.sqlite3")
+        with turnstile.turn():
             held.set()
             time.sleep(QUICK_SECONDS + 0.2)
+        turnstile.close()
 
     other = threading.Thread(target=hold)
     other.start()
@@ -147,6 +151,34 @@ def test_a_busy_ledger_makes_no_slices_smaller(bench, tmp_path):
     assert line.services.hands[VAMBE].pace.size == 2 * SIDE_BY_SIDE
 
 
+def test_what_cannot_be_read_keeps_nobody_from_being_sent(bench, tmp_path):
+    """A task that a newer version wrote is given back for a minute; its neighbours are sent."""
+    line = bench()
+    ids = line.plan(3)
+    with closing(sqlite_module().connect(tmp_path / "ledger.sqlite3", isolation_level=None)) as other:
+        other.execute("UPDATE tasks SET contact = '{\"of_the_future\": 1}' WHERE id = ?", [ids[1]])
+        told = deliver(line.services, VAMBE, ids, quiet)
+        other.execute("UPDATE tasks SET contact = '{}' WHERE id = ?", [ids[1]])
+    assert ["this version cannot read"] == [outcome.words[14:38] for outcome in told if outcome.task_id == ids[1]]
+    assert {TaskState.DELIVERED: 2, TaskState.WAITING: 1} == line.states()
+    left = line.ledger.task(ids[1])
+    assert (0, None) == (left.attempts, left.first_attempt_at)
+    assert left.due_at > utc_now() + timedelta(seconds=50)
+
+
+def test_claims_that_grew_too_old_make_slices_small(bench):
+    """Where the claim took so long that nothing may begin, fewer are claimed next, whatever was quick before."""
+    line = bench()
+    ids = line.plan(4)
+    pace = line.services.hands[VAMBE].pace
+    pace.size = 64
+    leap = iter([0.0, 0.0])
+    late = replace(line.services, clock=replace(line.services.clock, awake_seconds=lambda: next(leap, 11.0)))
+    deliver(late, VAMBE, ids, quiet)
+    assert {TaskState.WAITING: 4} == line.states()
+    assert pace.size == SIDE_BY_SIDE
+
+
 def test_a_sweep_says_when_it_left_tasks_for_want_of_room(bench):
     """What many put back at once need not wait for a period after every queue full."""
     line = bench()
@@ -154,7 +186,11 @@ def test_a_sweep_says_when_it_left_tasks_for_want_of_room(bench):
     line.ledger.put_back(due, utc_now())
     sent = []
     hands = dict.fromkeys(ProviderName, line.services.hands[VAMBE])
-    services = replace(line.services, hands=hands, dispatcher=SimpleNamespace(tasks=sent.extend, events=lambda _: None))
+    services = replace(
+        line.services,
+        hands=hands,
+        dispatcher=SimpleNamespace(tasks=sent.extend, events=lambda _: None, is_failing=False),
+    )
     sweep = Sweep(services, SimpleNamespace(read=lambda: {EVENTS_QUEUE: 0, **dict.fromkeys(QUEUE_OF.values(), 0)}))
     assert [True, False] == [sweep.once(), sweep.once()]
     assert sorted(due) == sorted(task.id for task in sent)

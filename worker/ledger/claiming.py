@@ -7,6 +7,7 @@ All others that write wait for this transaction, so it works on the rows as they
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,6 +27,8 @@ from worker.ledger.tables import attempts, tasks
 from worker.ledger.tallying import Tally
 from worker.ledger.work import Shared
 from worker.ledger.workload import UNTIL_RESUMED
+
+log = logging.getLogger(__name__)
 
 #: What somebody else holds at this moment is left to them.
 _FOUND: Final = ForIds(
@@ -63,6 +66,9 @@ _END: Final = Statement(
 _ADD_ATTEMPTS: Final = Statement(
     insert(attempts), columns_of(attempts, "ended_at", "verdict", "status", "error", "external_id")
 )
+
+#: When a task that cannot be read is tried again.
+UNREADABLE_REST: Final = timedelta(minutes=1)
 
 _CLAIMABLE: Final = frozenset({TaskState.PLANNED, TaskState.QUEUED, TaskState.WAITING})
 _WHY_NOT: Final = {
@@ -111,9 +117,25 @@ def claim(
     return Shared(_claim, _Asked(ids, now, now + lease, label(owner), limits))
 
 
-def claims(answers: Sequence[Taken | NotClaimed]) -> list[Claim | NotClaimed]:
-    """Return the claims that stand, and why the others do not, in the same order."""
-    return [_standing(answer.row) if isinstance(answer, Taken) else answer for answer in answers]
+def claims(taken: Sequence[Taken | NotClaimed]) -> tuple[list[Claim | NotClaimed], list[str]]:
+    """Return the claims that stand, and why the others do not, in the same order; and the ids of tasks that cannot be read.
+
+    Those are to be given back. A newer version beside this one may have written them, which sends them meanwhile.
+    """
+    answers: list[Claim | NotClaimed] = []
+    unreadable = []
+    for each in taken:
+        if isinstance(each, NotClaimed):
+            answers.append(each)
+            continue
+        try:
+            answers.append(_standing(each.row))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this task alone
+            why = f"this version cannot read what the ledger holds of it ({type(error).__name__})"
+            log.error("task %s is given back: %s", each.row.id, why)
+            answers.append(NotClaimed(task_id=each.row.id, state=TaskState.WAITING, why=why))
+            unreadable.append(each.row.id)
+    return answers, unreadable
 
 
 def _claim(connection: Connection, parts: Sequence[_Asked]) -> list[list[Taken | NotClaimed]]:

@@ -153,7 +153,7 @@ class Ledger(Desk):
         self._writer.write(dispatching.put_back(ids, now))
 
     def give_way(self) -> None:
-        """Wait, for milliseconds, while others wait for a write of this process: for a thread that is about to compute."""
+        """Wait, for milliseconds, while this process has the turn to write: for a thread that is about to compute."""
         self._writer.give_way()
 
     def claim(
@@ -169,7 +169,12 @@ class Ledger(Desk):
         A claimed task is `sending` and its attempt is on disk before this returns. A task past `expires_at` ends as
         `suppressed`; one whose provider is paused, or has as much as `limits` allow, waits until `due_at` and loses no attempt.
         """
-        return claiming.claims(self._writer.write(claiming.claim(ids, now, lease, owner, limits))) if ids else []
+        if not ids:
+            return []
+        answers, unreadable = claiming.claims(self._writer.write(claiming.claim(ids, now, lease, owner, limits)))
+        if unreadable:
+            self._writer.write(settling.give_back_of(owner, unreadable, now, claiming.UNREADABLE_REST))
+        return answers
 
     def settle(self, claim: Claim, settlement: Settlement, now: datetime) -> bool:
         """Record what an attempt came to; return whether the task took it.

@@ -202,29 +202,31 @@ def give_back(claim: Claim, now: datetime) -> Callable[[Connection], bool]:
     """Return the work that undoes a claim; its result says whether the claim still held."""
 
     def work(connection: Connection) -> bool:
-        return _give_back(connection, claim.task.id, claim.epoch, micros(now))
+        return _give_back(connection, claim.task.id, claim.epoch, micros(now), micros(now))
 
     return work
 
 
-def give_back_of(owner: str, ids: Sequence[str], now: datetime) -> Callable[[Connection], list[str]]:
-    """Return the work that undoes the claims of these tasks that exactly this owner has; its result is the ids."""
+def give_back_of(
+    owner: str, ids: Sequence[str], now: datetime, rest: timedelta = timedelta(0)
+) -> Callable[[Connection], list[str]]:
+    """Return the work that undoes the claims of these tasks that exactly this owner has, due after `rest`; gives the ids."""
 
     def work(connection: Connection) -> list[str]:
         wanted = frozenset(ids)
         held = [row for row in _OF_OWNER.rows(connection, {"prefix": label(owner)}) if row.id in wanted]
         mine = [row for row in held if row.owner == label(owner)]
-        return [row.id for row in mine if _give_back(connection, row.id, row.epoch, micros(now))]
+        return [row.id for row in mine if _give_back(connection, row.id, row.epoch, micros(now), micros(now + rest))]
 
     return work
 
 
-def _give_back(connection: Connection, task_id: str, epoch: int, at: int) -> bool:
+def _give_back(connection: Connection, task_id: str, epoch: int, at: int, due_at: int) -> bool:
     row = {
         "this_id": task_id,
         "held_epoch": epoch,
         "new_state": TaskState.WAITING,
-        "new_due_at": at,
+        "new_due_at": due_at,
         "new_external_id": None,
         "new_reason": "given back: the request never began",
         "new_verdict": None,

@@ -40,8 +40,8 @@ class Turnstile:
         try:
             yield
         finally:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             self._is_free.set()
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     def give_way(self) -> None:
         """Wait until this process does not have the turn, for a while; for any thread but the writing one."""

@@ -80,6 +80,8 @@ class Broker:
 class Dispatcher:
     """What `worker.dispatch.Dispatcher` does for one process, at once; it never raises and never waits."""
 
+    is_failing = False
+
     def __init__(self, broker, draw):
         self._broker = broker
         self._draw = draw

@@ -44,7 +44,7 @@ def test_nothing_is_lost_or_repeated_whatever_happens(runs):
 
 
 def test_the_seeds_meet_what_they_are_for(runs):
-    """Among the seeds are doubts, refusals, calls that nobody lived to settle, and settlements that come too late."""
+    """Among the seeds are doubts, refusals, calls that nobody lived to settle, and outcomes that come after the lease."""
     states = {task["state"] for _, record in runs.values() for task in record.tasks}
     kinds = {step.kind for _, record in runs.values() for step in record.steps}
     assert {TaskState.DELIVERED, TaskState.UNKNOWN, TaskState.DEAD} <= states
