@@ -327,8 +327,7 @@ def _count(connection: Connection, settled: Sequence[tuple[_Settled, bool]]) -> 
         return
     moments = {row.id: row for row in _MOMENTS.rows(connection, [task.event_id for task, _ in delivered])}
     for task, at in delivered:
-        of_event = moments.get(task.event_id)
-        if of_event is not None:
+        if (of_event := moments.get(task.event_id)) is not None:
             counted.delivered(task.type, at - of_event.received_at, at - of_event.occurred_at)
 
 
