@@ -8,13 +8,14 @@ open it after forking.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Final
 
 from sqlalchemy import Engine
 
-from rules.vocabulary import Plan, ProviderName
+from rules.vocabulary import LedgerError, Plan, ProviderName
 from worker.ledger import (
     claiming,
     dispatching,
@@ -173,7 +174,8 @@ class Ledger(Desk):
             return []
         answers, unreadable = claiming.claims(self._writer.write(claiming.claim(ids, now, lease, owner, limits)))
         if unreadable:
-            self._writer.write(settling.give_back_of(owner, unreadable, now, claiming.UNREADABLE_REST))
+            with suppress(LedgerError):  # else their lease ends it; what can be sent must not wait for that
+                self._writer.write(settling.give_back_of(owner, unreadable, now, claiming.UNREADABLE_REST))
         return answers
 
     def settle(self, claim: Claim, settlement: Settlement, now: datetime) -> bool:
