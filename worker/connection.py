@@ -1,22 +1,24 @@
 """One connection to a provider: opened, written to and read from under the deadline of whatever attempt uses it.
 
-http.client parses the answers; the socket below it is ours, because two things must be exact: no read or write outlasts
-what is left of the attempt, and it is known whether a byte of the request was handed to the kernel. http.client alone
-takes an end of the connection for the end of a line, of the headers or of a body; here each of these is a fault.
+llhttp, through httptools, reads heads and chunks. The socket is ours, and so is the decision where an answer ends, because
+these must be exact: no read or write outlasts what is left of the attempt; it is known whether a byte of the request was
+handed to the kernel; an end of the connection within a head, a body of known length or chunks is a fault; and what comes
+behind an answer is noticed, to the byte. None of llhttp's leniencies is switched on: lines that end without a carriage return,
+folded headers, a repeated Content-Length, or one beside a Transfer-Encoding, make a broken answer.
 """
 
 from __future__ import annotations
 
-import http.client
 import select
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Final
 
 import certifi
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from worker.awake import awake_seconds
 
@@ -24,8 +26,20 @@ from worker.awake import awake_seconds
 CONNECT_SECONDS: Final = 10.0
 #: How much is asked of the socket at once.
 CHUNK_BYTES: Final = 64 * 1024
-#: Answers that only announce the real one (RFC 9110, section 15.2); 101 would end HTTP on this connection.
-INTERIM: Final = frozenset(range(100, 200)) - {101}
+#: The status that ends HTTP on a connection.
+SWITCHING: Final = 101
+#: Answers that only announce the real one (RFC 9110, section 15.2).
+INTERIM: Final = frozenset(range(100, 200)) - {SWITCHING}
+#: Answers that end with their head, whatever it says (RFC 9112, section 6.3).
+BODILESS: Final = frozenset({SWITCHING, 204, 304})
+#: The status line and the headers of one answer.
+HEAD_LIMIT_BYTES: Final = 64 * 1024
+HEADER_LIMIT: Final = 100
+#: What may come between two parts of a chunked body: lengths, extensions, trailers.
+CHUNK_HEAD_LIMIT_BYTES: Final = 64 * 1024
+
+_HEAD_END: Final = b"\r\n\r\n"
+_LEAST_STATUS: Final = 100
 
 
 class TooLateError(Exception):
@@ -84,58 +98,138 @@ def tls() -> ssl.SSLContext:
     return context
 
 
-class _Incoming:
-    """What http.client reads an answer from: a socket under a deadline, with a buffer that outlives one answer."""
+class _Heard:
+    """What the parser tells of one answer. Nothing here raises: the parser would show an error of its own instead."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._buffer = b""
-        self.attempt: Attempt | None = None
-        self.closed = False
+    __slots__ = ("body", "count", "head_is_over", "headers", "is_over")
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing came that no answer took."""
-        return not self._buffer
+    def __init__(self) -> None:
+        self.headers: dict[str, str] = {}
+        self.count = 0
+        self.body: list[bytes] = []
+        self.head_is_over = False
+        self.is_over = False
 
-    def makefile(self, _mode: str) -> _Incoming:
-        """Return itself: http.client asks a socket for its file."""
-        return self
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep one header of the head; those behind a chunked body are dropped."""
+        if not self.head_is_over:
+            self.count += 1
+            key, text = name.decode("latin-1").lower(), value.strip().decode("latin-1")
+            known = self.headers.get(key)
+            self.headers[key] = text if known is None else f"{known}, {text}"
 
-    def readline(self, limit: int = -1) -> bytes:
-        """Return one line with its end, or `limit` bytes of a longer one; an end of the connection within it is a fault."""
-        seen = 0
-        while (end := self._buffer.find(b"\n", seen)) < 0 and (limit < 0 or len(self._buffer) < limit):
-            seen = len(self._buffer)
-            if not self._fill():
-                raise BrokenAnswerError("the connection ended within the answer")
-        size = end + 1 if end >= 0 else limit
-        return self._take(size if limit < 0 else min(size, limit))
+    def on_headers_complete(self) -> None:
+        """Note that the head is over."""
+        self.head_is_over = True
 
-    def read(self, size: int = -1) -> bytes:
-        """Return so many bytes, or fewer at the end of the connection; all until then when negative."""
-        parts, count = [], 0
-        while (size < 0 or count < size) and (self._buffer or self._fill()):
-            parts.append(self._take(len(self._buffer) if size < 0 else size - count))
-            count += len(parts[-1])
-        return b"".join(parts)
+    def on_body(self, part: bytes) -> None:
+        """Keep a part of the body, and nothing of what came behind the answer."""
+        if not self.is_over:
+            self.body.append(part)
 
-    def flush(self) -> None:
-        """Do nothing: there is nothing to flush."""
+    def on_message_complete(self) -> None:
+        """Note that the answer is over."""
+        self.is_over = True
 
-    def close(self) -> None:
-        """Do nothing: the connection outlives the answer."""
 
-    def _fill(self) -> bool:
-        assert self.attempt is not None
-        self._socket.settimeout(self.attempt.left_seconds())
-        chunk = self._socket.recv(CHUNK_BYTES)
-        self._buffer = self._buffer + chunk if self._buffer else chunk
-        return bool(chunk)
+class Answer:
+    """One answer whose head was read; `parts` reads the rest.
 
-    def _take(self, size: int) -> bytes:
-        taken, self._buffer = self._buffer[:size], self._buffer[size:]
-        return taken
+    Header names are lower case, and the values of a repeated one are joined with a comma. `can_be_kept` says whether
+    another request may follow: the answer was read to its end, and nothing came behind it.
+    """
+
+    __slots__ = ("_heard", "_may_stay", "_parser", "_receive", "can_be_kept", "headers", "rest", "status")
+
+    def __init__(self, receive: Callable[[], bytes], data: bytes = b"") -> None:
+        """Read a head from `data` and what `receive` returns after it. Raises BrokenAnswerError, and what `receive` raises."""
+        self._receive = receive
+        self._heard = _Heard()
+        self._parser = HttpResponseParser(self._heard)
+        head, self.rest = self._split(data)
+        self.status = self._parser.get_status_code()
+        if not self._heard.head_is_over or not head.startswith(b"HTTP/1.") or self.status < _LEAST_STATUS:
+            raise BrokenAnswerError("the answer is no HTTP/1 answer")
+        if self._heard.count > HEADER_LIMIT:
+            raise BrokenAnswerError("the answer has too many headers")
+        self.headers = self._heard.headers
+        self.can_be_kept = False
+        connection = self.headers.get("connection", "").lower()
+        asks_to_stay = head.startswith(b"HTTP/1.1") or "keep-alive" in connection
+        self._may_stay = asks_to_stay and "close" not in connection and self.status != SWITCHING
+
+    def parts(self, method: str) -> Iterator[bytes]:
+        """Yield the body, as the answer to this method, in parts. Raises like the constructor when it breaks off."""
+        codings = {coding.strip() for coding in self.headers.get("transfer-encoding", "").lower().split(",")}
+        if method == "HEAD" or self.status in BODILESS:
+            self.can_be_kept = self._may_stay and codings == {""} and not self.rest
+        elif codings == {"chunked"}:
+            yield from self._chunks()
+        elif "chunked" in codings:
+            raise BrokenAnswerError("the answer's Transfer-Encoding cannot be undone")
+        elif "content-length" in self.headers:
+            yield from self._counted(int(self.headers["content-length"]))
+        else:
+            data = self.rest or self._receive()
+            while data:
+                yield data
+                data = self._receive()
+
+    def _split(self, data: bytes) -> tuple[bytes, bytes]:
+        """Return the head, which the parser has read then, and what came behind it."""
+        read_bytes = 0
+        data = data or self._more()
+        while (found := data.find(_HEAD_END, max(read_bytes - len(_HEAD_END) + 1, 0))) < 0:
+            self._parse(data[read_bytes:])
+            read_bytes = len(data)
+            if read_bytes > HEAD_LIMIT_BYTES:
+                break
+            data += self._more()
+        end = found + len(_HEAD_END)
+        if found < 0 or end > HEAD_LIMIT_BYTES:
+            raise BrokenAnswerError("the answer's head is too long")
+        self._parse(data[read_bytes:end])
+        return data[:end], data[end:]
+
+    def _counted(self, left_bytes: int) -> Iterator[bytes]:
+        data = self.rest
+        while len(data) < left_bytes:
+            left_bytes -= len(data)
+            yield data
+            data = self._more()
+        self.can_be_kept = self._may_stay and len(data) == left_bytes
+        yield data[:left_bytes]
+
+    def _chunks(self) -> Iterator[bytes]:
+        data, between_bytes = self.rest or self._more(), 0
+        while True:
+            # The last byte by itself: an answer that is over before it has something behind it.
+            self._parse(data[:-1])
+            has_surplus = self._heard.is_over
+            self._parse(data[-1:])
+            parts, self._heard.body = self._heard.body, []
+            self.can_be_kept = self._may_stay and self._heard.is_over and not has_surplus
+            yield from parts
+            if self._heard.is_over:
+                return
+            between_bytes = 0 if parts else between_bytes + len(data)
+            if between_bytes > CHUNK_HEAD_LIMIT_BYTES:
+                raise BrokenAnswerError("the answer has too much between its chunks")
+            data = self._more()
+
+    def _parse(self, data: bytes) -> None:
+        """Give the parser what came. What it says of bytes behind the answer, or of a change of protocol, is no fault."""
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            if not self._heard.is_over:
+                raise BrokenAnswerError("the answer is no HTTP/1 answer") from error
+
+    def _more(self) -> bytes:
+        data = self._receive()
+        if not data:
+            raise BrokenAnswerError("the connection ended within the answer")
+        return data
 
 
 class Connection:
@@ -143,7 +237,6 @@ class Connection:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._incoming = _Incoming(sock)
         self._answered = False
         #: Since when nobody uses it, by `awake_seconds`: after a suspension it is old.
         self.idle_since_seconds = 0.0
@@ -159,24 +252,22 @@ class Connection:
             self._socket.settimeout(attempt.left_seconds())
             rest = rest[self._socket.send(rest) :]
 
-    def answer(self, method: str, attempt: Attempt) -> http.client.HTTPResponse:
-        """Return the head of the answer, its body still to be read; interim answers are skipped."""
-        self._incoming.attempt = attempt
-        while True:
-            response = http.client.HTTPResponse(self._incoming, method=method)  # type: ignore[arg-type]  # all it uses of a socket
-            response.begin()
-            if response.status not in INTERIM:
-                _check_length(response)
-                self._answered = True
-                return response
-
-    def can_be_kept(self, response: http.client.HTTPResponse) -> bool:
-        """Whether another request may follow after this answer: it was read to its end, and nothing came behind it."""
-        return response.isclosed() and not response.will_close and self._incoming.is_empty
+    def answer(self, attempt: Attempt) -> Answer:
+        """Return the answer, its body still to be read; interim answers are skipped. Raises OSError or BrokenAnswerError."""
+        receive = partial(self._receive, attempt)
+        answer = Answer(receive)
+        while answer.status in INTERIM:
+            answer = Answer(receive, answer.rest)
+        self._answered = True
+        return answer
 
     def close(self) -> None:
         """Close it."""
         self._socket.close()
+
+    def _receive(self, attempt: Attempt) -> bytes:
+        self._socket.settimeout(attempt.left_seconds())
+        return self._socket.recv(CHUNK_BYTES)
 
     def _is_readable(self) -> bool:
         poll = select.poll()
@@ -212,10 +303,3 @@ def _secured(sock: socket.socket, address: Address, attempt: Attempt) -> socket.
         return sock
     sock.settimeout(min(CONNECT_SECONDS, attempt.left_seconds()))
     return tls().wrap_socket(sock, server_hostname=address.host)
-
-
-def _check_length(response: http.client.HTTPResponse) -> None:
-    """Refuse a length that is none, or several that differ: where the answer ends is not known then."""
-    lengths = {text.strip() for value in response.headers.get_all("Content-Length", []) for text in value.split(",")}
-    if len(lengths) > 1 or not all(length.isascii() and length.isdigit() for length in lengths):
-        raise BrokenAnswerError("the answer's Content-Length cannot be read")

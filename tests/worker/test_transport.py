@@ -7,14 +7,17 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from urllib.parse import quote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from worker import connection as connection_module
 from worker import transport as transport_module
+from worker.connection import HEAD_LIMIT_BYTES, HEADER_LIMIT, Answer, BrokenAnswerError
 from worker.transport import BODY_LIMIT_BYTES, KEEPALIVE_SECONDS, USER_AGENT
 from worker.wire import Answered, NeverSent, NoAnswer, NotBegun, Request
 
@@ -126,6 +129,30 @@ def dripping(start: bytes, drop: bytes = b"x") -> Behaviour:
     return behave
 
 
+def in_pieces(pieces: Iterable[bytes], pause_seconds: float = 0.0) -> Behaviour:
+    """Return the behaviour that reads one request, gives the answer piece by piece and hangs up."""
+
+    def behave(connection: socket.socket, _: int) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        read_request(connection)
+        for piece in pieces:
+            connection.sendall(piece)
+            time.sleep(pause_seconds)
+
+    return behave
+
+
+def one_by_one(answer: bytes) -> list[bytes]:
+    """Return the bytes of an answer, each by itself."""
+    return [answer[at : at + 1] for at in range(len(answer))]
+
+
+def chunked(*parts: bytes, trailers: bytes = b"") -> bytes:
+    """Return an answer of these chunks."""
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n" + trailers + b"\r\n"
+
+
 def resetting(connection: socket.socket, _: int) -> None:
     """Read the request, then reset the connection."""
     read_request(connection)
@@ -207,6 +234,26 @@ def test_what_is_not_json_was_never_sent(json) -> None:
     assert isinstance(sent, NeverSent), sent
 
 
+def test_a_header_that_http_forbids_was_never_sent() -> None:
+    """A credential with a line end in it ends every send, not the making of the transport."""
+    transport = Transport("http://127.0.0.1:1", {"Authorization": "fake\r\nX: y"})
+    expected = NeverSent(error="ValueError: the request cannot be put into HTTP")
+    assert [expected] * 2 == [transport.send(POST), transport.send(GET)]
+
+
+def test_a_request_may_replace_a_header_of_its_transport() -> None:
+    """A request's own header stands once, with its own value."""
+    seen: list[bytes] = []
+
+    def behave(connection: socket.socket, _: int) -> None:
+        seen.append(read_request(connection))
+        connection.sendall(CREATED)
+
+    with serving(behave) as url:
+        Transport(url, {"X-One": "ours"}).send(Request(method="GET", path="/", headers={"X-One": "its own"}))
+    assert [b"X-One: its own"] == [line for line in seen[0].split(b"\r\n") if line.startswith(b"X-One")]
+
+
 def test_a_closed_transport_never_sends() -> None:
     """A send after close is NeverSent, not an exception."""
     transport = Transport("http://127.0.0.1:1")
@@ -230,6 +277,18 @@ def test_a_closed_transport_never_sends() -> None:
         pytest.param(closing(b"SSH-2.0-OpenSSH_9.9\r\n"), id="another protocol"),
         pytest.param(closing(b"HTTP/1.1 999999 Hm\r\n\r\n"), id="no such status"),
         pytest.param(closing(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 300_000 + b"\r\n\r\n"), id="endless header"),
+        pytest.param(closing(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * (HEADER_LIMIT + 1) + b"\r\n"), id="many headers"),
+        pytest.param(closing(b"HTTP/1.1 099 Low\r\nContent-Length: 0\r\n\r\n"), id="a status below all"),
+        pytest.param(closing(b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n"), id="another HTTP"),
+        pytest.param(closing(b"\r\n" + CREATED), id="an empty line before the answer"),
+        pytest.param(closing(CREATED.replace(b"\r\n", b"\n")), id="lines without a carriage return"),
+        pytest.param(closing(b"HTTP/1.1 201 Created\r\nX: a\r\n b\r\n\r\n"), id="a folded header"),
+        pytest.param(closing(chunked(b"some", b"more")[:-3]), id="closed before the last chunk's end"),
+        pytest.param(closing(chunked(b"some", b"more")[:-9]), id="closed within a chunk"),
+        pytest.param(
+            closing(chunked(b"a").replace(b"chunked", b"gzip, chunked", 1)), id="a coding that nobody asked for"
+        ),
+        pytest.param(closing(chunked(b"a", trailers=b"X: y\r\n" * 50_000)), id="endless trailers"),
         pytest.param(lambda connection, _: connection.close(), id="closed at once"),
     ],
 )
@@ -549,13 +608,176 @@ def test_many_threads_share_one_transport() -> None:
         pytest.param(b"HTTP/1.1 201 Created\r\nContent-Length: 10\r\nContent-Length: 11\r\n\r\n", id="two lengths"),
         pytest.param(b"HTTP/1.1 201 Created\r\nContent-Length: -1\r\n\r\n", id="a negative length"),
         pytest.param(b"HTTP/1.1 201 Created\r\nContent-Length: +10\r\n\r\n", id="a signed length"),
+        pytest.param(b"HTTP/1.1 201 Created\r\nContent-Length: 10, 10\r\n\r\n", id="a list of lengths"),
+        pytest.param(
+            b"HTTP/1.1 201 Created\r\nContent-Length: 10\r\nTransfer-Encoding: chunked\r\n\r\n",
+            id="a length, and chunks",
+        ),
+        pytest.param(
+            b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\nContent-Length: 10\r\n\r\n",
+            id="chunks, and a length",
+        ),
         pytest.param(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n", id="another protocol"),
+        pytest.param(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+            id="another protocol, by the book",
+        ),
     ],
 )
 def test_an_answer_whose_end_is_unclear_settles_nothing(head) -> None:
     """Where an answer ends must be beyond doubt before its body is believed."""
     sent = send_once(closing(head + b'{"id": 17}'))
     assert isinstance(sent, NoAnswer) or sent.status == 101, sent
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"503 Busy"])
+def test_a_length_beside_chunks_is_broken_whatever_the_status(status) -> None:
+    """A head that cannot be believed is no answer, not even a failing one; its error tells no text of it."""
+    head = b"HTTP/1.1 %s\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\nX: private\r\n\r\n" % status
+    expected = NoAnswer(error="BrokenAnswer: the answer is no HTTP/1 answer")
+    assert expected == send_once(closing(head + b"0\r\n\r\n"))
+
+
+def test_the_head_has_a_bound() -> None:
+    """A head of exactly the limit is read, one byte more is not, and neither are lines that never end."""
+
+    def head(size: int) -> bytes:
+        start, end = b"HTTP/1.1 204 Done\r\nX: ", b"\r\n\r\n"
+        return start + b"a" * (size - len(start) - len(end)) + end
+
+    sent = [send_once(closing(head(HEAD_LIMIT_BYTES + more))) for more in (0, 1)]
+    assert [Answered, NoAnswer] == [type(one) for one in sent]
+    assert NoAnswer(error="BrokenAnswer: the answer's head is too long") == sent[1]
+    assert sent[1] == send_once(closing(head(300_000)[:-4]))
+
+
+def test_as_many_headers_as_the_limit_are_read() -> None:
+    """The last header that is allowed arrives."""
+    lines = b"".join(b"X-%d: y\r\n" % number for number in range(HEADER_LIMIT))
+    sent = send_once(closing(b"HTTP/1.1 204 Done\r\n" + lines + b"\r\n"))
+    assert isinstance(sent, Answered)
+    assert HEADER_LIMIT == len(sent.headers)
+
+
+def test_headers_are_told_as_they_were_meant() -> None:
+    """Names in lower case, values without the space around them, repeated ones joined; an empty one is one."""
+    head = b"HTTP/1.1 204 Done\r\nX-One: \t a b \t\r\nVia: a\r\nX-Empty:\r\nvia: b\r\nX-Old: \xe9\xa0\r\n\r\n"
+    expected = {"x-one": "a b", "via": "a, b", "x-empty": "", "x-old": "é\xa0"}
+    sent = send_once(closing(head))
+    assert isinstance(sent, Answered)
+    assert expected == sent.headers
+
+
+def test_chunks_are_put_together() -> None:
+    """A chunked body is its chunks; what stands behind them is no header of the answer."""
+    expected = Answered(status=200, headers={"transfer-encoding": "chunked"}, body=b'{"id": 17}')
+    assert expected == send_once(closing(chunked(b'{"id"', b": 17}", trailers=b"X-Late: 1\r\n")))
+
+
+def test_a_failure_needs_no_whole_chunks() -> None:
+    """A 503 whose chunks break off, or are none, is still a 503."""
+    head = b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n"
+    sent = [send_once(in_pieces((head + b"2\r\nso\r\n", rest), 0.02)) for rest in (b"9\r\nx", b"no chunk")]
+    assert [(503, True)] * 2 == [(one.status, one.truncated) for one in sent]
+
+
+@pytest.mark.parametrize("answer", [CREATED, chunked(b'{"id"', b": 17}", trailers=b"X-Late: 1\r\n")])
+def test_an_answer_that_drips_is_read_whole(answer) -> None:
+    """One byte at a time or all at once: the answer is the same."""
+    assert send_once(closing(answer)) == send_once(in_pieces(one_by_one(answer), 0.001))
+
+
+def test_a_header_may_come_in_two_reads() -> None:
+    """A name and a value that were cut are whole again."""
+    pieces = (CREATED[:30], CREATED[30:50], CREATED[50:62], CREATED[62:])
+    assert send_once(closing(CREATED)) == send_once(in_pieces(pieces, 0.02))
+
+
+@pytest.mark.parametrize(
+    ("kept", "answer"),
+    [
+        (True, CREATED),
+        (True, chunked(b"a")),
+        (True, b"HTTP/1.1 204 Done\r\n\r\n"),
+        (True, b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 1\r\n\r\na"),
+        (False, b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\na"),
+        (False, b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\na"),
+        (False, b"HTTP/1.1 200 OK\r\nConnection: x, Close\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        (False, b"HTTP/1.1 200 OK\r\n\r\na"),
+        (False, b"HTTP/1.1 204 Done\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        (False, b"HTTP/1.1 101 Switching Protocols\r\n\r\n"),
+    ],
+)
+def test_what_an_answer_says_of_its_connection_is_heeded(kept, answer) -> None:
+    """A connection is kept where both sides know the end of the answer and want another."""
+    with serving(closing(answer)) as url:
+        transport = Transport(url)
+        assert isinstance(transport.send(POST), Answered)
+        assert kept == bool(transport._kept)
+
+
+def read_pieces(pieces: Iterable[bytes]) -> tuple[object, bool]:
+    """Return how an answer ends whose reads bring these pieces and then the end, and whether its connection is kept."""
+    reads = (piece for piece in pieces if piece)
+    answer = Answer(lambda: next(reads, b""))
+    return transport_module._read(answer, "POST"), answer.can_be_kept
+
+
+NAMES = st.sampled_from(["X-One", "X-Two", "Retry-After", "Via"])
+VALUES = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f"), max_size=12)
+
+
+@st.composite
+def answers(draw) -> tuple[str, bytes, bytes]:
+    """Draw an answer: how its end is told, all of its bytes, and its body."""
+    status = draw(st.sampled_from([200, 201, 302, 404, 503]))
+    body = b"".join(parts := draw(st.lists(st.binary(min_size=1, max_size=40), max_size=5)))
+    lines = [f"{name}: {value}\r\n" for name, value in draw(st.lists(st.tuples(NAMES, VALUES), max_size=5))]
+    framing = draw(st.sampled_from(["length", "chunks", "close"]))
+    content = body
+    if framing == "length":
+        lines.append(f"Content-Length: {len(body)}\r\n")
+    elif framing == "chunks":
+        lines.append("Transfer-Encoding: chunked\r\n")
+        content = chunked(*parts, trailers=draw(st.sampled_from([b"", b"X-Late: 1\r\n"]))).partition(b"\r\n\r\n")[2]
+    head = f"HTTP/1.1 {status} Word\r\n{''.join(draw(st.permutations(lines)))}\r\n".encode("latin-1")
+    return framing, head + content, body
+
+
+@given(answers(), st.data())
+def test_however_an_answer_is_cut_it_is_the_same(drawn, data) -> None:
+    """The places where reads end change nothing: neither what was answered nor whether the connection is kept."""
+    framing, answer, body = drawn
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(answer)))))
+    pieces = [answer[start:end] for start, end in zip([0, *cuts], [*cuts, len(answer)], strict=True)]
+    sent, kept = read_pieces([answer])
+    assert isinstance(sent, Answered)
+    assert (body, False, framing != "close") == (sent.body, sent.truncated, kept)
+    assert (sent, kept) == read_pieces(pieces) == read_pieces(one_by_one(answer))
+
+
+@given(answers(), st.data())
+def test_no_part_of_an_answer_is_taken_for_the_whole(drawn, data) -> None:
+    """Where the head tells the end, an earlier end of the connection is found, wherever it comes."""
+    framing, answer, _ = drawn
+    end = data.draw(st.integers(0, len(answer) - 1))
+    try:
+        sent, kept = read_pieces([answer[:end]])
+    except BrokenAnswerError:
+        return
+    assert not kept
+    assert framing == "close" or isinstance(sent, NoAnswer) or sent.truncated
+
+
+@given(answers(), st.binary(min_size=1, max_size=20) | st.sampled_from([b"\r\n", b"\r\n\r\n", CREATED]), st.data())
+def test_what_comes_behind_an_answer_is_noticed(drawn, surplus, data) -> None:
+    """A connection on which more came in the same read is not kept, and the answer is what it is without it."""
+    framing, answer, body = drawn
+    cut = data.draw(st.integers(0, len(answer)))
+    sent, kept = read_pieces([answer[:cut], answer[cut:] + surplus] if cut < len(answer) else [answer + surplus])
+    assert isinstance(sent, Answered)
+    assert not kept
+    assert sent.body == body or framing == "close"
 
 
 @pytest.mark.parametrize("path", ["/tasks/a b", "/tasks/ñandú", "/tasks/a\r\nX: y", "/tasks/a?b#c"])

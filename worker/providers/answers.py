@@ -174,11 +174,13 @@ def decoded(body: bytes) -> Json:
 
 def one_line(text: str, limit: int) -> str:
     """Return foreign text on one line, without control, formatting and broken characters, cut to `limit` characters."""
-    readable = "".join(
-        " " if unicodedata.category(char) in {"Cc", "Zl", "Zp"} else char
-        for char in text[: limit * 4]
-        if unicodedata.category(char) not in {"Cf", "Cs", "Co", "Cn"}
-    )
+    readable = text[: limit * 4]
+    if not readable.isprintable():
+        readable = "".join(
+            " " if unicodedata.category(char) in {"Cc", "Zl", "Zp"} else char
+            for char in readable
+            if unicodedata.category(char) not in {"Cf", "Cs", "Co", "Cn"}
+        )
     line = " ".join(readable.split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
