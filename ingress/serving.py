@@ -37,7 +37,8 @@ from ingress.request_counts import UNKNOWN
 from ingress.sources import Received
 from rules.vocabulary import LedgerBusyError
 from worker.ledger.rows import Delivery, IncomingEvent, Recorded
-from worker.ledger.writer import IN_DOUBT, WITHDRAWN, Job
+from worker.ledger.work import Job
+from worker.ledger.writer import IN_DOUBT, WITHDRAWN
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ FAILURE, REVOKED, STARTED, RECEIVED; only RETRY is always taken, and anything is
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -26,12 +27,14 @@ from typing import Any, Final
 from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]  # the stubs do not know it
 from celery import signals
 from celery.exceptions import Ignore, Retry
+from celery.utils.saferepr import saferepr
 from celery.worker import state as celery_state
 from celery.worker.request import Request as CeleryRequest
 
 from rules.vocabulary import Problem, Task, TaskState, instant
 from worker.deliver import Delivered
 from worker.dispatch import CELERY_TASK_OF, SINGLE_DELIVERY_LIMIT
+from worker.process import Batch
 
 #: Every id of a touch begins so, and no other row's does.
 TOUCH: Final = "tk_"
@@ -39,6 +42,9 @@ TOUCH: Final = "tk_"
 DELIVERED_TOGETHER: Final = "task-delivered"
 #: Only what waits for longer is announced as waiting: what is due sooner may be delivered before the event arrives.
 WAITS_AT_LEAST: Final = timedelta(seconds=10)
+
+#: As long as Celery lets the arguments of a message be.
+_ARGUMENTS_LIMIT: Final = 1024
 
 #: Sends one event of Celery's: its type and its fields.
 Send = Callable[..., Any]
@@ -112,6 +118,23 @@ def announce(outcomes: Iterable[Delivered], name: str, send: Send) -> None:
             _announce(outcome, name, send)
     if delivered:
         together(delivered, send)
+
+
+def batch(delivered: Batch, now: datetime, send: Send) -> None:
+    """Show tasks that were delivered with the message that planned them as one message of their type would be shown."""
+    ids = [outcome.task_id for outcome in delivered.outcomes]
+    began_seconds = delivered.began_at.timestamp()
+    send(
+        "task-succeeded",
+        uuid=str(uuid.uuid4()),
+        name=CELERY_TASK_OF[delivered.type],
+        args=saferepr([ids], maxlen=_ARGUMENTS_LIMIT),
+        kwargs=repr({"tasks": len(ids)}),
+        received=began_seconds,
+        started=began_seconds,
+        runtime=(now - delivered.began_at).total_seconds(),
+        result=summary(delivered.outcomes),
+    )
 
 
 def together(task_ids: Sequence[str], send: Send, result: str = "delivered, with others in one message") -> None:

@@ -45,8 +45,15 @@ def create(services: Services) -> Celery:
 
     @app.task(name=PROCESS_EVENT, Request=board.Request)
     def process_event(event_ids: Sequence[str]) -> str:
-        tally = process_events(services, event_ids)
+        def tell(type_: TaskType, outcomes: Sequence[Delivered]) -> None:
+            board.announce(outcomes, CELERY_TASK_OF[type_], events.send)
+
+        tally = process_events(services, event_ids, tell)
         board.planned(tally.quiet, utc_now(), events.send)
+        for batch in tally.batches:
+            board.batch(batch, utc_now(), events.send)
+            retelling.note(batch.outcomes)
+            answering.note(batch.outcomes)
         return str(tally)
 
     for type_ in TaskType:

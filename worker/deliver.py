@@ -1,27 +1,38 @@
 """Task -> attempt -> outcome: what the delivering Celery tasks do.
 
 The attempt is recorded before the request leaves and settled after; whatever dies in between leaves an attempt without an
-outcome, which becomes `unknown` and is never sent again by itself. Within one attempt a failure that certainly did not
-create the task is tried again a few times, so that a blip does not cost the hour until the next retry.
+outcome, which becomes `unknown` and is never sent again by itself.
+
+Under load the first attempts are claimed in the transaction that records the plans, and made without another message
+(`deliver_planned`): the step in between costs more than all else.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from queue import Empty, SimpleQueue
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from rules.drafting import mark
-from rules.vocabulary import LedgerBusyError, LedgerInDoubtError, ProviderName, TaskState, Verdict, instant
+from rules.vocabulary import (
+    PROVIDER_OF,
+    LedgerBusyError,
+    LedgerInDoubtError,
+    Plan,
+    ProviderName,
+    TaskState,
+    TaskType,
+    Verdict,
+    instant,
+)
 from worker.alerting import tell_of
-from worker.ledger import Claim, Held, Limits, NotClaimed, PauseKind, Settlement
+from worker.attempt import Attempted, attempt
+from worker.ledger import Claim, ClaimTerms, Held, Limits, NotClaimed, PauseKind, Settlement, TaskRef
 from worker.retry import History, next_step
-from worker.wire import Answered, NotBegun, Reading, Request, Sent, Unsendable
+from worker.side_by_side import Made, SideBySide
 from worker.wiring import SIDE_BY_SIDE, Clock, Hand, Pace, Services
 
 log = logging.getLogger(__name__)
@@ -30,20 +41,10 @@ _Written = TypeVar("_Written")
 
 #: How long a message waits for one of its provider's slots before it is put back.
 SLOT_PATIENCE_SECONDS: Final = 0.2
-#: How long an answer waits for others of its message, so that they are settled in one commit.
-COMPANY_SECONDS: Final = 0.05
-#: A claim that is older may have been taken back: no request begins after it.
-BEGIN_WITHIN_SECONDS: Final = 10.0
-#: One attempt with all its quick tries.
-ATTEMPT_SECONDS: Final = 30.0
+#: How long plans wait for one where the provider answers quickly: it comes free soon, and a message more costs more.
+PLAN_PATIENCE_SECONDS: Final = 1.0
 #: How long a claim holds; then the sweep calls the outcome unknown. Longer than any attempt.
 LEASE: Final = timedelta(seconds=60)
-#: Pauses before the quick tries of one attempt.
-QUICK_PAUSES_SECONDS: Final = (0.2, 1.0, 3.0)
-#: A quick try needs at least this much of the attempt's time.
-QUICK_TRY_NEEDS_SECONDS: Final = 10.0
-#: A provider that asks for a longer rest than this is not tried again within the attempt.
-QUICK_RETRY_AFTER: Final = timedelta(seconds=5)
 #: How long a settlement is tried while the ledger is busy; the answer is known and must not be lost.
 SETTLE_PATIENCE_SECONDS: Final = 25.0
 
@@ -88,6 +89,39 @@ def deliver(services: Services, provider: ProviderName, task_ids: Sequence[str],
         hand.slots.give()
 
 
+def deliver_planned(
+    services: Services, plans: Sequence[Plan], type_: TaskType, tell: Tell
+) -> tuple[tuple[TaskRef, ...], list[Delivered]] | None:
+    """Record these plans, and deliver of their due tasks of one type as many as `deliver` would take on together.
+
+    Return the other tasks that are due now, which have been dispatched, and the outcomes. None, and nothing is recorded, when
+    the provider holds its share of the worker's threads, or others wait for it.
+    """
+    hand = services.hands[PROVIDER_OF[type_]]
+    clock, owner, limits = services.clock, _claim_name(services), _limits(services, hand)
+    if services.closing.is_set() or hand.pace.full_until_seconds > clock.awake_seconds():
+        return None
+    if not hand.slots.take(PLAN_PATIENCE_SECONDS if hand.pace.size > SIDE_BY_SIDE else 0):
+        return None
+    try:
+        claimed_seconds = clock.awake_seconds()
+        most = min(hand.pace.size, _most_at_once(services, hand) or hand.pace.size)
+        terms = ClaimTerms(type=type_, most=most, lease=LEASE, owner=owner, limits=limits)
+        try:
+            due, answers = services.ledger.record_and_claim(plans, clock.now(), terms)
+        except LedgerInDoubtError:
+            _undo_claim(services, owner, [task.id for plan in plans for task in plan.tasks])
+            raise
+        services.dispatcher.tasks(due)
+        delivered, held = _send_slice(services, hand, answers, claimed_seconds, tell)
+        if held is Held.CONCURRENCY:
+            hand.pace.full(clock.awake_seconds())
+        tell([outcome for outcome in delivered if not outcome.told])
+        return due, delivered
+    finally:
+        hand.slots.give()
+
+
 def _put_back(services: Services, task_ids: Sequence[str], why: str, tell: Tell) -> list[Delivered]:
     waiting = TaskState.WAITING
     given = [Delivered(task_id=task_id, state=waiting, words=f"put back: {why}") for task_id in task_ids]
@@ -103,7 +137,7 @@ def _deliver_alone(services: Services, hand: Hand, task_ids: Sequence[str], tell
         if claim.held is Held.CONCURRENCY:
             hand.pace.full(claimed_seconds)
         return [_not_claimed(claim)]
-    return _settle(services, [(claim, _attempt(services, hand, claim, claimed_seconds))], tell)
+    return _settle(services, [(claim, attempt(services, hand, claim, claimed_seconds))], tell)
 
 
 def _deliver_together(services: Services, hand: Hand, task_ids: Sequence[str], tell: Tell) -> list[Delivered]:
@@ -113,7 +147,7 @@ def _deliver_together(services: Services, hand: Hand, task_ids: Sequence[str], t
     """
     delivered: list[Delivered] = []
     rest = list(task_ids)
-    most = services.limits.get(hand.provider.name, Limits()).concurrency or len(rest)
+    most = _most_at_once(services, hand) or len(rest)
     held: Held | None = None
     while rest:
         if services.closing.is_set():
@@ -133,37 +167,23 @@ def _deliver_together(services: Services, hand: Hand, task_ids: Sequence[str], t
 def _deliver_slice(
     services: Services, hand: Hand, task_ids: Sequence[str], tell: Tell
 ) -> tuple[list[Delivered], Held | None]:
-    """Claim these in one transaction, send them side by side, and settle together what was answered meanwhile.
+    claimed_seconds = services.clock.awake_seconds()
+    return _send_slice(services, hand, _claim(services, hand, task_ids), claimed_seconds, tell)
+
+
+def _send_slice(
+    services: Services, hand: Hand, answers: Sequence[Claim | NotClaimed], claimed_seconds: float, tell: Tell
+) -> tuple[list[Delivered], Held | None]:
+    """Send what was claimed in one transaction side by side, and settle together what was answered meanwhile.
 
     Returns also what of the provider keeps the tasks after these; of its concurrency nothing does when any was claimed.
     """
-    clock = services.clock
-    claimed_seconds = clock.awake_seconds()
-    answers = _claim(services, hand, task_ids)
     claims = [claim for claim in answers if isinstance(claim, Claim)]
     delivered = [_not_claimed(answer) for answer in answers if isinstance(answer, NotClaimed)]
-    ended: SimpleQueue[tuple[Claim, Future[Attempted | None]]] = SimpleQueue()
-    for claim in claims:
-        try:
-            future = hand.pool.submit(_attempt, services, hand, claim, claimed_seconds)
-        except RuntimeError as error:  # no thread is to be had, or the process ends: it never began
-            log.error("task %s is given back: %s", claim.task.id, error)
-            future = Future()
-            future.set_result(None)
-        future.add_done_callback(partial(_hand_over, ended, claim))
-    waiting, attempts = len(claims), list[Attempted | None]()
-    while waiting:
-        group = [ended.get()]
-        settle_by_seconds = clock.awake_seconds() + COMPANY_SECONDS
-        while len(group) < waiting:
-            try:
-                group.append(ended.get(timeout=max(0.0, settle_by_seconds - clock.awake_seconds())))
-            except Empty:
-                break
-        waiting -= len(group)
-        made = [(claim, _attempted(claim, future)) for claim, future in group]
-        attempts += [attempted for _, attempted in made]
-        delivered += _settle(services, made, tell)
+    attempts: list[Attempted | None] = []
+    for group in SideBySide(services, hand, claims, claimed_seconds).answers():
+        attempts += [attempted for _, attempted in group]
+        delivered += _settle(services, group, tell)
     _learn(hand.pace, attempts)
     kept = [answer.held for answer in answers if isinstance(answer, NotClaimed) and answer.held is not None]
     held = kept[-1] if kept else None
@@ -171,31 +191,34 @@ def _deliver_slice(
 
 
 def _claim(services: Services, hand: Hand, task_ids: Sequence[str]) -> list[Claim | NotClaimed]:
-    """Claim under a name of its own, so that a claim of which nobody knows whether it stands is undone if it does."""
-    name = hand.provider.name
-    # The other provider's line is not touched.
-    limits = {name: services.limits[name]} if name in services.limits else {}
-    clock, ledger, owner = services.clock, services.ledger, f"{services.owner}/{next(services.claim_numbers)}"
+    owner = _claim_name(services)
     try:
-        return ledger.claim(task_ids, clock.now(), LEASE, owner, limits)
+        return services.ledger.claim(task_ids, services.clock.now(), LEASE, owner, _limits(services, hand))
     except LedgerInDoubtError:
-        given = _patiently(clock, lambda: ledger.give_back_of(owner, task_ids, clock.now()), ", ".join(task_ids))
-        log.warning("a claim's commit was in doubt; of it was given back, unsent: %s", ", ".join(given) or "nothing")
+        _undo_claim(services, owner, task_ids)
         raise
 
 
-def _attempted(claim: Claim, future: Future[Attempted | None]) -> Attempted | None:
-    """Return what an attempt came to; a fault of ours leaves it open, and concerns this task alone."""
-    try:
-        return future.result()
-    except Exception as error:
-        log.exception("task %s: a fault in its attempt; it may have been executed", claim.task.id)
-        reason = f"a fault in the worker ({type(error).__name__}) while it was sent: it may have been executed."
-        return Attempted(reading=Reading(verdict=Verdict.UNKNOWN, reason=reason))
+def _claim_name(services: Services) -> str:
+    """Return a name of its own for a claim, so that one of which nobody knows whether it stands is undone if it does."""
+    return f"{services.owner}/{next(services.claim_numbers)}"
 
 
-def _hand_over(ended: SimpleQueue[Any], claim: Claim, future: Future[Attempted | None]) -> None:
-    ended.put((claim, future))
+def _undo_claim(services: Services, owner: str, task_ids: Sequence[str]) -> None:
+    clock, ledger = services.clock, services.ledger
+    given = _patiently(clock, lambda: ledger.give_back_of(owner, task_ids, clock.now()), ", ".join(task_ids))
+    log.warning("a claim's commit was in doubt; of it was given back, unsent: %s", ", ".join(given) or "nothing")
+
+
+def _limits(services: Services, hand: Hand) -> Mapping[ProviderName, Limits]:
+    """Return the limits of this provider alone: the other's line is not touched."""
+    name = hand.provider.name
+    return {name: services.limits[name]} if name in services.limits else {}
+
+
+def _most_at_once(services: Services, hand: Hand) -> int:
+    """Return how many requests a provider may have at once, 0 for no limit."""
+    return services.limits.get(hand.provider.name, Limits()).concurrency
 
 
 def _learn(pace: Pace, attempts: Sequence[Attempted | None]) -> None:
@@ -212,7 +235,7 @@ def _not_claimed(answer: NotClaimed) -> Delivered:
     return Delivered(task_id=answer.task_id, state=answer.state, due_at=answer.due_at, words=words)
 
 
-def _settle(services: Services, made: Sequence[tuple[Claim, Attempted | None]], tell: Tell) -> list[Delivered]:
+def _settle(services: Services, made: Sequence[Made], tell: Tell) -> list[Delivered]:
     """Record what attempts came to, those that never began as given back; a write that fails is tried for long."""
     delivered = []
     clock = services.clock
@@ -310,78 +333,6 @@ def _meaning(verdict: Verdict, status: int | None) -> str:
             return "the fields cannot be put into a request"
         case _:
             return "see its answer in the ledger" if status else "it could not be reached"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempted:
-    """What an attempt came to, how long it took; `too_late` when the task can no longer be made before it expires."""
-
-    reading: Reading
-    status: int | None = None
-    too_late: bool = False
-    seconds: float = 0.0
-
-
-def _attempt(services: Services, hand: Hand, claim: Claim, claimed_seconds: float) -> Attempted | None:
-    """Make one attempt with its quick tries; None when nothing was executed for a reason of our own.
-
-    That is a claim which grew old before the request began, or a worker that ends: the task loses nothing by either.
-    """
-    clock = services.clock
-    end_seconds = claimed_seconds + ATTEMPT_SECONDS
-    begin_by_seconds = claimed_seconds + BEGIN_WITHIN_SECONDS
-    services.ledger.give_way()
-    began_seconds = clock.awake_seconds()
-    for pause_seconds in (*QUICK_PAUSES_SECONDS, None):
-        # By the claim's own clock: a look-up searches around the claim, and the system's may leap meanwhile.
-        elapsed = timedelta(seconds=clock.awake_seconds() - claimed_seconds)
-        request = hand.provider.prepare(claim.task, claim.claimed_at + elapsed)
-        if isinstance(request, Unsendable):
-            reading = Reading(verdict=Verdict.REFUSED, reason=request.reason)
-            return Attempted(reading=reading, too_late=request.too_late)
-        if services.closing.is_set() or clock.awake_seconds() > begin_by_seconds:
-            return None
-        sent = _send(clock, hand, request, end_seconds, begin_by_seconds)
-        if isinstance(sent, NotBegun):
-            return None
-        reading = _read(clock, hand, sent, request, end_seconds)
-        rest_seconds = _quick_rest(clock, reading, pause_seconds)
-        if rest_seconds is None or clock.awake_seconds() + rest_seconds > end_seconds - QUICK_TRY_NEEDS_SECONDS:
-            break
-        if services.closing.wait(rest_seconds):
-            return None
-        # What was sent so far was certainly not executed, and the lease outlasts the attempt: a later begin is safe.
-        begin_by_seconds = end_seconds - QUICK_TRY_NEEDS_SECONDS + 1
-    status = sent.status if isinstance(sent, Answered) else None
-    return Attempted(reading=reading, status=status, seconds=clock.awake_seconds() - began_seconds)
-
-
-def _send(clock: Clock, hand: Hand, request: Request, end_seconds: float, begin_by_seconds: float) -> Sent | NotBegun:
-    return hand.transport.send(
-        request,
-        deadline_seconds=end_seconds - clock.awake_seconds(),
-        may_begin=lambda: clock.awake_seconds() <= begin_by_seconds,
-    )
-
-
-def _read(clock: Clock, hand: Hand, sent: Sent, request: Request, end_seconds: float) -> Reading:
-    reading = hand.provider.read(sent, clock.now(), request)
-    if not reading.probe_first:
-        return reading
-    probed = hand.transport.send(hand.provider.probe(), deadline_seconds=max(1.0, end_seconds - clock.awake_seconds()))
-    if isinstance(probed, Answered) and probed.status < 300:  # noqa: PLR2004 - any success
-        return Reading(verdict=Verdict.REFUSED, reason=reading.reason)
-    return reading
-
-
-def _quick_rest(clock: Clock, reading: Reading, pause_seconds: float | None) -> float | None:
-    """Return how long to rest before trying again within the attempt; None when it must not be tried again now."""
-    if pause_seconds is None or reading.verdict is not Verdict.BUSY:
-        return None
-    if reading.retry_after_at is None:
-        return pause_seconds
-    asked = reading.retry_after_at - clock.now()
-    return max(asked.total_seconds(), pause_seconds) if asked <= QUICK_RETRY_AFTER else None
 
 
 def _patiently(clock: Clock, write: Callable[[], _Written], task_ids: str) -> _Written:

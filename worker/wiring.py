@@ -18,7 +18,7 @@ from rules.rulebook import RuleBook
 from rules.vocabulary import ProviderName, SettingsError
 from worker import providers
 from worker.awake import awake_seconds
-from worker.dispatch import IDS_PER_MESSAGE, Dispatcher
+from worker.dispatch import Dispatcher
 from worker.ledger import Ledger, Limits, open_ledger
 from worker.providers import Provider
 from worker.queues import celery_app
@@ -32,7 +32,9 @@ FRONT_DOOR_SECTIONS: Final = frozenset({"sources"})
 #: Requests that one message with many ids has on the way at the same time, per provider.
 SIDE_BY_SIDE: Final = 8
 #: What is known already can wait a little for its commit, a sender for its answer cannot; see `Writer`.
-YIELDING: Final = timedelta(milliseconds=40)
+YIELDING: Final = timedelta(milliseconds=25)
+#: So many events are planned, or tasks claimed, in one write; see `TURN_SIZE` in `worker/ledger/writer.py`.
+TOGETHER: Final = 64
 #: What was claimed together and answered within this lets the next claim be twice as large.
 QUICK_SECONDS: Final = 0.5
 #: So long a provider is taken to have as many requests as it may have at once, after it was found so.
@@ -72,13 +74,23 @@ class Slots:
     def __init__(self, number: int) -> None:
         self.number = number
         self._free = number
+        self._waiting = 0
         self._changed = threading.Condition()
 
     def take(self, patience_seconds: float) -> bool:
-        """Take a slot; False when none came free in time. Who takes one gives it back."""
+        """Take a slot; False when none came free in time. Who takes one gives it back.
+
+        Whoever has no patience does not overtake those who wait.
+        """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._free > 0, timeout=patience_seconds):
+            if not patience_seconds and self._waiting:
                 return False
+            self._waiting += 1
+            try:
+                if not self._changed.wait_for(lambda: self._free > 0, timeout=patience_seconds):
+                    return False
+            finally:
+                self._waiting -= 1
             self._free -= 1
             return True
 
@@ -119,7 +131,7 @@ class Pace:
         if seconds > QUICK_SECONDS:
             self.reset()
         elif answered >= self.size:
-            self.size = min(2 * self.size, IDS_PER_MESSAGE)
+            self.size = min(2 * self.size, TOGETHER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

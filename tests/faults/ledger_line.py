@@ -15,6 +15,7 @@ from rules.vocabulary import (
     EventState,
     Plan,
     ProviderName,
+    Rotation,
     Task,
     TaskState,
     TaskType,
@@ -23,6 +24,7 @@ from rules.vocabulary import (
 from tests.faults.old_ledgers import NOW
 from worker.ledger import (
     Claim,
+    ClaimTerms,
     Delivery,
     Doubt,
     IncomingEvent,
@@ -37,6 +39,7 @@ from worker.ledger import (
 LEASE = timedelta(seconds=60)
 GRACE = timedelta(seconds=5)
 OWNER = "w-1"
+TURNS = Rotation(team="closers", member_ids=("u1", "u2"))
 
 
 def at(seconds):
@@ -79,6 +82,15 @@ def _plans(ledger):
     first = [_task("ev_1", name) for name in ("good", "doubt", "lost", "spare", "held")]
     second = [_task("ev_2", "call", reactions=("failure",), **calls), _task("ev_2", "later", due_at=at(3600))]
     ledger.record_plans([_plan("ev_1", *first), _plan("ev_2", *second)], at(1))
+
+
+def _plans_claimed(ledger):
+    first = [_task("ev_4", name, rotation=TURNS, reactions=("failure",)) for name in ("first", "second", "third")]
+    second = [_task("ev_5", name, rotation=TURNS) for name in ("fourth", "fifth")]
+    later = _task("ev_5", "call-later", type=TaskType.MAKE_CALL, provider=ProviderName.MINDHUNTERS)
+    limits = {ProviderName.VAMBE: Limits(rate_per_second=0.1, burst=2, daily_cap=9)}
+    terms = ClaimTerms(type=TaskType.TEAM_TASK, most=3, lease=LEASE, owner=OWNER, limits=limits)
+    ledger.record_and_claim([_plan("ev_4", *first), _plan("ev_5", *second, later)], at(136), terms)
 
 
 def _claim(*ids):
@@ -164,6 +176,9 @@ STEPS = (
     lambda ledger: ledger.give_back_of(OWNER, ["tk_follow"], at(133)),
     lambda ledger: ledger.cancel("tk_doubt", "not wanted", at(134)),
     lambda ledger: ledger.retry("tk_doubt", at(135)),
+    _record("ev_4", "ev_5"),
+    _plans_claimed,  # two are claimed, the third gets its place in line, the others are left to their messages
+    _settle(first=_DELIVERED, second=_UNKNOWN),
     lambda ledger: ledger.settle_by_hand("tk_lost", False, None, at(121)),
     lambda ledger: ledger.settle_by_hand("tk_unknown", True, "x-2", at(121)),
     lambda ledger: ledger.retry("tk_dead", at(122)),

@@ -126,17 +126,22 @@ def worker_with(tmp_path):
         services.close()
 
 
+def process(services, *event_ids):
+    """Decide events as a message does."""
+    process_events(services, event_ids, lambda *_: None)
+
+
 def test_rules_that_change_leave_what_was_planned(worker_with):
     """Tasks keep texts and version of the rules that planned them; what waited undecided is decided by the new ones, once."""
     old = worker_with("old")
     for name in ("first", "second", "third"):
         old.ledger.record(*event(name))
-    process_events(old, ["ev_first"])
+    process(old, "ev_first")
     new = worker_with("new")
     assert old.book.version != new.book.version
-    process_events(new, ["ev_first", "ev_second"])
-    process_events(old, ["ev_first", "ev_second", "ev_third"])  # a worker of the old rules that still runs
-    process_events(new, ["ev_third"])
+    process(new, "ev_first", "ev_second")
+    process(old, "ev_first", "ev_second", "ev_third")  # a worker of the old rules that still runs
+    process(new, "ev_third")
 
     tasks = {task.event_id: task for task in new.ledger.list_tasks()}
     events = {found.id: found for found in new.ledger.list_events()}

@@ -16,6 +16,7 @@ from rules.vocabulary import ProviderName, Task, TaskState, TaskType, Verdict
 from worker import board
 from worker.deliver import Delivered, outcome_words
 from worker.dispatch import SINGLE_DELIVERY_LIMIT
+from worker.process import Batch
 
 CALL = "leadwire.make_call"
 LATER = datetime(2026, 3, 2, 14, 0, tzinfo=UTC)
@@ -310,3 +311,62 @@ def test_a_message_of_many_is_summed_up():
     """How many came to what."""
     many = [outcome(TaskState.DELIVERED)] * 3 + [outcome(TaskState.DEAD), outcome(None)]
     assert "1 dead, 3 delivered, 1 elsewhere" == board.summary(many)
+
+
+# Delivered with their plans
+
+
+def batch_of(*outcomes, now, seconds=3):
+    """Return a batch that took so long."""
+    return Batch(TaskType.MAKE_CALL, outcomes, now - timedelta(seconds=seconds))
+
+
+def test_a_batch_has_one_row_with_counts(listener, now):
+    """It looks as a message of the type would: its ids, how many, when it began, how long it took, what came of them."""
+    many = [outcome(TaskState.DELIVERED, task_id=f"tk_{number}") for number in range(11)]
+    many += [outcome(TaskState.WAITING, "busy 503; again at x", task_id="tk_w"), outcome(None, task_id="tk_e")]
+    board.batch(batch_of(*many, now=now), now, listener.send)
+    assert ["task-succeeded"] == listener.types
+    (row,) = listener.rows.values()
+    assert ("SUCCESS", CALL, 3.0) == (row.state, row.name, row.runtime)
+    assert "11 delivered, 1 elsewhere, 1 waiting" == row.result
+    assert "{'tasks': 13}" == row.kwargs
+    assert "tk_0" in row.args
+    assert ((now - timedelta(seconds=3)).timestamp(),) * 2 == (row.received, row.started)
+
+
+def test_a_batch_is_no_touch(listener, now):
+    """Its row ends no touch's and is none; each batch has a row of its own."""
+    listener.alone(outcome(TaskState.WAITING, "busy 503; again at x"))
+    for _ in range(2):
+        board.batch(batch_of(outcome(TaskState.DELIVERED), now=now), now, listener.send)
+    assert 3 == len(listener.rows)
+    assert "RETRY" == listener.rows["tk_1"].state
+    assert ["tk_1"] == [uuid for uuid in listener.rows if uuid.startswith(board.TOUCH)]
+
+
+def test_the_row_of_a_large_batch_is_bounded(listener, now):
+    """Arguments are cut as Celery cuts those of a message."""
+    many = [outcome(TaskState.DELIVERED, task_id=f"tk_{number:020}") for number in range(100)]
+    board.batch(batch_of(*many, now=now), now, listener.send)
+    (row,) = listener.rows.values()
+    assert len(row.args) < 1200
+    assert "100 delivered" == row.result
+
+
+def test_nothing_personal_is_told_of_a_batch(listener, now):
+    """Ids and counts alone: neither the words of an outcome nor its rule."""
+    said = []
+    personal = outcome(TaskState.DEAD, "refused 422, Ana +56911112222", rule="rule of Ana")
+    board.batch(batch_of(personal, now=now), now, lambda type_, **fields: said.append((type_, fields)))
+    ((_, fields),) = said
+    assert {"uuid", "name", "args", "kwargs", "received", "started", "runtime", "result"} == set(fields)
+    assert not [value for value in fields.values() if "Ana" in str(value) or "569" in str(value)]
+    assert "1 dead" == fields["result"]
+
+
+def test_other_monitors_take_a_batch(now):
+    """Celery's own state hears of a batch without a fault."""
+    plain = Listener(State())
+    board.batch(batch_of(outcome(TaskState.DELIVERED), now=now), now, plain.send)
+    assert ["SUCCESS"] == [row.state for row in plain.rows.values()]

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from rules.vocabulary import Event, EventState, LedgerInDoubtError, Plan, ProviderName, Task, TaskState, TaskType
-from worker.deliver import deliver
+from worker.deliver import deliver, deliver_planned
 from worker.dispatch import DEPTH_LIMIT
 from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
 from worker.ledger.sqlite import sqlite_module
@@ -52,6 +52,12 @@ class Bench:
 
     def plan(self, number):
         """Plan so many tasks of one event, due now; return their ids."""
+        plan = self.decided(number)
+        self.ledger.record_plans([plan], utc_now())
+        return [task.id for task in plan.tasks]
+
+    def decided(self, number):
+        """Record an event, and return a plan of it that is not recorded, with so many tasks that are due now."""
         now = utc_now()
         event = Event(id="ev_1", source="crm", type="lead.created", occurred_at=now, received_at=now, data={})
         delivery = Delivery(id="dl_1", source="crm", received_at=now, headers={}, body=b"{}", content_hash="h")
@@ -71,9 +77,14 @@ class Bench:
             )
             for place in range(number)
         )
-        plan = Plan(event_id="ev_1", rule_set="rs_1", state=EventState.PROCESSED, decisions=(), tasks=tasks)
-        self.ledger.record_plans([plan], now)
-        return [task.id for task in tasks]
+        return Plan(event_id="ev_1", rule_set="rs_1", state=EventState.PROCESSED, decisions=(), tasks=tasks)
+
+    def deliver_planned(self, plan, **changes):
+        """Record a plan and deliver of it what can be; return what was dispatched besides, and the answer."""
+        sent = []
+        services = replace(self.services, dispatcher=SimpleNamespace(tasks=sent.extend), **changes)
+        answer = deliver_planned(services, [plan], TaskType.TEAM_TASK, quiet)
+        return [ref.id for ref in sent], answer
 
     def states(self):
         """Return how many tasks are in each state."""
@@ -218,10 +229,8 @@ def test_too_many_requests_are_told_of_once(bench, caplog):
     assert 8 == len(line.sandbox.state()["requests"])
 
 
-def test_a_claim_in_doubt_that_stands_is_given_back(bench):
-    """The commit comes after the patience of who claimed: nothing is sent, and the task waits instead of becoming unknown."""
-    line = bench(wait_seconds=0.5)
-    ids = line.plan(2)
+def in_doubt(line, act):
+    """Do what writes once, whose commit comes after its patience, and stands."""
     held, asked = threading.Event(), threading.Event()
 
     def first(_):
@@ -241,7 +250,7 @@ def test_a_claim_in_doubt_that_stands_is_given_back(bench):
 
     def claim():
         with pytest.raises(LedgerInDoubtError) as told:
-            deliver(line.services, VAMBE, ids, quiet)
+            act()
         raised.append(told)
 
     threads.append(threading.Thread(target=claim))
@@ -256,6 +265,13 @@ def test_a_claim_in_doubt_that_stands_is_given_back(bench):
     for thread in threads:
         thread.join(20)
     assert 1 == len(raised)
+
+
+def test_a_claim_in_doubt_that_stands_is_given_back(bench):
+    """The commit comes after the patience of who claimed: nothing is sent, and the task waits instead of becoming unknown."""
+    line = bench(wait_seconds=0.5)
+    ids = line.plan(2)
+    in_doubt(line, lambda: deliver(line.services, VAMBE, ids, quiet))
     assert {TaskState.WAITING: 2} == line.states()
     assert [] == line.sandbox.tasks("vambe")
     for task_id in ids:
@@ -263,6 +279,115 @@ def test_a_claim_in_doubt_that_stands_is_given_back(bench):
         assert [(None, True)] == [(row.verdict, row.deferred) for row in line.ledger.attempts(task_id)]
     deliver(line.services, VAMBE, ids, quiet)
     assert {TaskState.DELIVERED: 2} == line.states()
+
+
+def test_plans_are_recorded_and_delivered_at_once(bench):
+    """As many as the pace allows are sent at their first try; the others are dispatched, and the pace grows."""
+    line = bench()
+    sent, (due, done) = line.deliver_planned(line.decided(SIDE_BY_SIDE + 5))
+    assert {TaskState.DELIVERED: SIDE_BY_SIDE, TaskState.QUEUED: 5} == line.states()
+    assert [TaskState.DELIVERED] * SIDE_BY_SIDE == [outcome.state for outcome in done]
+    assert [f"tk_{place:03}" for place in range(SIDE_BY_SIDE, SIDE_BY_SIDE + 5)] == sent == [ref.id for ref in due]
+    assert SIDE_BY_SIDE == len(line.sandbox.tasks("vambe"))
+    assert EventState.PROCESSED is line.ledger.event("ev_1").state
+    assert 2 * SIDE_BY_SIDE == line.services.hands[VAMBE].pace.size
+    assert 8 == line.services.hands[VAMBE].slots.free
+
+
+def test_plans_are_delivered_within_their_providers_limits(bench):
+    """No more are claimed than may be on their way at once; what the rate keeps waits for its own moment."""
+    line = bench(concurrency=3, rate_per_second=1, burst=2)
+    sent, (_, done) = line.deliver_planned(line.decided(9))
+    assert {TaskState.DELIVERED: 2, TaskState.WAITING: 1, TaskState.QUEUED: 6} == line.states()
+    assert ["tk_003", "tk_004", "tk_005", "tk_006", "tk_007", "tk_008"] == sent
+    assert {"tk_000": True, "tk_001": True, "tk_002": False} == {
+        each.task_id: each.words == "delivered 201" for each in done
+    }
+
+
+def test_where_no_request_more_may_be_on_its_way_the_next_plans_go_the_old_way(bench):
+    """What finds the provider full waits, and until that has passed no further plans are delivered at once."""
+    line = bench(concurrency=1)
+    line.ledger.claim(line.plan(1), utc_now(), timedelta(seconds=60), "other")
+    plan = line.decided(3)
+    tasks = tuple(replace(task, id=f"{task.id}b", key=f"b{task.key[1:]}", event_id="ev_2") for task in plan.tasks)
+    now = utc_now()
+    event = Event(id="ev_2", source="crm", type="lead.created", occurred_at=now, received_at=now, data={})
+    delivery = Delivery(id="dl_2", source="crm", received_at=now, headers={}, body=b"{}", content_hash="h2")
+    line.ledger.record(delivery, [IncomingEvent(event=event, dedupe_key="k2", content_hash="h2")])
+    sent, (_, done) = line.deliver_planned(replace(plan, event_id="ev_2", tasks=tasks))
+    assert (2, [TaskState.WAITING]) == (len(sent), [outcome.state for outcome in done])
+    assert line.services.hands[VAMBE].pace.full_until_seconds > 0
+    assert line.deliver_planned(replace(plan, event_id="ev_3"))[1] is None
+
+
+@pytest.mark.parametrize("why", ["slots", "waiting", "full", "closing"])
+def test_plans_are_left_where_their_provider_has_no_thread_for_them(bench, why):
+    """Nothing is recorded while its share is held or others wait for it, while it is full, or when the worker ends."""
+    line, others, more = bench(), [], {}
+    hand = line.services.hands[VAMBE]
+    if why in {"slots", "waiting"}:
+        assert all(hand.slots.take(0) for _ in range(8))
+    if why == "waiting":
+        others.append(threading.Thread(target=lambda: hand.slots.take(10)))
+        others[0].start()
+        while not hand.slots._waiting:
+            pass
+    if why == "full":
+        hand.pace.full(line.services.clock.awake_seconds())
+    if why == "closing":
+        more["closing"] = threading.Event()
+        more["closing"].set()
+    assert ([], None) == line.deliver_planned(line.decided(12), **more)
+    assert {} == line.states()
+    assert EventState.RECEIVED is line.ledger.event("ev_1").state
+    for _ in others:
+        hand.slots.give()
+        others[0].join(10)
+
+
+def test_plans_wait_for_a_provider_that_answers_quickly(bench):
+    """Where the pace has grown, a slot that comes free within a moment is worth the wait."""
+    line = bench()
+    hand = line.services.hands[VAMBE]
+    hand.pace.size = 2 * SIDE_BY_SIDE
+    assert all(hand.slots.take(0) for _ in range(8))
+    answers = []
+    plan = line.decided(12)
+    waiting = threading.Thread(target=lambda: answers.append(line.deliver_planned(plan)[1]))
+    waiting.start()
+    while not hand.slots._waiting:
+        pass
+    hand.slots.give()
+    waiting.join(10)
+    assert [12] == [len(done) for _, done in answers]
+    assert {TaskState.DELIVERED: 12} == line.states()
+
+
+def test_plans_in_doubt_are_given_back_unsent(bench):
+    """A commit of which nobody knew stands: its tasks wait, lose no attempt, and the sweep finds them."""
+    line = bench(wait_seconds=0.5)
+    plan = line.decided(12)
+    in_doubt(line, lambda: line.deliver_planned(plan))
+    assert {TaskState.WAITING: SIDE_BY_SIDE, TaskState.QUEUED: 12 - SIDE_BY_SIDE} == line.states()
+    assert [] == line.sandbox.tasks("vambe")
+    assert EventState.PROCESSED is line.ledger.event("ev_1").state
+    assert {0} == {task.attempts for task in line.ledger.list_tasks()}
+    assert [(None, True)] == [(row.verdict, row.deferred) for row in line.ledger.attempts("tk_000")]
+    assert 8 == line.services.hands[VAMBE].slots.free
+    deliver(line.services, VAMBE, [task.id for task in plan.tasks], quiet)
+    assert {TaskState.DELIVERED: 12} == line.states()
+
+
+def test_a_provider_that_asks_for_rest_gets_it_from_plans_too(bench):
+    """What was claimed with its plan and met a 429 waits; the provider is left alone, and no attempt is lost."""
+    line = bench()
+    always = {"status": 429, "headers": {"Retry-After": "30"}}
+    line.sandbox.script([{"provider": "vambe", "times": None, "answer": always}])
+    line.deliver_planned(line.decided(12))
+    assert {TaskState.WAITING: SIDE_BY_SIDE, TaskState.QUEUED: 12 - SIDE_BY_SIDE} == line.states()
+    assert {0} == {task.attempts for task in line.ledger.list_tasks()}
+    assert [VAMBE] == [state.name for state in line.ledger.provider_states() if state.paused_until_at]
 
 
 def test_the_settings_say_what_a_provider_gets():

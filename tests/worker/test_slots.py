@@ -24,3 +24,39 @@ def test_a_waiting_caller_gets_the_slot_that_comes_free():
     slots.give()
     waiting.join(10)
     assert ([True], 0) == (got, slots.free)
+
+
+def waiting_for(slots, patience_seconds):
+    """Begin to wait for a slot; return the thread and what it gets, once it waits."""
+    got = []
+    thread = threading.Thread(target=lambda: got.append(slots.take(patience_seconds)))
+    thread.start()
+    while not slots._waiting:
+        pass
+    return thread, got
+
+
+def test_who_has_no_patience_does_not_overtake_who_waits():
+    """A slot that comes free while somebody waits is theirs, though another asks before they have woken up."""
+    slots = Slots(1)
+    slots.take(0)
+    waiting, got = waiting_for(slots, 10)
+    with slots._changed:  # nobody wakes up before the end of this
+        slots.give()
+        assert (1, False) == (slots.free, slots.take(0))
+    waiting.join(10)
+    assert ([True], 0) == (got, slots.free)
+    assert not slots.take(0)
+    slots.give()
+    assert slots.take(0)
+
+
+def test_who_gave_up_waiting_stands_in_nobodys_way():
+    """After a wait that was in vain a slot is given to whoever asks, with patience or without."""
+    slots = Slots(1)
+    slots.take(0)
+    assert [False, False] == [slots.take(0.01) for _ in range(2)]
+    slots.give()
+    assert slots.take(0)
+    slots.give()
+    assert slots.take(1)

@@ -10,6 +10,7 @@ from worker.ledger.replaying import Replayed, never_left, renamed, why_not_repla
 from worker.ledger.rows import (
     AttemptRow,
     Claim,
+    ClaimTerms,
     Counts,
     Delivery,
     Doubt,
@@ -36,6 +37,7 @@ __all__ = [
     "UNTIL_RESUMED",
     "AttemptRow",
     "Claim",
+    "ClaimTerms",
     "Counts",
     "Delivery",
     "Doubt",

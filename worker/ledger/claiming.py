@@ -8,7 +8,7 @@ All others that write wait for this transaction, so it works on the rows as they
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -78,7 +78,7 @@ _WHY_NOT: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class Asked:
     """Which tasks one caller asks for, and on what terms."""
 
     ids: Sequence[str]
@@ -93,6 +93,20 @@ class Taken:
     """A task that is claimed, as its row in `tasks` stands now."""
 
     row: Any
+
+    @property
+    def task_id(self) -> str:
+        """The task's id."""
+        return str(self.row.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """An answer for each id that was asked for, caller by caller; the rows of what was claimed; what else is to change."""
+
+    answers: list[list[Taken | NotClaimed]]
+    begun: list[Any]
+    ended: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +126,16 @@ class _Terms:
 
 def claim(
     ids: Sequence[str], now: datetime, lease: timedelta, owner: str, limits: Mapping[ProviderName, Limits]
-) -> Shared[_Asked, list[Taken | NotClaimed]]:
+) -> Shared[Asked, list[Taken | NotClaimed]]:
     """Return the work that claims tasks; its result has one answer for each id, in order, which `claims` makes claims of."""
-    return Shared(_claim, _Asked(ids, now, now + lease, label(owner), limits))
+    return Shared(_claim, asked(ids, now, lease, owner, limits), len(ids))
+
+
+def asked(
+    ids: Sequence[str], now: datetime, lease: timedelta, owner: str, limits: Mapping[ProviderName, Limits]
+) -> Asked:
+    """Return what one caller asks for."""
+    return Asked(ids, now, now + lease, label(owner), limits)
 
 
 def claims(taken: Sequence[Taken | NotClaimed]) -> tuple[list[Claim | NotClaimed], list[str]]:
@@ -138,13 +159,35 @@ def claims(taken: Sequence[Taken | NotClaimed]) -> tuple[list[Claim | NotClaimed
     return answers, unreadable
 
 
-def _claim(connection: Connection, parts: Sequence[_Asked]) -> list[list[Taken | NotClaimed]]:
+def _claim(connection: Connection, parts: Sequence[Asked]) -> list[list[Taken | NotClaimed]]:
     now = min(asked.now for asked in parts)
     gates = Gates(connection, [asked.limits for asked in parts], now)  # before any task is locked
     ids = list(dict.fromkeys(task_id for asked in parts for task_id in asked.ids))
     found = {row.id: row for row in _FOUND.rows(connection, ids)}
     missing = [task_id for task_id in ids if task_id not in found]
     elsewhere = {row.id for row in _EXISTING.rows(connection, missing)} if missing else set()
+    decided = decide(connection, parts, found, gates, elsewhere)
+    if decided.ended:
+        _END.run_many(connection, decided.ended)
+    if decided.begun:
+        taken = [
+            {"task_id": row.id, "now": row.updated_at, "lease_end": row.lease_until_at, "new_owner": row.owner}
+            for row in decided.begun
+        ]
+        _TAKE.run_many(connection, taken)
+        add_attempts(connection, decided.begun)
+    return decided.answers
+
+
+def decide(
+    connection: Connection,
+    parts: Sequence[Asked],
+    found: dict[str, Any],
+    gates: Gates,
+    elsewhere: Collection[str] = (),
+) -> Decided:
+    """Decide about tasks, `found` as their rows by id, without writing anything of them; others hold those `elsewhere`."""
+    now = min(asked.now for asked in parts)
     paused = pauses.believed(connection, now)
     undone = reacting.undone(connection, found.values())
     ended: list[dict[str, Any]] = []
@@ -175,9 +218,8 @@ def _claim(connection: Connection, parts: Sequence[_Asked]) -> list[list[Taken |
                 due_at = found[task_id].due_at if answer.due_at is None else micros(answer.due_at)
                 found[task_id] = found[task_id]._replace(state=answer.state, due_at=due_at)
         answers.append(_in_order(asked.ids, given))
-    _store(connection, begun, ended)
     gates.store()
-    return answers
+    return Decided(answers, begun, ended)
 
 
 def _in_order(ids: Sequence[str], given: dict[str, Taken | NotClaimed]) -> list[Taken | NotClaimed]:
@@ -289,16 +331,8 @@ def _change(
     }
 
 
-def _store(connection: Connection, begun: Sequence[Any], ended: Sequence[dict[str, Any]]) -> None:
-    if ended:
-        _END.run_many(connection, ended)
-    if not begun:
-        return
-    taken = [
-        {"task_id": row.id, "now": row.updated_at, "lease_end": row.lease_until_at, "new_owner": row.owner}
-        for row in begun
-    ]
-    _TAKE.run_many(connection, taken)
+def add_attempts(connection: Connection, begun: Sequence[Any]) -> None:
+    """Note the attempts that these rows of claimed tasks stand for."""
     attempted = [
         {
             "task_id": row.id,

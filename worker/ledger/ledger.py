@@ -34,6 +34,7 @@ from worker.ledger.engine import reading
 from worker.ledger.following import FollowUps
 from worker.ledger.rows import (
     Claim,
+    ClaimTerms,
     Delivery,
     Doubt,
     IncomingEvent,
@@ -46,7 +47,8 @@ from worker.ledger.rows import (
     StoredEvent,
     TaskRef,
 )
-from worker.ledger.writer import Job, Writer
+from worker.ledger.work import Job
+from worker.ledger.writer import Writer
 
 _UNLIMITED: Final[Mapping[ProviderName, Limits]] = MappingProxyType({})
 
@@ -119,7 +121,17 @@ class Ledger(Desk):
 
         A plan whose event has been decided already is skipped as a whole.
         """
-        return self._writer.write(planning.record_plans(plans, now)) if plans else ()
+        return tuple(self._writer.write(planning.record_plans(plans, now)).due) if plans else ()
+
+    def record_and_claim(
+        self, plans: Sequence[Plan], now: datetime, terms: ClaimTerms
+    ) -> tuple[tuple[TaskRef, ...], list[Claim | NotClaimed]]:
+        """Do as `record_plans`, and claim in the same transaction what `terms` name of the tasks due now.
+
+        Return the tasks due now that were not asked for, marked as queued, and what `claim` says of the others.
+        """
+        kept = self._writer.write(planning.record_plans(plans, now, terms))
+        return tuple(kept.due), self._claims(kept.taken, terms.owner, now)
 
     def event_failed(self, event_id: str, error: str, now: datetime) -> None:
         """Note that deciding an event raised `error`: it is due again later, and `failed` after five tries."""
@@ -172,7 +184,13 @@ class Ledger(Desk):
         """
         if not ids:
             return []
-        answers, unreadable = claiming.claims(self._writer.write(claiming.claim(ids, now, lease, owner, limits)))
+        return self._claims(self._writer.write(claiming.claim(ids, now, lease, owner, limits)), owner, now)
+
+    def _claims(
+        self, taken: Sequence[claiming.Taken | NotClaimed], owner: str, now: datetime
+    ) -> list[Claim | NotClaimed]:
+        """Make claims of rows, and give back what cannot be read."""
+        answers, unreadable = claiming.claims(taken)
         if unreadable:
             with suppress(LedgerError):  # else their lease ends it; what can be sent must not wait for that
                 self._writer.write(settling.give_back_of(owner, unreadable, now, claiming.UNREADABLE_REST))

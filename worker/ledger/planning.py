@@ -17,9 +17,11 @@ from sqlalchemy import Connection, bindparam, select, update
 
 from rules.vocabulary import EventState, Plan, Task, TaskState
 from worker.ledger import reacting, replaying, tallying
+from worker.ledger.at_once import Caller, New, claim_at_once
+from worker.ledger.claiming import Taken
 from worker.ledger.encoding import dump, micros, micros_or_none, sentence, sentence_or_none
 from worker.ledger.mapping import contact_text, decisions_text, retry_text, stored_event
-from worker.ledger.rows import StoredEvent, TaskRef
+from worker.ledger.rows import ClaimTerms, NotClaimed, StoredEvent, TaskRef
 from worker.ledger.statements import ForIds, Statement, columns_of, upsert
 from worker.ledger.tables import EVENT_OPEN, decisions, events, tasks, turns
 from worker.ledger.tallying import Tally
@@ -80,7 +82,7 @@ _ADD_DECISIONS: Final = Statement(
 )
 _ADD_TASK: Final = Statement(
     upsert(tasks).on_conflict_do_nothing(),
-    columns_of(tasks, "first_attempt_at", "lease_until_at", "owner", "external_id", "slot_at"),
+    columns_of(tasks, "external_id"),
 )
 #: A task that never left, in the place it has: it keeps its id, its key, and what hangs on them.
 _AGAIN: Final = (
@@ -109,6 +111,22 @@ class _Planned:
     event_row: dict[str, Any]
     decisions_row: dict[str, Any]
     tasks: Sequence[tuple[Task, dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one caller wants recorded, and what claimed in the same transaction."""
+
+    planned: Sequence[_Planned]
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The tasks that are to be dispatched, and what came of those that were to be claimed."""
+
+    due: list[TaskRef]
+    taken: list[Taken | NotClaimed]
 
 
 def open_events(connection: Connection, ids: Sequence[str]) -> list[StoredEvent]:
@@ -140,47 +158,47 @@ def returned(found: Sequence[StoredEvent], counted: Mapping[str, int]) -> list[S
     return [replace(event, tries=counted.get(event.id, event.tries)) for event in fine]
 
 
-def record_plans(plans: Sequence[Plan], now: datetime) -> Shared[Sequence[_Planned], tuple[TaskRef, ...]]:
-    """Return the work that records every plan whose event is still open; its result is the tasks that are due now."""
+def record_plans(plans: Sequence[Plan], now: datetime, terms: ClaimTerms | None = None) -> Shared[_Part, Kept]:
+    """Return the work that records every plan whose event is still open, and claims of its due tasks what `terms` say."""
     at = micros(now)
     planned = [
         _Planned(plan, *_decided_rows(plan, at), [(task, _task_row(task, at)) for task in plan.tasks]) for plan in plans
     ]
-    return Shared(_record_plans, planned)
+    return Shared(_record_plans, _Part(planned, Caller(terms, now)), len(planned))
 
 
-def _record_plans(connection: Connection, parts: Sequence[Sequence[_Planned]]) -> list[tuple[TaskRef, ...]]:
+def _record_plans(connection: Connection, parts: Sequence[_Part]) -> list[Kept]:
     by_event: dict[str, tuple[int, _Planned]] = {}
     for number, part in enumerate(parts):
-        for each in part:
+        for each in part.planned:
             by_event.setdefault(each.plan.event_id, (number, each))
-    due: list[list[TaskRef]] = [[] for _ in parts]
     unsent: Collection[tuple[str, str, str]] = ()
     decided_before = {row.id: row.rule_set is not None for row in _LOCK_OPEN.rows(connection, list(by_event))}
     ours = [each for event_id, each in by_event.items() if event_id in decided_before]
     if any(decided_before.values()):
         ours, unsent = _without_repeats(connection, ours, decided_before)
-    if ours:
-        _SET_DECIDED.run_many(connection, [each.event_row for _, each in ours])
-        _ADD_DECISIONS.run_many(connection, [each.decisions_row for _, each in ours])
-        wanted = [(number, *pair) for number, each in ours for pair in each.tasks]
-        for number, ref in _add_tasks(connection, wanted, [each.plan for _, each in ours], unsent):
-            due[number].append(ref)
-    return [tuple(refs) for refs in due]
+    if not ours:
+        return [Kept([], []) for _ in parts]
+    _SET_DECIDED.run_many(connection, [each.event_row for _, each in ours])
+    _ADD_DECISIONS.run_many(connection, [each.decisions_row for _, each in ours])
+    wanted = [(number, *pair) for number, each in ours for pair in each.tasks]
+    return _add_tasks(connection, [part.caller for part in parts], wanted, [each.plan for _, each in ours], unsent)
 
 
 def add_tasks(connection: Connection, planned: Sequence[Task], now: datetime) -> tuple[TaskRef, ...]:
     """Record tasks that belong to no new plan, those that are not there yet; return the ones due now, marked as queued."""
     at = micros(now)
-    return tuple(ref for _, ref in _add_tasks(connection, [(0, task, _task_row(task, at)) for task in planned], []))
+    (kept,) = _add_tasks(connection, [Caller(None, now)], [(0, task, _task_row(task, at)) for task in planned], [])
+    return tuple(kept.due)
 
 
 def _add_tasks(
     connection: Connection,
-    wanted: Sequence[tuple[int, Task, dict[str, Any]]],
+    callers: Sequence[Caller],
+    wanted: Sequence[New],
     plans: Sequence[Plan],
     unsent: Collection[tuple[str, str, str]] = (),
-) -> list[tuple[int, TaskRef]]:
+) -> list[Kept]:
     """Record the tasks that are not there, count them and their plans, note the ends that planning gave some of them.
 
     What never left is rewritten and not counted again: neither that it was made, nor that it has ended.
@@ -190,16 +208,25 @@ def _add_tasks(
     if again:
         _plan_again(connection, [row for _, _, row in again])
         pairs = [pair for pair in pairs if _id_of(pair[1]) not in unsent]
+    claimed = claim_at_once(connection, callers, pairs)
+    if claimed.rows:
+        pairs = [(number, task, claimed.rows.get(task.id, row)) for number, task, row in pairs]
     is_new = _ADD_TASK.run_each(connection, [row for _, _, row in pairs]) if pairs else []
     added = [pair for pair, count in zip(pairs, is_new, strict=True) if count]
     tallying.of(connection).planned(plans, [task for _, task, _ in added])
     for _, task, row in added:
         if task.reactions and task.state in reacting.FAILED_STATES:
             reacting.note_ends(connection, [(task.id, task.reactions)], row["created_at"])
-    return [(number, _ref(task)) for number, task, row in [*added, *again] if row["state"] == TaskState.QUEUED]
+    kept = [Kept([], []) for _ in callers]
+    for number, task, row in [*added, *again]:
+        if row["state"] == TaskState.QUEUED:
+            kept[number].due.append(_ref(task))
+    for number, answer in claimed.stand(connection, {task.id for _, task, _ in added}):
+        kept[number].taken.append(answer)
+    return kept
 
 
-def _plan_again(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+def _plan_again(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rewrite tasks, in the order of their ids, which everybody keeps: no two processes wait for each other."""
     changed = [{"task_id": row["id"]} | {f"new_{name}": row[name] for name in _AGAIN} for row in rows]
     _PLAN_AGAIN.run_many(connection, sorted(changed, key=itemgetter("task_id")))
@@ -286,17 +313,19 @@ def _task_row(task: Task, at: int) -> dict[str, Any]:
         "rule_set": task.rule_set,
         "attempts": 0,
         "epoch": 0,
+        "first_attempt_at": None,
+        "lease_until_at": None,
+        "owner": None,
         "dispatched_at": at if due else None,
         "created_at": at,
         "updated_at": at,
         "parent": task.parent,
         "reactions": dump(list(task.reactions)) if task.reactions else None,
+        "slot_at": None,
     }
 
 
-def _with_turns(
-    connection: Connection, pairs: Sequence[tuple[int, Task, dict[str, Any]]]
-) -> list[tuple[int, Task, dict[str, Any]]]:
+def _with_turns(connection: Connection, pairs: Sequence[New]) -> list[New]:
     """Give each task of a rotating team to its next member; a task that planning ended takes no turn.
 
     Teams are taken in the same order by everybody, so that no two processes wait for each other.
@@ -315,7 +344,7 @@ def _with_turns(
             number, task, task_row = given[place]
             assert task.rotation is not None
             member = task.rotation.member_ids[turn % len(task.rotation.member_ids)]
-            given[place] = (number, task, task_row | {"fields": dump({**task.fields, "responsible_ids": [member]})})
+            given[place] = (number, task, {**task_row, "fields": dump({**task.fields, "responsible_ids": [member]})})
     return given
 
 

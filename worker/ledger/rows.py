@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
@@ -178,6 +178,17 @@ class Limits:
     burst: int = 1
     concurrency: int = 0
     daily_cap: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimTerms:
+    """Which tasks are claimed as they are recorded, at most so many of one type, and on what terms; see `Ledger.claim`."""
+
+    type: TaskType
+    most: int
+    lease: timedelta
+    owner: str
+    limits: Mapping[ProviderName, Limits] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

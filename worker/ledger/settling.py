@@ -153,7 +153,7 @@ class Settled:
 def settle(settled: Sequence[tuple[Claim, Settlement]], now: datetime) -> Shared[Sequence[_Settled], Settled]:
     """Return the work that records outcomes."""
     at = micros(now)
-    return Shared(_settle, [_Settled(*pair, _outcome(*pair, at), now) for pair in settled])
+    return Shared(_settle, [_Settled(*pair, _outcome(*pair, at), now) for pair in settled], len(settled))
 
 
 def _settle(connection: Connection, parts: Sequence[Sequence[_Settled]]) -> list[Settled]:

@@ -19,10 +19,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from math import inf
 from queue import Empty, SimpleQueue
 from secrets import token_hex
 from time import monotonic, sleep
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -31,7 +32,7 @@ from worker.ledger import transactions
 from worker.ledger.engine import as_ledger_error, cause_of, in_a_line, storage_faults
 from worker.ledger.tallying import Tallies
 from worker.ledger.turnstile import Turnstile
-from worker.ledger.work import Shared
+from worker.ledger.work import Job, Shared, size_of
 
 T = TypeVar("T")
 
@@ -40,6 +41,10 @@ WAIT: Final = timedelta(seconds=15)
 
 #: Jobs in one transaction at most: bounds how long other processes wait for the write lock.
 GROUP_LIMIT: Final = 256
+
+#: Where a writer yields, its turn takes no further job once what it has is about so many events or tasks: some 8 ms of work.
+#: Meanwhile those whom it makes wait have their own to do: reading a request costs more than writing it.
+TURN_SIZE: Final = 64
 
 #: While jobs come in company, the next group waits this long for more of them.
 GATHERING: Final = timedelta(milliseconds=2)
@@ -63,48 +68,6 @@ _BROKE_IN_COMMIT: Final = (
 )
 
 
-def _nothing(_connection: Connection) -> Any:
-    """Do nothing, in place of a work that was withdrawn."""
-
-
-class Job(Generic[T]):
-    """One caller's work. Whoever takes `turn` first decides: the writer begins it, or the caller withdraws it.
-
-    `fault` is what the work itself raised in the transaction under way. `error` is what its caller is told: None, which
-    means success, only once the commit stands. `tell` is called with the job when that is known, in the writer's thread: it
-    must return at once and never raise.
-    """
-
-    __slots__ = ("begun", "error", "fault", "result", "tell", "turn", "work")
-
-    def __init__(self, work: Callable[[Connection], T], tell: Callable[[Job[T]], None]) -> None:
-        self.work = work
-        self.turn = threading.Lock()
-        self.tell = tell
-        self.result: T | None = None
-        self.fault: BaseException | None = None
-        self.error: BaseException | None = LedgerBusyError("the ledger was busy; nothing was written")
-        self.begun = False
-
-    def begin(self) -> bool:
-        """Say whether it is to be done: nobody waits any more for one that was withdrawn."""
-        self.begun = self.begun or self.turn.acquire(blocking=False)
-        return self.begun
-
-    def withdraw(self) -> bool:
-        """Take it back; False when it has begun, so that its end has to be waited for."""
-        withdrawn = self.turn.acquire(blocking=False)
-        if withdrawn:
-            self.work = _nothing  # it may stand in line for long: what it held is let go
-        return withdrawn
-
-    def outcome(self) -> T:
-        """Return its result, or raise what became of it instead; for when it has been told of."""
-        if self.error is not None:
-            raise self.error
-        return self.result  # type: ignore[return-value]  # set before it is told, unless there is an error
-
-
 class Writer:
     """The writing thread of one ledger; see the module's docstring for what it promises."""
 
@@ -118,12 +81,13 @@ class Writer:
     ) -> None:
         """Take the engine to write with; `turnstile` orders the writers of several processes where the engine does not.
 
-        While others write all the time, a group is given up to `yielding` to grow before it asks for the turn: every turn
-        costs the others a sync, so who can wait takes few and large ones.
+        While others write all the time, a group is given up to `yielding` to grow before it asks for the turn, and no more
+        than `TURN_SIZE`: who can wait leaves others most of the time, and makes them wait for a moment only.
         """
         self._engine = engine
         self._turnstile = turnstile
         self._yielding_seconds = yielding.total_seconds()
+        self._turn_size = TURN_SIZE if turnstile and yielding > GATHERING else inf
         self._waited_seconds = 0.0
         self._faults = storage_faults(engine)
         self._wait_seconds = wait.total_seconds()
@@ -218,12 +182,14 @@ class Writer:
 
     def _join(self, group: list[Job[Any]]) -> bool:
         """Add all jobs that wait to a group; False when the writer is to end after them."""
+        size = size_of(group[0].work)
         with suppress(Empty):
-            while len(group) < GROUP_LIMIT:
+            while len(group) < GROUP_LIMIT and size < self._turn_size:
                 job = self._queue.get_nowait()
                 if job is None:
                     return False
                 group.append(job)
+                size += size_of(job.work)
         return True
 
     def _failed(self, group: list[Job[Any]], error: BaseException) -> None:

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from rules.vocabulary import ProviderName, TaskState, TaskType, Verdict
-from worker.deliver import ATTEMPT_SECONDS
+from worker.attempt import ATTEMPT_SECONDS
 from worker.ledger import Limits, PauseKind, Settlement
 from worker.ledger.settling import STILL_SENDING
 from worker.ledger.tallying import Tally

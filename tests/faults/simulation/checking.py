@@ -45,7 +45,7 @@ class Record:
     `accepted` maps the key of each acknowledged event to the tasks, (rule, name), that it must lead to; `planned` maps the
     ids of tasks to the moment they were planned for; `events`, `tasks`, `attempts` are the ledger's rows; `doubts` the ids
     of tasks that are still looked up; `effects` what providers made. `following` names, by
-    the (rule, name) of a task, the one that follows on its failure.
+    the (rule, name) of a task, the one that follows on its failure. `at_once` counts the claims that were made with the plan.
     """
 
     accepted: dict = field(default_factory=dict)
@@ -58,6 +58,7 @@ class Record:
     effects: list = field(default_factory=list)
     following: dict = field(default_factory=dict)
     faults: list = field(default_factory=list)
+    at_once: int = 0
 
 
 def violations(record):

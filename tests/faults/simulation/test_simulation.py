@@ -13,7 +13,9 @@ from tests.faults.simulation.actors import on_one_core
 from tests.faults.simulation.storage import Storage
 from tests.faults.simulation.world import World
 from worker.deliver import LEASE, Delivered, deliver
+from worker.dispatch import SINGLE_DELIVERY_LIMIT
 from worker.ledger import Claim, Settlement
+from worker.process import process_events
 
 ROOT = Path(__file__).parents[3]
 #: So many in the suite; the long form is `python -m tests.faults.simulation --seeds 0:20000`.
@@ -52,6 +54,14 @@ def test_the_seeds_meet_what_they_are_for(runs):
     assert any(_settles_too_late(record.steps) for _, record in runs.values())
 
 
+def test_the_seeds_claim_tasks_as_they_plan_them(runs):
+    """In some seeds tasks are claimed in the transaction that plans them, in some of these too few or none could be."""
+    numbers = [record.at_once for _, record in runs.values()]
+    assert sum(number > 0 for number in numbers) >= SEEDS // 10
+    assert max(numbers) > SINGLE_DELIVERY_LIMIT // 2
+    assert 0 in numbers
+
+
 def _settles_too_late(steps):
     """Whether an outcome came when its claim's lease had ended."""
     claimed = {(step.task, step.epoch): step.at for step in steps if step.kind == "claimed"}
@@ -76,11 +86,11 @@ def test_a_seed_is_the_same_run_each_time():
     assert len(traces[0].stdout.splitlines()) > 50
 
 
-def is_found_out(storage, broken, *wanted):
+def is_found_out(storage, *wanted, **broken):
     """Whether the checker says all this of a broken worker, over the seeds it is given."""
     left = set(wanted)
     for seed in range(ENOUGH):
-        left -= {said.partition(":")[0] for said in World(seed, storage, deliver=broken).run()}
+        left -= {said.partition(":")[0] for said in World(seed, storage, **broken).run()}
         if not left:
             return True
     return False
@@ -98,7 +108,7 @@ def test_a_worker_that_sends_before_it_claims_is_found_out(storage):
                 hand.transport.send(request)
         return deliver(services, provider, task_ids, tell)
 
-    assert is_found_out(storage, sends_first, "sent", "twice")
+    assert is_found_out(storage, "sent", "twice", deliver=sends_first)
 
 
 def test_a_worker_that_trusts_silence_is_found_out(storage):
@@ -107,7 +117,7 @@ def test_a_worker_that_trusts_silence_is_found_out(storage):
     def trusts(services, provider, task_ids, tell):
         return deliver(replace(services, ledger=_Trusting(services.ledger)), provider, task_ids, tell)
 
-    assert is_found_out(storage, trusts, "twice")
+    assert is_found_out(storage, "twice", deliver=trusts)
 
 
 class _Trusting:
@@ -138,4 +148,74 @@ def test_a_worker_that_only_says_it_sent_is_found_out(storage):
                 services.ledger.settle_many([(claim, done)], now)
         return [Delivered(task_id=task_id, state=None, words="") for task_id in task_ids]
 
-    assert is_found_out(storage, pretends, "false")
+    assert is_found_out(storage, "false", deliver=pretends)
+
+
+# The same faults in what a worker does with the events that it plans.
+
+
+def test_a_worker_that_trusts_silence_as_it_plans_is_found_out(storage):
+    """Taking an attempt for one that was not executed is caught too where the task was claimed with its plan."""
+
+    def trusts(services, event_ids, tell):
+        return process_events(replace(services, ledger=_Trusting(services.ledger)), event_ids, tell)
+
+    assert is_found_out(storage, "twice", process=trusts)
+
+
+class _Instead:
+    """A ledger in which something else happens in place of `record_and_claim`."""
+
+    def __init__(self, ledger, act):
+        self._ledger = ledger
+        self._act = act
+
+    def __getattr__(self, name):
+        return getattr(self._ledger, name)
+
+    def record_and_claim(self, plans, now, terms):
+        """Do the other thing."""
+        return self._act(self._ledger, plans, now, terms)
+
+
+def processing_with(act):
+    """Return a worker's way with events in which `act` stands in place of `record_and_claim`."""
+
+    def process(services, event_ids, tell):
+        return process_events(replace(services, ledger=_Instead(services.ledger, act)), event_ids, tell)
+
+    return process
+
+
+def test_a_worker_that_only_says_it_sent_as_it_plans_is_found_out(storage):
+    """Settling as delivered what was claimed with its plan and never left is caught."""
+
+    def pretends(ledger, plans, now, terms):
+        due, answers = ledger.record_and_claim(plans, now, terms)
+        done = Settlement(verdict=Verdict.DELIVERED, state=TaskState.DELIVERED, external_id="x", status=201)
+        ledger.settle_many([(answer, done) for answer in answers if isinstance(answer, Claim)], now)
+        return due, []
+
+    assert is_found_out(storage, "false", process=processing_with(pretends))
+
+
+def test_a_worker_that_sends_what_it_only_planned_is_found_out(storage):
+    """Making an attempt at a task that was recorded without a claim is caught: its message makes another one."""
+
+    def sends(ledger, plans, now, terms):
+        due = ledger.record_plans(plans, now)
+        found = [ledger.task(ref.id) for ref in due if ref.type is terms.type]
+        ends = {"first_attempt_at": now, "claimed_at": now, "lease_until_at": now + LEASE}
+        return due, [Claim(task=task, epoch=1, attempt=1, **ends) for task in found]
+
+    assert is_found_out(storage, "sent", "twice", process=processing_with(sends))
+
+
+def test_a_worker_that_forgets_what_it_planned_is_found_out(storage):
+    """Keeping neither plans nor tasks is caught, though nothing is made twice."""
+
+    def forgets(ledger, plans, now, _terms):
+        ledger.record_plans([replace(plan, tasks=()) for plan in plans], now)
+        return (), []
+
+    assert is_found_out(storage, "lost", process=processing_with(forgets))

@@ -24,16 +24,21 @@ class Closing:
 
 
 class Slots:
-    """What `worker.wiring.Slots` is, on the world's clock."""
+    """What `worker.wiring.Slots` is, on the world's clock: who has no patience does not overtake who waits."""
 
     def __init__(self, number, scheduler):
         self.number = number
         self.free = number
+        self._waiting = 0
         self._scheduler = scheduler
 
     def take(self, patience_seconds):
-        if not self.free:
+        if not patience_seconds and self._waiting:
+            return False
+        if not self.free and patience_seconds:
+            self._waiting += 1
             self._scheduler.sleep(patience_seconds)
+            self._waiting -= 1
         if not self.free:
             return False
         self.free -= 1

@@ -74,6 +74,12 @@ class Door:
             for task in plan.tasks:
                 self._world.record.planned.setdefault(task.id, task.due_at)
 
+    def _note_record_and_claim(self, result, plans, now, _terms):
+        self._note_record_plans(result, plans, now)
+        _, answers = result
+        self._world.record.at_once += sum(isinstance(answer, Claim) for answer in answers)
+        self._note_claim(answers, (), now)
+
     def _note_claim(self, result, _ids, now, *_):
         for claim in result:
             if isinstance(claim, Claim):

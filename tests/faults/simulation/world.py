@@ -21,6 +21,7 @@ from tests.faults.simulation.waiting import Closing, Pool, Slots
 from tests.faults.simulation.witness import Door
 from worker import deliver as delivering
 from worker import providers
+from worker.dispatch import SINGLE_DELIVERY_LIMIT
 from worker.ledger import Delivery, IncomingEvent
 from worker.process import process_events
 from worker.queues import EVENTS_QUEUE, QUEUE_OF
@@ -143,7 +144,7 @@ class Worker:
             world.scheduler.pause()
             try:
                 if queue == EVENTS_QUEUE:
-                    process_events(self.services, ids)
+                    world.process(self.services, ids, lambda _type, outcomes: self._tell(outcomes))
                 else:
                     for outcome in world.deliver(self.services, _PROVIDER_OF[queue], ids, self._tell):
                         world.say(self.name, f"{outcome.task_id} {outcome.state}: {outcome.words}")
@@ -172,11 +173,12 @@ class Worker:
 
 
 class World:
-    """Everything of one run. `deliver` is what its workers do with tasks: the product's own, or a broken one."""
+    """Everything of one run. `deliver` and `process` are what its workers do with tasks and events: the product's, or broken."""
 
-    def __init__(self, seed, storage, *, deliver=delivering.deliver, trace=None):
+    def __init__(self, seed, storage, *, deliver=delivering.deliver, process=process_events, trace=None):
         self.seed = seed
         self.deliver = deliver
+        self.process = process
         self.trace = trace
         self.draw = random.Random(seed)
         self.storage = storage
@@ -216,7 +218,11 @@ class World:
         }
         self.settings = Settings(home=Path("nowhere"), **limits)
         self.workers = [Worker(self, number) for number in range(draw.choice((1, 2, 2, 3)))]
-        self.events = [(f"e{number}", draw.choice(tuple(EXPECTED))) for number in range(draw.randint(1, 7))]
+        self.posts = [[(f"e{number}", draw.choice(tuple(EXPECTED)))] for number in range(draw.randint(1, 7))]
+        if draw.random() < 0.3:  # a sender that gathers: enough for a worker to deliver them as it plans them
+            number = draw.randint(SINGLE_DELIVERY_LIMIT + 1, 2 * SINGLE_DELIVERY_LIMIT)
+            type_ = draw.choice(("deal.created", "lead.created"))
+            self.posts.append([(f"m{place}", type_) for place in range(number)])
 
     # -- what everybody uses -------------------------------------------------------------------------------------------
 
@@ -262,8 +268,8 @@ class World:
 
     # -- the front door ------------------------------------------------------------------------------------------------
 
-    def _post(self, key, type_):
-        """Play one sender: post until it is acknowledged, and perhaps once more."""
+    def _post(self, keys):
+        """Play one sender, with the types of its events by their keys: post until they are acknowledged, and perhaps again."""
         draw, scheduler = self.draw, self.scheduler
         scheduler.sleep(draw.uniform(0, 60))
         door, number = self.door("front"), 0
@@ -271,27 +277,35 @@ class World:
         while again:
             number += 1
             now = self.clock.now()
-            event = Event(
-                id=f"ev_{key}_{number}",
-                source="crm",
-                type=type_,
-                occurred_at=now,
-                received_at=now,
-                contact=Contact(name=key, phone="+56911112222"),
-                data={},
+            first = next(iter(keys))
+            delivery = Delivery(
+                id=f"dl_{first}_{number}", source="crm", received_at=now, body=b"{}", content_hash=first
             )
-            delivery = Delivery(id=f"dl_{key}_{number}", source="crm", received_at=now, body=b"{}", content_hash=key)
             try:
-                recorded = door.record(delivery, [IncomingEvent(event=event, dedupe_key=key, content_hash=key)])
+                recorded = door.record(delivery, [self._incoming(*pair, number, now) for pair in keys.items()])
             except LedgerError:
                 scheduler.sleep(draw.uniform(0.1, 5))
                 continue
-            self.record.accepted[key] = EXPECTED[type_]
-            self.say("front", f"accepts {key} ({type_}) as {recorded.event_ids}")
+            for key, type_ in keys.items():
+                self.record.accepted[key] = EXPECTED[type_]
+            self.say("front", f"accepts {keys} as {recorded.event_ids}")
             if draw.random() < 0.8:  # else the process dies between its answer and the message
                 Dispatcher(self.broker, draw).events(recorded.event_ids)
             again -= 1
             scheduler.sleep(draw.uniform(0, 20))
+
+    @staticmethod
+    def _incoming(key, type_, number, now):
+        event = Event(
+            id=f"ev_{key}_{number}",
+            source="crm",
+            type=type_,
+            occurred_at=now,
+            received_at=now,
+            contact=Contact(name=key, phone="+56911112222"),
+            data={},
+        )
+        return IncomingEvent(event=event, dedupe_key=key, content_hash=key)
 
     # -- the course of a run -------------------------------------------------------------------------------------------
 
@@ -303,8 +317,8 @@ class World:
         try:
             for worker in self.workers:
                 worker.start()
-            for key, type_ in self.events:
-                self.scheduler.spawn(f"sender {key}", "front", lambda key=key, type_=type_: self._post(key, type_))
+            for post in self.posts:
+                self.scheduler.spawn(f"sender {post[0][0]}", "front", lambda post=post: self._post(dict(post)))
             self._troubled(self.draw.uniform(30, 150))
             self._calm()
             rests = self._until_rest()
@@ -348,7 +362,7 @@ class World:
         return False
 
     def _senders(self):
-        return len(self.record.accepted) < len(self.events)
+        return len(self.record.accepted) < sum(len(post) for post in self.posts)
 
     def _open(self):
         asked = (

@@ -13,7 +13,8 @@ from rules.vocabulary import LedgerBusyError, LedgerError
 from worker.ledger.engine import storage_of
 from worker.ledger.tables import turns
 from worker.ledger.turnstile import Turnstile
-from worker.ledger.writer import GROUP_LIMIT, Writer
+from worker.ledger.work import Shared
+from worker.ledger.writer import GATHERING, GROUP_LIMIT, TURN_SIZE, Writer
 
 SHORT = timedelta(milliseconds=100)
 
@@ -348,3 +349,73 @@ def test_who_can_wait_takes_fewer_turns_while_others_write(url, tmp_path):
     other.join(5)
     theirs.close()
     ours.close()
+
+
+def sized(size, turns):
+    """Work about so many events, which adds its size to its transaction's in `turns`."""
+
+    def act(connection, parts):
+        turns.append((connection.get_transaction(), sum(parts)))
+        return parts
+
+    return Shared(act, size, size)
+
+
+def sizes_of(turns):
+    """Return how much each transaction was about."""
+    found = {}
+    for transaction, size in turns:
+        found[transaction] = found.get(transaction, 0) + size
+    return list(found.values())
+
+
+@pytest.fixture
+def bench_that_yields(url, tmp_path):
+    """Give a writer on an empty ledger that takes turns with others and lets them go first."""
+    bench = Bench(url, turnstile=Turnstile(tmp_path / "ledger.sqlite3"), yielding=timedelta(milliseconds=15))
+    yield bench
+    bench.close()
+
+
+def test_who_yields_takes_no_more_than_a_turns_worth(bench_that_yields):
+    """Of more than `TURN_SIZE` that waits, that much goes into one commit and the rest into the next ones, in order."""
+    bench, turns_ = bench_that_yields, []
+    bench.hold()
+    futures = bench.queue(*(sized(TURN_SIZE // 4, turns_) for _ in range(10)))
+    bench.let_go()
+    assert [TURN_SIZE // 4] * 10 == [future.result(5) for future in futures]
+    assert [TURN_SIZE, TURN_SIZE, TURN_SIZE // 2] == sizes_of(turns_)
+    assert 4 == bench.commits
+
+
+def test_works_of_no_size_count_as_one(bench_that_yields):
+    """As many single works go into one commit as a turn is worth."""
+    bench_that_yields.hold()
+    futures = bench_that_yields.queue(*(adding(f"t{number}") for number in range(TURN_SIZE + 1)))
+    bench_that_yields.let_go()
+    assert TURN_SIZE + 1 == len({future.result(5) for future in futures})
+    assert 3 == bench_that_yields.commits
+
+
+def test_what_is_larger_than_a_turn_goes_alone(bench_that_yields):
+    """A work is never divided: one that is worth more than a turn is done by itself, and nothing waits for ever."""
+    turns_ = []
+    bench_that_yields.hold()
+    futures = bench_that_yields.queue(*(sized(size, turns_) for size in (TURN_SIZE + 60, 1, TURN_SIZE)))
+    bench_that_yields.let_go()
+    assert [TURN_SIZE + 60, 1, TURN_SIZE] == [future.result(5) for future in futures]
+    assert TURN_SIZE + 60 == sizes_of(turns_)[0]
+
+
+@pytest.mark.parametrize("yielding", [timedelta(0), GATHERING])
+@pytest.mark.parametrize("shares", [True, False])
+def test_who_does_not_yield_takes_all(url, tmp_path, yielding, shares):
+    """However much waits goes into one commit: of a front door, whose senders wait, and where there are no turns."""
+    turnstile = Turnstile(tmp_path / "ledger.sqlite3") if shares else None
+    bench, turns_ = Bench(url, turnstile=turnstile, yielding=yielding), []
+    bench.hold()
+    futures = bench.queue(*(sized(TURN_SIZE, turns_) for _ in range(5)))
+    bench.let_go()
+    assert [TURN_SIZE] * 5 == [future.result(5) for future in futures]
+    assert [5 * TURN_SIZE] == sizes_of(turns_)
+    bench.close()

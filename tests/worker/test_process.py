@@ -1,0 +1,244 @@
+"""Which tasks are delivered with the message that plans them, over a real ledger and the sandbox."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+
+from rules.load import load
+from rules.vocabulary import Contact, Event, EventState, LedgerBusyError, ProviderName, TaskState, TaskType
+from worker.dispatch import SINGLE_DELIVERY_LIMIT
+from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
+from worker.process import process_events
+from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
+from worker.settings import Secret, Settings
+from worker.wiring import SIDE_BY_SIDE, TOGETHER, Services, utc_now
+from worker.wiring import _hand as hand_of
+
+VAMBE, MINDHUNTERS = ProviderName.VAMBE, ProviderName.MINDHUNTERS
+#: After so long without a decision an event is dispatched again.
+TOO_LATE = timedelta(seconds=60)
+RULES = """
+rules:
+  - id: now
+    when: [deal.created, deal.won]
+    then:
+      - team_task: {title: "Offer {{ contact.name }}", assign: [cccccccc-cccc-4ccc-8ccc-cccccccccccc]}
+  - id: later
+    when: lead.updated
+    then:
+      - make_call: {agent: 11111111-1111-4111-8111-111111111111, title: "Ask {{ contact.name }}", at: +1h}
+  - id: both
+    when: [lead.created, deal.won]
+    then:
+      - make_call: {agent: 11111111-1111-4111-8111-111111111111, title: "Call {{ contact.name }}"}
+"""
+
+
+class Hall:
+    """A worker's services without a broker, whose providers are the sandbox's; `sent` is what was dispatched."""
+
+    def __init__(self, folder):
+        url = f"sqlite:///{folder / 'ledger.sqlite3'}"
+        migrate(url)
+        self.ledger = open_ledger(url)
+        self.sandbox = Sandbox().start()
+        self.sent = []
+        self.told = []
+        self.services = Services(
+            settings=Settings.from_environment({"LEADWIRE_HOME": str(folder)}),
+            ledger=self.ledger,
+            dispatcher=SimpleNamespace(tasks=lambda refs: self.sent.extend(ref.id for ref in refs)),
+            book=load({"a.yaml": RULES}, {}),
+            hands={
+                VAMBE: hand_of(VAMBE, self.sandbox.vambe_url, Secret(VAMBE_API_KEY), slots=2),
+                MINDHUNTERS: hand_of(MINDHUNTERS, self.sandbox.mindhunters_url, Secret(MINDHUNTERS_TOKEN), slots=2),
+            },
+            owner="w-1",
+        )
+        for hand in self.services.hands.values():
+            hand.pace.size = TOGETHER
+
+    def post(self, number, type_="deal.created", first=0):
+        """Record so many events; return their ids."""
+        now = utc_now()
+        names = [f"{place:03}" for place in range(first, first + number)]
+        events = [
+            Event(
+                id=f"ev_{name}",
+                source="crm",
+                type=type_,
+                occurred_at=now,
+                received_at=now,
+                contact=Contact(name=f"Ana {name}", phone="+56911112222"),
+                data={},
+            )
+            for name in names
+        ]
+        delivery = Delivery(id=f"dl_{first}", source="crm", received_at=now, body=b"{}", content_hash=f"h{first}")
+        incoming = [IncomingEvent(event=each, dedupe_key=each.id, content_hash="c") for each in events]
+        return list(self.ledger.record(delivery, incoming).event_ids)
+
+    def process(self, ids, **changes):
+        """Decide these events as one message does."""
+        return process_events(replace(self.services, **changes), ids, self._tell)
+
+    def _tell(self, type_, outcomes):
+        self.told.append((type_, len(outcomes)))
+
+    def states(self):
+        """Return how many tasks are in each state."""
+        return dict(self.ledger.counts().tasks)
+
+    def close(self):
+        """Give everything back."""
+        for hand in self.services.hands.values():
+            hand.pool.shutdown()
+            hand.transport.close()
+        self.sandbox.stop()
+        self.ledger.close()
+
+
+@pytest.fixture
+def hall(tmp_path):
+    """Give a worker that has nothing to do yet."""
+    hall = Hall(tmp_path)
+    yield hall
+    hall.close()
+
+
+@pytest.mark.parametrize("number", [1, SINGLE_DELIVERY_LIMIT])
+def test_few_tasks_get_messages_of_their_own(hall, number):
+    """As many as have a row each in Flower are only planned: nothing is claimed, and each is dispatched."""
+    tally = hall.process(hall.post(number))
+    assert {TaskState.QUEUED: number} == hall.states()
+    assert number == len(hall.sent)
+    assert ([], [], number) == (tally.batches, hall.told, tally.tasks)
+    assert [0] == sorted({task.epoch for task in hall.ledger.list_tasks()})
+    assert [] == hall.sandbox.tasks("vambe")
+
+
+def test_many_tasks_of_a_type_are_delivered_with_their_plans(hall):
+    """Of twenty events with one task each, all tasks are made at their first try, without a message more."""
+    tally = hall.process(hall.post(20))
+    assert {TaskState.DELIVERED: 20} == hall.states()
+    assert {(1, 1)} == {(task.attempts, task.epoch) for task in hall.ledger.list_tasks()}
+    assert 20 == len(hall.sandbox.tasks("vambe"))
+    (batch,) = tally.batches
+    assert (TaskType.TEAM_TASK, {TaskState.DELIVERED}) == (batch.type, {each.state for each in batch.outcomes})
+    assert {task.id for task in hall.ledger.list_tasks()} == {each.task_id for each in batch.outcomes}
+    assert ([], [], 20, 20) == (hall.sent, tally.quiet, tally.planned, tally.tasks)
+    assert {(TaskType.TEAM_TASK, 20)} == set(hall.told)
+    assert "20 of 20 events planned, 0 ignored, 20 tasks" == str(tally)
+
+
+def test_tasks_that_are_due_later_are_only_planned(hall):
+    """However many there are, nothing is claimed, and all are quiet."""
+    tally = hall.process(hall.post(20, "lead.updated"))
+    assert {TaskState.PLANNED: 20} == hall.states()
+    assert ([], [], 20) == (tally.batches, hall.sent, len(tally.quiet))
+
+
+def test_of_two_types_one_is_delivered_and_the_other_dispatched(hall):
+    """Each event's second task, of another type and provider, gets its message."""
+    tally = hall.process(hall.post(12, "deal.won"))
+    assert {TaskState.DELIVERED: 12, TaskState.QUEUED: 12} == hall.states()
+    (batch,) = tally.batches
+    delivered = {each.task_id for each in batch.outcomes}
+    assert (12, 12, set()) == (len(delivered), len(hall.sent), delivered & set(hall.sent))
+    assert {batch.type} == {task.type for task in hall.ledger.list_tasks() if task.id in delivered}
+
+
+def test_few_of_each_type_are_not_enough(hall):
+    """What counts is how many would share a message, not how many there are."""
+    ids = hall.post(6, "deal.won") + hall.post(2, "lead.created", first=6)
+    assert [] == hall.process(ids).batches
+    assert {TaskState.QUEUED: 14} == hall.states()
+
+
+def test_the_pace_bounds_what_is_delivered(hall):
+    """What the provider was not seen to answer within a moment is dispatched."""
+    hall.services.hands[VAMBE].pace.reset()
+    hall.process(hall.post(20))
+    assert {TaskState.DELIVERED: SIDE_BY_SIDE, TaskState.QUEUED: 20 - SIDE_BY_SIDE} == hall.states()
+    assert 20 - SIDE_BY_SIDE == len(hall.sent)
+
+
+def test_where_the_provider_has_no_thread_left_all_are_dispatched(hall):
+    """Its share is held: the plans are recorded all the same, and every task gets a message."""
+    hand = hall.services.hands[VAMBE]
+    hand.pace.reset()
+    assert all(hand.slots.take(0) for _ in range(2))
+    tally = hall.process(hall.post(20))
+    assert {TaskState.QUEUED: 20} == hall.states()
+    assert (20, [], [], 20) == (len(hall.sent), tally.batches, tally.quiet, tally.planned)
+
+
+def test_a_long_message_is_worked_through_in_turns(hall):
+    """More events than are planned together are planned and delivered in several goes, each with a row of its own."""
+    tally = hall.process(hall.post(2 * TOGETHER + 3))
+    assert [TOGETHER, TOGETHER] == [len(batch.outcomes) for batch in tally.batches]
+    assert {TaskState.DELIVERED: 2 * TOGETHER, TaskState.QUEUED: 3} == hall.states()
+    assert (2 * TOGETHER + 3, 3) == (tally.planned, len(hall.sent))
+
+
+def test_what_a_limit_keeps_is_neither_dispatched_nor_quiet(hall):
+    """Tasks that wait for their place in line are shown by their outcome, and come again by themselves."""
+    tally = hall.process(hall.post(12), limits={VAMBE: Limits(rate_per_second=0.01, burst=4)})
+    assert {TaskState.DELIVERED: 4, TaskState.WAITING: 8} == hall.states()
+    (batch,) = tally.batches
+    assert ([], [], 12) == (hall.sent, tally.quiet, len(batch.outcomes))
+
+
+def test_events_that_come_again_deliver_nothing_again(hall):
+    """A message that comes twice finds its events decided."""
+    ids = hall.post(12)
+    hall.process(ids)
+    tally = hall.process(ids)
+    assert (0, []) == (tally.planned, tally.batches)
+    assert 12 == len(hall.sandbox.tasks("vambe"))
+
+
+def test_events_that_may_have_crashed_a_worker_are_tried_alone(hall):
+    """Each event that was dispatched before is planned by itself, however many come with it."""
+    ids = hall.post(12)
+    later = utc_now() + TOO_LATE
+    assert 12 == len(hall.ledger.overdue_events(later, TOO_LATE / 2, 100))
+    clock = replace(hall.services.clock, now=lambda: later)
+    assert [] == hall.process(ids, clock=clock).batches
+    assert {TaskState.QUEUED: 12} == hall.states()
+
+
+class Faulty:
+    """A ledger that cannot do one thing."""
+
+    def __init__(self, ledger, error):
+        self._ledger = ledger
+        self._error = error
+
+    def __getattr__(self, name):
+        return getattr(self._ledger, name)
+
+    def record_and_claim(self, *_):
+        """Raise what it is to raise."""
+        raise self._error
+
+
+def test_what_cannot_be_recorded_together_is_recorded_alone(hall):
+    """A fault of one event's row costs the others only the way at once: each is planned by itself."""
+    hall.process(hall.post(12), ledger=Faulty(hall.ledger, ValueError("a row")))
+    assert {TaskState.QUEUED: 12} == hall.states()
+    assert {EventState.PROCESSED} == {event.state for event in hall.ledger.list_events()}
+    assert 2 == hall.services.hands[VAMBE].slots.free
+
+
+def test_a_busy_ledger_leaves_the_events_to_the_sweep(hall):
+    """Nothing is wrong with events that a busy ledger could not record: they stay to be decided, and no try is counted."""
+    with pytest.raises(LedgerBusyError):
+        hall.process(hall.post(12), ledger=Faulty(hall.ledger, LedgerBusyError("busy")))
+    assert {} == hall.states()
+    assert {(EventState.RECEIVED, 0)} == {(event.state, event.tries) for event in hall.ledger.list_events()}
+    assert 2 == hall.services.hands[VAMBE].slots.free
