@@ -3,12 +3,17 @@
 llhttp, through httptools, reads heads and chunks. The socket is ours, and so is the decision where an answer ends, because
 these must be exact: no read or write outlasts what is left of the attempt; it is known whether a byte of the request was
 handed to the kernel; an end of the connection within a head, a body of known length or chunks is a fault; and what comes
-behind an answer is noticed, to the byte. None of llhttp's leniencies is switched on: lines that end without a carriage return,
-folded headers, a repeated Content-Length, or one beside a Transfer-Encoding, make a broken answer.
+behind an answer is noticed, to the byte.
+
+An answer that can be understood in one way only is understood, for a broken one costs a question to the provider or to a
+person: folded header lines are unfolded (RFC 9112, section 5.2), a Content-Length that is repeated with the same digits is one
+(section 6.3), chunks win over a length beside them but end the connection, and a chunk's length may be padded. Lines that end
+without a carriage return, and lengths that differ, make a broken answer.
 """
 
 from __future__ import annotations
 
+import re
 import select
 import socket
 import ssl
@@ -38,7 +43,13 @@ HEADER_LIMIT: Final = 100
 #: What may come between two parts of a chunked body: lengths, extensions, trailers.
 CHUNK_HEAD_LIMIT_BYTES: Final = 64 * 1024
 
+#: How an answer begins, and how its head ends.
+_START: Final = b"HTTP/1."
 _HEAD_END: Final = b"\r\n\r\n"
+#: Where a header goes on in the next line, and a line that tells the length of the body, perhaps more than once.
+_FOLD: Final = re.compile(rb"\r?\n[ \t]+")
+_LENGTH: Final = re.compile(rb"(?i)\r\nContent-Length:[ \t]*([0-9]+(?:[ \t]*,[ \t]*[0-9]+)*)[ \t]*(?=\r\n)")
+_NOT_HTTP: Final = "the answer is no HTTP/1 answer"
 _LEAST_STATUS: Final = 100
 
 
@@ -146,29 +157,35 @@ class Answer:
         self._receive = receive
         self._heard = _Heard()
         self._parser = HttpResponseParser(self._heard)
+        self._parser.set_dangerous_leniencies(lenient_chunked_length=True, lenient_spaces_after_chunk_size=True)
         head, self.rest = self._split(data)
+        is_understood = self._parse(_plain(head)) and self._heard.head_is_over and head.startswith(_START)
         self.status = self._parser.get_status_code()
-        if not self._heard.head_is_over or not head.startswith(b"HTTP/1.") or self.status < _LEAST_STATUS:
-            raise BrokenAnswerError("the answer is no HTTP/1 answer")
+        if not is_understood or self.status < _LEAST_STATUS:
+            raise BrokenAnswerError(_NOT_HTTP)
         if self._heard.count > HEADER_LIMIT:
             raise BrokenAnswerError("the answer has too many headers")
         self.headers = self._heard.headers
         self.can_be_kept = False
         connection = self.headers.get("connection", "").lower()
         asks_to_stay = head.startswith(b"HTTP/1.1") or "keep-alive" in connection
-        self._may_stay = asks_to_stay and "close" not in connection and self.status != SWITCHING
+        # Of two who disagree about an answer's end, one takes its rest for the next answer.
+        is_clear = not {"content-length", "transfer-encoding"} <= self.headers.keys()
+        self._may_stay = asks_to_stay and is_clear and "close" not in connection and self.status != SWITCHING
 
     def parts(self, method: str) -> Iterator[bytes]:
         """Yield the body, as the answer to this method, in parts. Raises like the constructor when it breaks off."""
         codings = {coding.strip() for coding in self.headers.get("transfer-encoding", "").lower().split(",")}
         if method == "HEAD" or self.status in BODILESS:
-            self.can_be_kept = self._may_stay and codings == {""} and not self.rest
+            # A body that was announced may still come, although none belongs here.
+            is_over = method == "HEAD" or not self.headers.get("content-length", "").strip("0")
+            self.can_be_kept = self._may_stay and is_over and codings == {""} and not self.rest
         elif codings == {"chunked"}:
             yield from self._chunks()
         elif "chunked" in codings:
             raise BrokenAnswerError("the answer's Transfer-Encoding cannot be undone")
         elif "content-length" in self.headers:
-            yield from self._counted(int(self.headers["content-length"]))
+            yield from self._counted(self._length_bytes())
         else:
             data = self.rest or self._receive()
             while data:
@@ -176,20 +193,27 @@ class Answer:
                 data = self._receive()
 
     def _split(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return the head, which the parser has read then, and what came behind it."""
-        read_bytes = 0
+        """Return the head and what came behind it. What does not begin like an answer is not waited for."""
+        searched_bytes = 0
         data = data or self._more()
-        while (found := data.find(_HEAD_END, max(read_bytes - len(_HEAD_END) + 1, 0))) < 0:
-            self._parse(data[read_bytes:])
-            read_bytes = len(data)
-            if read_bytes > HEAD_LIMIT_BYTES:
+        while (found := data.find(_HEAD_END, max(searched_bytes - len(_HEAD_END) + 1, 0))) < 0:
+            line_end = data.find(b"\n")
+            if not data.startswith(_START[: len(data)]) or (line_end >= 0 and data[line_end - 1 : line_end] != b"\r"):
+                raise BrokenAnswerError(_NOT_HTTP)
+            searched_bytes = len(data)
+            if searched_bytes > HEAD_LIMIT_BYTES:
                 break
             data += self._more()
         end = found + len(_HEAD_END)
         if found < 0 or end > HEAD_LIMIT_BYTES:
             raise BrokenAnswerError("the answer's head is too long")
-        self._parse(data[read_bytes:end])
         return data[:end], data[end:]
+
+    def _length_bytes(self) -> int:
+        try:
+            return int(self.headers["content-length"])
+        except ValueError:  # more digits than Python converts; the parser lets leading zeros pass
+            raise BrokenAnswerError("the answer's Content-Length is too long") from None
 
     def _counted(self, left_bytes: int) -> Iterator[bytes]:
         data = self.rest
@@ -204,32 +228,47 @@ class Answer:
         data, between_bytes = self.rest or self._more(), 0
         while True:
             # The last byte by itself: an answer that is over before it has something behind it.
-            self._parse(data[:-1])
+            is_understood = self._parse(data[:-1])
             has_surplus = self._heard.is_over
-            self._parse(data[-1:])
+            is_understood = is_understood and self._parse(data[-1:])
             parts, self._heard.body = self._heard.body, []
             self.can_be_kept = self._may_stay and self._heard.is_over and not has_surplus
-            yield from parts
+            yield from parts  # also those before a fault: wherever a read ends, the same is told
             if self._heard.is_over:
                 return
+            if not is_understood:
+                raise BrokenAnswerError(_NOT_HTTP)
             between_bytes = 0 if parts else between_bytes + len(data)
             if between_bytes > CHUNK_HEAD_LIMIT_BYTES:
                 raise BrokenAnswerError("the answer has too much between its chunks")
             data = self._more()
 
-    def _parse(self, data: bytes) -> None:
-        """Give the parser what came. What it says of bytes behind the answer, or of a change of protocol, is no fault."""
+    def _parse(self, data: bytes) -> bool:
+        """Say whether the parser understood. What it says of bytes behind the answer, or of a change of protocol, is no fault."""
         try:
             self._parser.feed_data(data)
-        except (HttpParserError, HttpParserUpgrade) as error:
-            if not self._heard.is_over:
-                raise BrokenAnswerError("the answer is no HTTP/1 answer") from error
+        except (HttpParserError, HttpParserUpgrade):
+            return self._heard.is_over
+        return True
 
     def _more(self) -> bytes:
         data = self._receive()
         if not data:
             raise BrokenAnswerError("the connection ended within the answer")
         return data
+
+
+def _plain(head: bytes) -> bytes:
+    """Return a head with each header in one line, and with one Content-Length where it tells the same one several times."""
+    if b"\n " in head or b"\n\t" in head:
+        first, line_end, rest = head.partition(b"\r\n")
+        head = first + line_end + _FOLD.sub(b" ", rest)
+    found = _LENGTH.findall(head)
+    lengths = [length.strip() for line in found for length in line.split(b",")]
+    if len(lengths) > 1 and len(set(lengths)) == 1:
+        head = _LENGTH.sub(b"", head)
+        head = head.removesuffix(_HEAD_END) + b"\r\nContent-Length: " + lengths[0] + _HEAD_END
+    return head
 
 
 class Connection:

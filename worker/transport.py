@@ -113,7 +113,7 @@ class Transport:
         """
         try:
             address, data = self._prepare(request)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             return NeverSent(error=f"{type(error).__name__}: the request cannot be put into HTTP")
         attempt = Attempt(deadline_seconds, may_begin)
         for _ in range(STALE_LIMIT):
@@ -136,7 +136,10 @@ class Transport:
             connection.close()
 
     def _prepare(self, request: Request) -> tuple[Address, bytes]:
-        """Return where the request goes and its bytes. Raises ValueError or TypeError for what HTTP or JSON cannot hold."""
+        """Return where the request goes and its bytes.
+
+        Raises ValueError or TypeError for what HTTP or JSON cannot hold, RecursionError for JSON that is nested too deep.
+        """
         root, content, own = self._root, b"", dict(request.headers)
         if request.json is not None:
             content = _JSON.encode(request.json).encode()

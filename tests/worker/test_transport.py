@@ -234,6 +234,15 @@ def test_what_is_not_json_was_never_sent(json) -> None:
     assert isinstance(sent, NeverSent), sent
 
 
+def test_json_that_is_nested_too_deep_was_never_sent() -> None:
+    """A body that cannot be encoded for its depth ends like any other that cannot."""
+    nested: list = []
+    for _ in range(200_000):
+        nested = [nested]
+    sent = Transport("http://127.0.0.1:1").send(Request(method="POST", path="/tasks", json=nested))
+    assert NeverSent(error="RecursionError: the request cannot be put into HTTP") == sent
+
+
 def test_a_header_that_http_forbids_was_never_sent() -> None:
     """A credential with a line end in it ends every send, not the making of the transport."""
     transport = Transport("http://127.0.0.1:1", {"Authorization": "fake\r\nX: y"})
@@ -282,7 +291,7 @@ def test_a_closed_transport_never_sends() -> None:
         pytest.param(closing(b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n"), id="another HTTP"),
         pytest.param(closing(b"\r\n" + CREATED), id="an empty line before the answer"),
         pytest.param(closing(CREATED.replace(b"\r\n", b"\n")), id="lines without a carriage return"),
-        pytest.param(closing(b"HTTP/1.1 201 Created\r\nX: a\r\n b\r\n\r\n"), id="a folded header"),
+        pytest.param(closing(CREATED.replace(b"\r\n", b"\r\n X: a\r\n", 1)), id="a folded first line"),
         pytest.param(closing(chunked(b"some", b"more")[:-3]), id="closed before the last chunk's end"),
         pytest.param(closing(chunked(b"some", b"more")[:-9]), id="closed within a chunk"),
         pytest.param(
@@ -608,7 +617,11 @@ def test_many_threads_share_one_transport() -> None:
         pytest.param(b"HTTP/1.1 201 Created\r\nContent-Length: 10\r\nContent-Length: 11\r\n\r\n", id="two lengths"),
         pytest.param(b"HTTP/1.1 201 Created\r\nContent-Length: -1\r\n\r\n", id="a negative length"),
         pytest.param(b"HTTP/1.1 201 Created\r\nContent-Length: +10\r\n\r\n", id="a signed length"),
-        pytest.param(b"HTTP/1.1 201 Created\r\nContent-Length: 10, 10\r\n\r\n", id="a list of lengths"),
+        pytest.param(b"HTTP/1.1 201 Created\r\nContent-Length: 10, 11\r\n\r\n", id="a list of lengths"),
+        pytest.param(
+            b"HTTP/1.1 201 Created\r\nContent-Length: 10\r\nContent-Length: 10, 010\r\n\r\n", id="other digits"
+        ),
+        pytest.param(b"HTTP/1.1 201 Created\r\nContent-Length: %s10\r\n\r\n" % (b"0" * 5000), id="an endless length"),
         pytest.param(
             b"HTTP/1.1 201 Created\r\nContent-Length: 10\r\nTransfer-Encoding: chunked\r\n\r\n",
             id="a length, and chunks",
@@ -630,12 +643,74 @@ def test_an_answer_whose_end_is_unclear_settles_nothing(head) -> None:
     assert isinstance(sent, NoAnswer) or sent.status == 101, sent
 
 
-@pytest.mark.parametrize("status", [b"200 OK", b"503 Busy"])
-def test_a_length_beside_chunks_is_broken_whatever_the_status(status) -> None:
-    """A head that cannot be believed is no answer, not even a failing one; its error tells no text of it."""
-    head = b"HTTP/1.1 %s\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\nX: private\r\n\r\n" % status
-    expected = NoAnswer(error="BrokenAnswer: the answer is no HTTP/1 answer")
-    assert expected == send_once(closing(head + b"0\r\n\r\n"))
+STATUSES = pytest.mark.parametrize("status", [200, 422, 503])
+
+
+@STATUSES
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Content-Length: 10\r\ncontent-length:10\r\n",
+        b"Content-Length: 10, 10\r\n",
+        b"Content-Length: 10 ,10\r\nX: y\r\nContent-Length: 10\r\n",
+        b"Content-Length:\r\n 10\r\n",
+    ],
+)
+def test_a_length_that_is_repeated_is_one(status, lines) -> None:
+    """The same digits several times, or in the next line, tell one length, whatever the status."""
+    sent, kept = read_pieces([b"HTTP/1.1 %d Word\r\n%s\r\n" % (status, lines), b'{"id": 17}'])
+    assert isinstance(sent, Answered)
+    assert (status, b'{"id": 17}', "10", True) == (sent.status, sent.body, sent.headers["content-length"], kept)
+
+
+@STATUSES
+@pytest.mark.parametrize("length", [b"3", b"10", b"10, 10"])
+def test_chunks_win_over_a_length_beside_them(status, length) -> None:
+    """The body is the chunks whatever the length and the status, and the connection is not kept."""
+    answer = chunked(b'{"id"', b": 17}").replace(b"200 OK\r\n", b"%d Word\r\nContent-Length: %s\r\n" % (status, length))
+    sent, kept = read_pieces([answer])
+    assert isinstance(sent, Answered)
+    assert (status, b'{"id": 17}', False, False) == (sent.status, sent.body, sent.truncated, kept)
+
+
+@STATUSES
+def test_a_folded_header_is_unfolded(status) -> None:
+    """A value that goes on in the next lines is one value, with one space for each fold, however the lines end."""
+    lines = b"X-One: a\r\n b\r\n\t c\r\nX-Two: a;\n    b\r\nContent-Length: 10\r\n"
+    answer = b'HTTP/1.1 %d Word\r\n%s\r\n{"id": 17}' % (status, lines)
+    expected = Answered(
+        status=status, headers={"x-one": "a b c", "x-two": "a; b", "content-length": "10"}, body=b'{"id": 17}'
+    )
+    assert (expected, True) == read_pieces([answer]) == read_pieces(one_by_one(answer))
+
+
+@pytest.mark.parametrize("start", [b"SSH-2.0-OpenSSH_9.9\r\n", b"\r\n", b"HTTP/2", b"HTTP/1.1 201 Created\n"])
+def test_what_begins_like_no_answer_is_not_waited_for(start) -> None:
+    """A provider that speaks something else is found out by what it says, not by the deadline."""
+    with pytest.raises(BrokenAnswerError, match="no HTTP/1 answer"):
+        read_pieces(one_by_one(start))
+
+
+def test_chunks_may_be_padded_and_followed_by_a_length() -> None:
+    """Spaces behind a chunk's length and a Content-Length behind the chunks change nothing."""
+    answer = chunked(b'{"id"', b": 17}", trailers=b"Content-Length: 10\r\n").replace(b"5\r\n", b"5  \r\n")
+    expected = Answered(status=200, headers={"transfer-encoding": "chunked"}, body=b'{"id": 17}')
+    assert (expected, True) == read_pieces([answer]) == read_pieces(one_by_one(answer))
+
+
+@given(st.data())
+def test_however_broken_chunks_are_cut_their_body_is_the_same(data) -> None:
+    """What a failing answer told before its chunks broke is shown, also when it came in the same read as the fault."""
+    answer = chunked(b'{"error"', b': "x"}').replace(b"200 OK", b"422 Word").replace(b"\r\n0\r\n", b"\r\nno chunk\r\n")
+    end = data.draw(st.integers(answer.index(b"\r\n\r\n") + 4, len(answer)))
+    expected = Answered(status=422, headers={"transfer-encoding": "chunked"}, body=b'{"error": "x"}', truncated=True)
+    assert (expected, False) == read_pieces([answer]) == read_pieces([answer[:end], answer[end:]])
+
+
+def test_an_endless_length_is_a_fault_with_fixed_words() -> None:
+    """A length of thousands of digits is named without them."""
+    expected = NoAnswer(error="200 and then BrokenAnswer: the answer's Content-Length is too long")
+    assert (expected, False) == read_pieces([b"HTTP/1.1 200 OK\r\nContent-Length: %s\r\n\r\n" % (b"0" * 5000)])
 
 
 def test_the_head_has_a_bound() -> None:
@@ -705,6 +780,9 @@ def test_a_header_may_come_in_two_reads() -> None:
         (False, b"HTTP/1.1 200 OK\r\nConnection: x, Close\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
         (False, b"HTTP/1.1 200 OK\r\n\r\na"),
         (False, b"HTTP/1.1 204 Done\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        (True, b"HTTP/1.1 204 Done\r\nContent-Length: 0\r\n\r\n"),
+        (False, b"HTTP/1.1 204 Done\r\nContent-Length: 10\r\n\r\n"),
+        (False, b"HTTP/1.1 304 Same\r\nContent-Length: 10\r\n\r\n"),
         (False, b"HTTP/1.1 101 Switching Protocols\r\n\r\n"),
     ],
 )
