@@ -34,7 +34,7 @@ from celery.worker.request import Request as CeleryRequest
 from rules.vocabulary import Problem, Task, TaskState, instant
 from worker.deliver import Delivered
 from worker.dispatch import CELERY_TASK_OF, SINGLE_DELIVERY_LIMIT
-from worker.process import Batch
+from worker.first_attempts import Batch
 
 #: Every id of a touch begins so, and no other row's does.
 TOUCH: Final = "tk_"
@@ -133,7 +133,7 @@ def batch(delivered: Batch, now: datetime, send: Send) -> None:
         received=began_seconds,
         started=began_seconds,
         runtime=(now - delivered.began_at).total_seconds(),
-        result=summary(delivered.outcomes),
+        result=repr(summary(delivered.outcomes)),  # as Celery shows what a message returns
     )
 
 

@@ -20,6 +20,7 @@ from rules.vocabulary import PROVIDER_OF, ProviderName, TaskState, TaskType
 from worker import board, cycles
 from worker.deliver import Delivered, deliver
 from worker.dispatch import CELERY_TASK_OF, PROCESS_EVENT
+from worker.first_attempts import Batch
 from worker.follow import Follow
 from worker.process import process_events
 from worker.queues import EVENTS_QUEUE, QUEUE_OF, QueueDepths, celery_app, declare
@@ -46,14 +47,15 @@ def create(services: Services) -> Celery:
     @app.task(name=PROCESS_EVENT, Request=board.Request)
     def process_event(event_ids: Sequence[str]) -> str:
         def tell(type_: TaskType, outcomes: Sequence[Delivered]) -> None:
-            board.announce(outcomes, CELERY_TASK_OF[type_], events.send)
+            events.tell(outcomes, CELERY_TASK_OF[type_])
 
-        tally = process_events(services, event_ids, tell)
-        board.planned(tally.quiet, utc_now(), events.send)
-        for batch in tally.batches:
+        def ended(batch: Batch) -> None:
             board.batch(batch, utc_now(), events.send)
             retelling.note(batch.outcomes)
             answering.note(batch.outcomes)
+
+        tally = process_events(services, event_ids, tell, ended)
+        board.planned(tally.quiet, utc_now(), events.send)
         return str(tally)
 
     for type_ in TaskType:
@@ -95,9 +97,7 @@ def _delivering(
             named = [
                 outcome if outcome.rule else replace(outcome, rule=rule, attempt=attempt or 1) for outcome in outcomes
             ]
-            board.announce(named, name, events.send)
-            if any(outcome.state is TaskState.WAITING for outcome in outcomes):
-                events.flush()  # nothing that others send of these tasks afterwards may arrive before
+            events.tell(named, name)
 
         alone = isinstance(task_ids, str)
         outcomes = deliver(services, provider, [task_ids] if isinstance(task_ids, str) else task_ids, tell)
@@ -130,8 +130,13 @@ class _Events:
         except Exception as error:  # noqa: BLE001 - the transports share no root of exceptions; the ledger has it all
             log.debug("Flower misses an event: %s", type(error).__name__)
 
-    def flush(self) -> None:
-        """Have what was sent leave now."""
+    def tell(self, outcomes: Sequence[Delivered], name: str) -> None:
+        """Show outcomes of tasks of this Celery name; what waits leaves now: nothing that others send of it may arrive before."""
+        board.announce(outcomes, name, self.send)
+        if any(outcome.state is TaskState.WAITING for outcome in outcomes):
+            self._flush()
+
+    def _flush(self) -> None:
         dispatcher = self._consumer.event_dispatcher if self._consumer else None
         with suppress(Exception):  # likewise
             if dispatcher is not None:

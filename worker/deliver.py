@@ -3,8 +3,7 @@
 The attempt is recorded before the request leaves and settled after; whatever dies in between leaves an attempt without an
 outcome, which becomes `unknown` and is never sent again by itself.
 
-Under load the first attempts are claimed in the transaction that records the plans, and made without another message
-(`deliver_planned`): the step in between costs more than all else.
+What is claimed elsewhere, as `first_attempts.py` does, is sent and settled here too.
 """
 
 from __future__ import annotations
@@ -18,22 +17,19 @@ from typing import Final, TypeVar
 
 from rules.drafting import mark
 from rules.vocabulary import (
-    PROVIDER_OF,
     LedgerBusyError,
     LedgerInDoubtError,
-    Plan,
     ProviderName,
     TaskState,
-    TaskType,
     Verdict,
     instant,
 )
 from worker.alerting import tell_of
 from worker.attempt import Attempted, attempt
-from worker.ledger import Claim, ClaimTerms, Held, Limits, NotClaimed, PauseKind, Settlement, TaskRef
+from worker.ledger import Claim, Held, Limits, NotClaimed, PauseKind, Settlement
 from worker.retry import History, next_step
 from worker.side_by_side import Made, SideBySide
-from worker.wiring import SIDE_BY_SIDE, Clock, Hand, Pace, Services
+from worker.wiring import SIDE_BY_SIDE, TOGETHER, Clock, Hand, Pace, Services
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +37,6 @@ _Written = TypeVar("_Written")
 
 #: How long a message waits for one of its provider's slots before it is put back.
 SLOT_PATIENCE_SECONDS: Final = 0.2
-#: How long plans wait for one where the provider answers quickly: it comes free soon, and a message more costs more.
-PLAN_PATIENCE_SECONDS: Final = 1.0
 #: How long a claim holds; then the sweep calls the outcome unknown. Longer than any attempt.
 LEASE: Final = timedelta(seconds=60)
 #: How long a settlement is tried while the ledger is busy; the answer is known and must not be lost.
@@ -79,45 +73,12 @@ def deliver(services: Services, provider: ProviderName, task_ids: Sequence[str],
     claimed is put back for the sweep.
     """
     hand = services.hands[provider]
-    if not hand.slots.take(SLOT_PATIENCE_SECONDS):
+    if not hand.take_slot(SLOT_PATIENCE_SECONDS):
         return _put_back(services, task_ids, f"{provider} holds its share of the threads", tell)
     try:
         if len(task_ids) == 1:
             return _deliver_alone(services, hand, task_ids, tell)
         return _deliver_together(services, hand, task_ids, tell)
-    finally:
-        hand.slots.give()
-
-
-def deliver_planned(
-    services: Services, plans: Sequence[Plan], type_: TaskType, tell: Tell
-) -> tuple[tuple[TaskRef, ...], list[Delivered]] | None:
-    """Record these plans, and deliver of their due tasks of one type as many as `deliver` would take on together.
-
-    Return the other tasks that are due now, which have been dispatched, and the outcomes. None, and nothing is recorded, when
-    the provider holds its share of the worker's threads, or others wait for it.
-    """
-    hand = services.hands[PROVIDER_OF[type_]]
-    clock, owner, limits = services.clock, _claim_name(services), _limits(services, hand)
-    if services.closing.is_set() or hand.pace.full_until_seconds > clock.awake_seconds():
-        return None
-    if not hand.slots.take(PLAN_PATIENCE_SECONDS if hand.pace.size > SIDE_BY_SIDE else 0):
-        return None
-    try:
-        claimed_seconds = clock.awake_seconds()
-        most = min(hand.pace.size, _most_at_once(services, hand) or hand.pace.size)
-        terms = ClaimTerms(type=type_, most=most, lease=LEASE, owner=owner, limits=limits)
-        try:
-            due, answers = services.ledger.record_and_claim(plans, clock.now(), terms)
-        except LedgerInDoubtError:
-            _undo_claim(services, owner, [task.id for plan in plans for task in plan.tasks])
-            raise
-        services.dispatcher.tasks(due)
-        delivered, held = _send_slice(services, hand, answers, claimed_seconds, tell)
-        if held is Held.CONCURRENCY:
-            hand.pace.full(clock.awake_seconds())
-        tell([outcome for outcome in delivered if not outcome.told])
-        return due, delivered
     finally:
         hand.slots.give()
 
@@ -147,16 +108,15 @@ def _deliver_together(services: Services, hand: Hand, task_ids: Sequence[str], t
     """
     delivered: list[Delivered] = []
     rest = list(task_ids)
-    most = _most_at_once(services, hand) or len(rest)
+    most = most_at_once(services, hand) or len(rest)
     held: Held | None = None
     while rest:
         if services.closing.is_set():
             return delivered + _put_back(services, rest, "the worker ends", tell)
-        if held is Held.CONCURRENCY:
-            hand.pace.full(services.clock.awake_seconds())
+        if held_back(services, hand, held):
             why = f"{hand.provider.name} has as many requests as it may have at once"
             return delivered + _put_back(services, rest, why, tell)
-        size = len(rest) if held else min(hand.pace.size, most)
+        size = len(rest) if held else min(hand.pace.size, most, TOGETHER)
         done, held = _deliver_slice(services, hand, rest[:size], tell)
         tell([outcome for outcome in done if not outcome.told])
         delivered += done
@@ -168,10 +128,10 @@ def _deliver_slice(
     services: Services, hand: Hand, task_ids: Sequence[str], tell: Tell
 ) -> tuple[list[Delivered], Held | None]:
     claimed_seconds = services.clock.awake_seconds()
-    return _send_slice(services, hand, _claim(services, hand, task_ids), claimed_seconds, tell)
+    return send(services, hand, _claim(services, hand, task_ids), claimed_seconds, tell)
 
 
-def _send_slice(
+def send(
     services: Services, hand: Hand, answers: Sequence[Claim | NotClaimed], claimed_seconds: float, tell: Tell
 ) -> tuple[list[Delivered], Held | None]:
     """Send what was claimed in one transaction side by side, and settle together what was answered meanwhile.
@@ -181,9 +141,17 @@ def _send_slice(
     claims = [claim for claim in answers if isinstance(claim, Claim)]
     delivered = [_not_claimed(answer) for answer in answers if isinstance(answer, NotClaimed)]
     attempts: list[Attempted | None] = []
-    for group in SideBySide(services, hand, claims, claimed_seconds).answers():
+    side_by_side = SideBySide(services, hand, claims, claimed_seconds)
+    fault: Exception | None = None
+    for group in side_by_side.answers():
         attempts += [attempted for _, attempted in group]
-        delivered += _settle(services, group, tell)
+        try:
+            delivered += _settle(services, group, tell)
+        except Exception as error:  # noqa: BLE001 - raised when the others of these claims are settled, or given back
+            side_by_side.stop()
+            fault = fault or error
+    if fault is not None:
+        raise fault
     _learn(hand.pace, attempts)
     kept = [answer.held for answer in answers if isinstance(answer, NotClaimed) and answer.held is not None]
     held = kept[-1] if kept else None
@@ -191,32 +159,40 @@ def _send_slice(
 
 
 def _claim(services: Services, hand: Hand, task_ids: Sequence[str]) -> list[Claim | NotClaimed]:
-    owner = _claim_name(services)
+    owner = claim_name(services)
     try:
-        return services.ledger.claim(task_ids, services.clock.now(), LEASE, owner, _limits(services, hand))
+        return services.ledger.claim(task_ids, services.clock.now(), LEASE, owner, limits_for(services, hand))
     except LedgerInDoubtError:
-        _undo_claim(services, owner, task_ids)
+        undo_claim(services, owner, task_ids)
         raise
 
 
-def _claim_name(services: Services) -> str:
+def claim_name(services: Services) -> str:
     """Return a name of its own for a claim, so that one of which nobody knows whether it stands is undone if it does."""
     return f"{services.owner}/{next(services.claim_numbers)}"
 
 
-def _undo_claim(services: Services, owner: str, task_ids: Sequence[str]) -> None:
+def undo_claim(services: Services, owner: str, task_ids: Sequence[str]) -> None:
+    """Give back what a claim under this name has, of which nobody knows whether it stands and nothing was sent."""
     clock, ledger = services.clock, services.ledger
     given = _patiently(clock, lambda: ledger.give_back_of(owner, task_ids, clock.now()), ", ".join(task_ids))
     log.warning("a claim's commit was in doubt; of it was given back, unsent: %s", ", ".join(given) or "nothing")
 
 
-def _limits(services: Services, hand: Hand) -> Mapping[ProviderName, Limits]:
+def limits_for(services: Services, hand: Hand) -> Mapping[ProviderName, Limits]:
     """Return the limits of this provider alone: the other's line is not touched."""
     name = hand.provider.name
     return {name: services.limits[name]} if name in services.limits else {}
 
 
-def _most_at_once(services: Services, hand: Hand) -> int:
+def held_back(services: Services, hand: Hand, held: Held | None) -> bool:
+    """Whether a provider has as many requests as it may have at once; its pace learns that."""
+    if held is Held.CONCURRENCY:
+        hand.pace.full(services.clock.awake_seconds())
+    return held is Held.CONCURRENCY
+
+
+def most_at_once(services: Services, hand: Hand) -> int:
     """Return how many requests a provider may have at once, 0 for no limit."""
     return services.limits.get(hand.provider.name, Limits()).concurrency
 

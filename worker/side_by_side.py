@@ -29,25 +29,27 @@ Made = tuple[Claim, Attempted | None]
 
 
 class SideBySide:
-    """The attempts at these claims, of one provider, begun by `claimed_seconds` as `attempt` has it."""
+    """The attempts at these claims, of one provider, begun by `claimed_seconds` as `attempt` has it.
+
+    Every claim is answered once: by whoever takes it off the list, and only that one may send it.
+    """
 
     def __init__(self, services: Services, hand: Hand, claims: Sequence[Claim], claimed_seconds: float) -> None:
         self._services = services
         self._hand = hand
         self._claimed_seconds = claimed_seconds
         self._left = deque(claims)
-        self._begun: dict[str, Claim] = {}
         self._made: deque[Made] = deque()
-        self._number = len(claims)
+        self._open = len(claims)
+        self._lock = threading.Lock()
         self._some = threading.Event()
         self._all = threading.Event()
-        self._threads: list[Future[None]] = []
 
     def answers(self) -> Iterator[list[Made]]:
         """Make the attempts and give what they came to, in groups, as it comes."""
+        given, number = 0, self._open
         self._begin()
-        given = 0
-        while given < self._number:
+        while given < number:
             self._some.wait()
             self._all.wait(COMPANY_SECONDS)
             self._some.clear()  # before it is taken: what comes from here on counts as new
@@ -56,59 +58,63 @@ class SideBySide:
             if group:
                 yield group
 
+    def stop(self) -> None:
+        """Begin no further attempt; what was not begun is answered with None."""
+        while (claim := self._next()) is not None:
+            self._answer(claim, None)
+
     def _begin(self) -> None:
-        for _ in range(min(SIDE_BY_SIDE, self._number)):
+        threads: list[Future[None]] = []
+        for _ in range(min(SIDE_BY_SIDE, self._open)):
             try:
-                self._threads.append(self._hand.pool.submit(self._work_off))
+                threads.append(self._hand.pool.submit(self._work_off))
             except RuntimeError as error:  # no thread is to be had, or the process ends
                 log.error("no further thread sends to %s: %s", self._hand.provider.name, error)
                 break
-        lock = threading.Lock()
-        running = len(self._threads)
+        if not threads:
+            self.stop()
+            return
+        running = len(threads)
 
         def ended(_thread: Future[None]) -> None:
             nonlocal running
-            with lock:
+            with self._lock:
                 running -= 1
                 is_last = running == 0
-            if is_last:
-                self._end()
+            if is_last:  # of cancelled ones nobody took anything
+                self.stop()
 
-        for thread in self._threads:
+        for thread in threads:
             thread.add_done_callback(ended)
-        if not self._threads:
-            self._end()
 
     def _work_off(self) -> None:
-        while True:
+        while (claim := self._next()) is not None:
+            made: Attempted | None = _fault(SystemExit())
             try:
-                claim = self._left.popleft()
-            except IndexError:
-                return
-            self._begun[claim.task.id] = claim
-            made = self._attempted(claim)
-            del self._begun[claim.task.id]
-            self._made.append((claim, made))
-            self._some.set()
+                made = attempt(self._services, self._hand, claim, self._claimed_seconds)
+            except Exception as error:  # a fault of ours leaves it open what became of it, and concerns this task alone
+                log.exception("task %s: a fault in its attempt; it may have been executed", claim.task.id)
+                made = _fault(error)
+            finally:
+                self._answer(claim, made)
 
-    def _attempted(self, claim: Claim) -> Attempted | None:
-        """Make one attempt; a fault of ours leaves it open what became of it, and concerns this task alone."""
+    def _next(self) -> Claim | None:
         try:
-            return attempt(self._services, self._hand, claim, self._claimed_seconds)
-        except Exception as error:
-            log.exception("task %s: a fault in its attempt; it may have been executed", claim.task.id)
-            return _fault(error)
+            return self._left.popleft()
+        except IndexError:
+            return None
 
-    def _end(self) -> None:
-        """Account for what no thread took, or ended with."""
-        for claim in self._begun.values():
-            self._made.append((claim, _fault(RuntimeError())))
-        self._made.extend((claim, None) for claim in self._left)
-        self._all.set()
+    def _answer(self, claim: Claim, made: Attempted | None) -> None:
+        self._made.append((claim, made))
+        with self._lock:
+            self._open -= 1
+            is_last = self._open == 0
+        if is_last:
+            self._all.set()
         self._some.set()
 
 
-def _fault(error: Exception) -> Attempted:
+def _fault(error: BaseException) -> Attempted:
     reason = f"a fault in the worker ({type(error).__name__}) while it was sent: it may have been executed."
     return Attempted(reading=Reading(verdict=Verdict.UNKNOWN, reason=reason))
 

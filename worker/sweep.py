@@ -25,8 +25,8 @@ PERIOD_SECONDS: Final = 0.5
 #: The next round after one that sent as much as there was room for: what is left need not wait for a period.
 NEXT_SECONDS: Final = 0.1
 #: Of a provider that holds all its slots, or has as many requests as it may have at once, so many tasks are dispatched in a
-#: round all the same: else newcomers, which are dispatched when they are planned, would take every place that comes free, and
-#: the oldest would wait for ever.
+#: round all the same: else newcomers, which are dispatched or claimed when they are planned, would take every place that comes
+#: free, and the oldest would wait for ever.
 AT_FULL: Final = 2
 #: Events found at once; they travel a hundred to a message.
 EVENTS_LIMIT: Final = 1000

@@ -18,7 +18,7 @@ from rules.rulebook import RuleBook
 from rules.vocabulary import ProviderName, SettingsError
 from worker import providers
 from worker.awake import awake_seconds
-from worker.dispatch import Dispatcher
+from worker.dispatch import IDS_PER_MESSAGE, Dispatcher
 from worker.ledger import Ledger, Limits, open_ledger
 from worker.providers import Provider
 from worker.queues import celery_app
@@ -29,7 +29,7 @@ from worker.transport import Transport
 #: Sections whose variables a worker needs; the front door needs those of `sources`.
 WORKER_SECTIONS: Final = frozenset({"rules"})
 FRONT_DOOR_SECTIONS: Final = frozenset({"sources"})
-#: Requests that one message with many ids has on the way at the same time, per provider.
+#: Requests that a worker has on the way at the same time for what was claimed together, per provider.
 SIDE_BY_SIDE: Final = 8
 #: What is known already can wait a little for its commit, a sender for its answer cannot; see `Writer`.
 YIELDING: Final = timedelta(milliseconds=25)
@@ -37,6 +37,8 @@ YIELDING: Final = timedelta(milliseconds=25)
 TOGETHER: Final = 64
 #: What was claimed together and answered within this lets the next claim be twice as large.
 QUICK_SECONDS: Final = 0.5
+#: How long whoever wants one of a quick provider's slots waits for it, so that all wait alike: new work and old.
+QUICK_PATIENCE_SECONDS: Final = 1.0
 #: So long a provider is taken to have as many requests as it may have at once, after it was found so.
 FULL_SECONDS: Final = 1.0
 
@@ -131,7 +133,7 @@ class Pace:
         if seconds > QUICK_SECONDS:
             self.reset()
         elif answered >= self.size:
-            self.size = min(2 * self.size, TOGETHER)
+            self.size = min(2 * self.size, IDS_PER_MESSAGE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,9 +143,14 @@ class Hand:
     provider: Provider
     transport: Transport
     slots: Slots
-    #: Sends the ids of one message side by side.
+    #: Sends side by side what was claimed together.
     pool: ThreadPoolExecutor
     pace: Pace
+
+    def take_slot(self, patience_seconds: float) -> bool:
+        """Take a slot, with more patience where the provider answers quickly: then one comes free soon."""
+        is_quick = self.pace.size > SIDE_BY_SIDE
+        return self.slots.take(max(patience_seconds, QUICK_PATIENCE_SECONDS) if is_quick else patience_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

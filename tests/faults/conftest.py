@@ -69,7 +69,7 @@ class Workshop:
         )
         delivery = Delivery(id=f"dl_{name}", source="crm", received_at=now, body=b"{}", content_hash=name)
         self.ledger.record(delivery, [IncomingEvent(event=event, dedupe_key=name, content_hash=name)])
-        process_events(self.services, [event.id], lambda *_: None)
+        process_events(self.services, [event.id], lambda *_: None, lambda _: None)
         return [task.id for task in self.ledger.list_tasks() if task.event_id == event.id]
 
     def state(self, task_id):

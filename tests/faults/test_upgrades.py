@@ -128,7 +128,7 @@ def worker_with(tmp_path):
 
 def process(services, *event_ids):
     """Decide events as a message does."""
-    process_events(services, event_ids, lambda *_: None)
+    process_events(services, event_ids, lambda *_: None, lambda _: None)
 
 
 def test_rules_that_change_leave_what_was_planned(worker_with):

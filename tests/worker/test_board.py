@@ -16,7 +16,7 @@ from rules.vocabulary import ProviderName, Task, TaskState, TaskType, Verdict
 from worker import board
 from worker.deliver import Delivered, outcome_words
 from worker.dispatch import SINGLE_DELIVERY_LIMIT
-from worker.process import Batch
+from worker.first_attempts import Batch
 
 CALL = "leadwire.make_call"
 LATER = datetime(2026, 3, 2, 14, 0, tzinfo=UTC)
@@ -329,7 +329,7 @@ def test_a_batch_has_one_row_with_counts(listener, now):
     assert ["task-succeeded"] == listener.types
     (row,) = listener.rows.values()
     assert ("SUCCESS", CALL, 3.0) == (row.state, row.name, row.runtime)
-    assert "11 delivered, 1 elsewhere, 1 waiting" == row.result
+    assert "'11 delivered, 1 elsewhere, 1 waiting'" == row.result
     assert "{'tasks': 13}" == row.kwargs
     assert "tk_0" in row.args
     assert ((now - timedelta(seconds=3)).timestamp(),) * 2 == (row.received, row.started)
@@ -351,7 +351,7 @@ def test_the_row_of_a_large_batch_is_bounded(listener, now):
     board.batch(batch_of(*many, now=now), now, listener.send)
     (row,) = listener.rows.values()
     assert len(row.args) < 1200
-    assert "100 delivered" == row.result
+    assert "'100 delivered'" == row.result
 
 
 def test_nothing_personal_is_told_of_a_batch(listener, now):
@@ -362,7 +362,7 @@ def test_nothing_personal_is_told_of_a_batch(listener, now):
     ((_, fields),) = said
     assert {"uuid", "name", "args", "kwargs", "received", "started", "runtime", "result"} == set(fields)
     assert not [value for value in fields.values() if "Ana" in str(value) or "569" in str(value)]
-    assert "1 dead" == fields["result"]
+    assert "'1 dead'" == fields["result"]
 
 
 def test_other_monitors_take_a_batch(now):

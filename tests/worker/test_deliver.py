@@ -6,14 +6,26 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 
-from rules.vocabulary import Event, EventState, LedgerInDoubtError, Plan, ProviderName, Task, TaskState, TaskType
-from worker.deliver import deliver, deliver_planned
+from rules.vocabulary import (
+    Event,
+    EventState,
+    LedgerError,
+    LedgerInDoubtError,
+    Plan,
+    ProviderName,
+    Task,
+    TaskState,
+    TaskType,
+)
+from worker.deliver import deliver
 from worker.dispatch import DEPTH_LIMIT
+from worker.first_attempts import FirstAttempts
 from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
 from worker.ledger.sqlite import sqlite_module
 from worker.ledger.turnstile import Turnstile
@@ -80,11 +92,13 @@ class Bench:
         return Plan(event_id="ev_1", rule_set="rs_1", state=EventState.PROCESSED, decisions=(), tasks=tasks)
 
     def deliver_planned(self, plan, **changes):
-        """Record a plan and deliver of it what can be; return what was dispatched besides, and the answer."""
+        """Record a plan and deliver of it what can be; return what was dispatched besides, and the outcomes, if any."""
         sent = []
         services = replace(self.services, dispatcher=SimpleNamespace(tasks=sent.extend), **changes)
-        answer = deliver_planned(services, [plan], TaskType.TEAM_TASK, quiet)
-        return [ref.id for ref in sent], answer
+        with FirstAttempts(services) as first:
+            first.record([plan])
+            batch = first.make(lambda _type, _outcomes: None)
+        return [ref.id for ref in sent], batch and batch.outcomes
 
     def states(self):
         """Return how many tasks are in each state."""
@@ -284,10 +298,10 @@ def test_a_claim_in_doubt_that_stands_is_given_back(bench):
 def test_plans_are_recorded_and_delivered_at_once(bench):
     """As many as the pace allows are sent at their first try; the others are dispatched, and the pace grows."""
     line = bench()
-    sent, (due, done) = line.deliver_planned(line.decided(SIDE_BY_SIDE + 5))
+    sent, done = line.deliver_planned(line.decided(SIDE_BY_SIDE + 5))
     assert {TaskState.DELIVERED: SIDE_BY_SIDE, TaskState.QUEUED: 5} == line.states()
     assert [TaskState.DELIVERED] * SIDE_BY_SIDE == [outcome.state for outcome in done]
-    assert [f"tk_{place:03}" for place in range(SIDE_BY_SIDE, SIDE_BY_SIDE + 5)] == sent == [ref.id for ref in due]
+    assert [f"tk_{place:03}" for place in range(SIDE_BY_SIDE, SIDE_BY_SIDE + 5)] == sent
     assert SIDE_BY_SIDE == len(line.sandbox.tasks("vambe"))
     assert EventState.PROCESSED is line.ledger.event("ev_1").state
     assert 2 * SIDE_BY_SIDE == line.services.hands[VAMBE].pace.size
@@ -297,7 +311,7 @@ def test_plans_are_recorded_and_delivered_at_once(bench):
 def test_plans_are_delivered_within_their_providers_limits(bench):
     """No more are claimed than may be on their way at once; what the rate keeps waits for its own moment."""
     line = bench(concurrency=3, rate_per_second=1, burst=2)
-    sent, (_, done) = line.deliver_planned(line.decided(9))
+    sent, done = line.deliver_planned(line.decided(9))
     assert {TaskState.DELIVERED: 2, TaskState.WAITING: 1, TaskState.QUEUED: 6} == line.states()
     assert ["tk_003", "tk_004", "tk_005", "tk_006", "tk_007", "tk_008"] == sent
     assert {"tk_000": True, "tk_001": True, "tk_002": False} == {
@@ -309,21 +323,21 @@ def test_where_no_request_more_may_be_on_its_way_the_next_plans_go_the_old_way(b
     """What finds the provider full waits, and until that has passed no further plans are delivered at once."""
     line = bench(concurrency=1)
     line.ledger.claim(line.plan(1), utc_now(), timedelta(seconds=60), "other")
-    plan = line.decided(3)
+    plan = line.decided(12)
     tasks = tuple(replace(task, id=f"{task.id}b", key=f"b{task.key[1:]}", event_id="ev_2") for task in plan.tasks)
     now = utc_now()
     event = Event(id="ev_2", source="crm", type="lead.created", occurred_at=now, received_at=now, data={})
     delivery = Delivery(id="dl_2", source="crm", received_at=now, headers={}, body=b"{}", content_hash="h2")
     line.ledger.record(delivery, [IncomingEvent(event=event, dedupe_key="k2", content_hash="h2")])
-    sent, (_, done) = line.deliver_planned(replace(plan, event_id="ev_2", tasks=tasks))
-    assert (2, [TaskState.WAITING]) == (len(sent), [outcome.state for outcome in done])
+    sent, done = line.deliver_planned(replace(plan, event_id="ev_2", tasks=tasks))
+    assert (11, [TaskState.WAITING]) == (len(sent), [outcome.state for outcome in done])
     assert line.services.hands[VAMBE].pace.full_until_seconds > 0
     assert line.deliver_planned(replace(plan, event_id="ev_3"))[1] is None
 
 
 @pytest.mark.parametrize("why", ["slots", "waiting", "full", "closing"])
-def test_plans_are_left_where_their_provider_has_no_thread_for_them(bench, why):
-    """Nothing is recorded while its share is held or others wait for it, while it is full, or when the worker ends."""
+def test_plans_go_the_usual_way_where_their_provider_has_no_thread_for_them(bench, why):
+    """Nothing is claimed while its share is held or others wait for it, while it is full, or when the worker ends."""
     line, others, more = bench(), [], {}
     hand = line.services.hands[VAMBE]
     if why in {"slots", "waiting"}:
@@ -338,9 +352,10 @@ def test_plans_are_left_where_their_provider_has_no_thread_for_them(bench, why):
     if why == "closing":
         more["closing"] = threading.Event()
         more["closing"].set()
-    assert ([], None) == line.deliver_planned(line.decided(12), **more)
-    assert {} == line.states()
-    assert EventState.RECEIVED is line.ledger.event("ev_1").state
+    plan = line.decided(12)
+    assert ([task.id for task in plan.tasks], None) == line.deliver_planned(plan, **more)
+    assert {TaskState.QUEUED: 12} == line.states()
+    assert EventState.PROCESSED is line.ledger.event("ev_1").state
     for _ in others:
         hand.slots.give()
         others[0].join(10)
@@ -360,7 +375,7 @@ def test_plans_wait_for_a_provider_that_answers_quickly(bench):
         pass
     hand.slots.give()
     waiting.join(10)
-    assert [12] == [len(done) for _, done in answers]
+    assert [12] == [len(done) for done in answers]
     assert {TaskState.DELIVERED: 12} == line.states()
 
 
@@ -388,6 +403,35 @@ def test_a_provider_that_asks_for_rest_gets_it_from_plans_too(bench):
     assert {TaskState.WAITING: SIDE_BY_SIDE, TaskState.QUEUED: 12 - SIDE_BY_SIDE} == line.states()
     assert {0} == {task.attempts for task in line.ledger.list_tasks()}
     assert [VAMBE] == [state.name for state in line.ledger.provider_states() if state.paused_until_at]
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_what_cannot_be_settled_stops_the_rest_which_is_given_back(bench, monkeypatch, at_once):
+    """The ledger fails for the first outcomes: what had not begun waits again, and the fault is shown."""
+    line = bench()
+    monkeypatch.setattr("worker.side_by_side.COMPANY_SECONDS", 0)
+    settle_many = line.ledger.settle_many
+
+    def fail(*arguments):
+        line.ledger.settle_many = settle_many
+        raise LedgerError("the disk is gone")
+
+    line.sandbox.script([{"provider": "vambe", "times": None, "answer": {"delay_seconds": 0.2}}])
+    line.services.hands[VAMBE].pace.size = 64
+    plan = line.decided(40)
+    line.ledger.settle_many = fail
+    if at_once:
+        act = partial(line.deliver_planned, plan)
+    else:
+        line.ledger.record_plans([plan], utc_now())
+        act = partial(deliver, line.services, VAMBE, [task.id for task in plan.tasks], quiet)
+    with pytest.raises(LedgerError, match="the disk is gone"):
+        act()
+    states = line.states()
+    assert 40 == sum(states.values())
+    assert states[TaskState.WAITING] >= 40 - 2 * SIDE_BY_SIDE
+    assert states[TaskState.SENDING] <= SIDE_BY_SIDE  # whose outcome is lost: their lease ends it
+    assert len(line.sandbox.tasks("vambe")) == states.get(TaskState.DELIVERED, 0) + states[TaskState.SENDING]
 
 
 def test_the_settings_say_what_a_provider_gets():

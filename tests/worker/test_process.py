@@ -10,7 +10,7 @@ import pytest
 
 from rules.load import load
 from rules.vocabulary import Contact, Event, EventState, LedgerBusyError, ProviderName, TaskState, TaskType
-from worker.dispatch import SINGLE_DELIVERY_LIMIT
+from worker.dispatch import IDS_PER_MESSAGE, SINGLE_DELIVERY_LIMIT
 from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
 from worker.process import process_events
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
@@ -48,6 +48,7 @@ class Hall:
         self.sandbox = Sandbox().start()
         self.sent = []
         self.told = []
+        self.batches = []
         self.services = Services(
             settings=Settings.from_environment({"LEADWIRE_HOME": str(folder)}),
             ledger=self.ledger,
@@ -84,7 +85,8 @@ class Hall:
 
     def process(self, ids, **changes):
         """Decide these events as one message does."""
-        return process_events(replace(self.services, **changes), ids, self._tell)
+        self.batches.clear()
+        return process_events(replace(self.services, **changes), ids, self._tell, self.batches.append)
 
     def _tell(self, type_, outcomes):
         self.told.append((type_, len(outcomes)))
@@ -116,7 +118,7 @@ def test_few_tasks_get_messages_of_their_own(hall, number):
     tally = hall.process(hall.post(number))
     assert {TaskState.QUEUED: number} == hall.states()
     assert number == len(hall.sent)
-    assert ([], [], number) == (tally.batches, hall.told, tally.tasks)
+    assert ([], [], number) == (hall.batches, hall.told, tally.tasks)
     assert [0] == sorted({task.epoch for task in hall.ledger.list_tasks()})
     assert [] == hall.sandbox.tasks("vambe")
 
@@ -127,7 +129,7 @@ def test_many_tasks_of_a_type_are_delivered_with_their_plans(hall):
     assert {TaskState.DELIVERED: 20} == hall.states()
     assert {(1, 1)} == {(task.attempts, task.epoch) for task in hall.ledger.list_tasks()}
     assert 20 == len(hall.sandbox.tasks("vambe"))
-    (batch,) = tally.batches
+    (batch,) = hall.batches
     assert (TaskType.TEAM_TASK, {TaskState.DELIVERED}) == (batch.type, {each.state for each in batch.outcomes})
     assert {task.id for task in hall.ledger.list_tasks()} == {each.task_id for each in batch.outcomes}
     assert ([], [], 20, 20) == (hall.sent, tally.quiet, tally.planned, tally.tasks)
@@ -139,14 +141,14 @@ def test_tasks_that_are_due_later_are_only_planned(hall):
     """However many there are, nothing is claimed, and all are quiet."""
     tally = hall.process(hall.post(20, "lead.updated"))
     assert {TaskState.PLANNED: 20} == hall.states()
-    assert ([], [], 20) == (tally.batches, hall.sent, len(tally.quiet))
+    assert ([], [], 20) == (hall.batches, hall.sent, len(tally.quiet))
 
 
 def test_of_two_types_one_is_delivered_and_the_other_dispatched(hall):
     """Each event's second task, of another type and provider, gets its message."""
-    tally = hall.process(hall.post(12, "deal.won"))
+    hall.process(hall.post(12, "deal.won"))
     assert {TaskState.DELIVERED: 12, TaskState.QUEUED: 12} == hall.states()
-    (batch,) = tally.batches
+    (batch,) = hall.batches
     delivered = {each.task_id for each in batch.outcomes}
     assert (12, 12, set()) == (len(delivered), len(hall.sent), delivered & set(hall.sent))
     assert {batch.type} == {task.type for task in hall.ledger.list_tasks() if task.id in delivered}
@@ -155,7 +157,8 @@ def test_of_two_types_one_is_delivered_and_the_other_dispatched(hall):
 def test_few_of_each_type_are_not_enough(hall):
     """What counts is how many would share a message, not how many there are."""
     ids = hall.post(6, "deal.won") + hall.post(2, "lead.created", first=6)
-    assert [] == hall.process(ids).batches
+    hall.process(ids)
+    assert [] == hall.batches
     assert {TaskState.QUEUED: 14} == hall.states()
 
 
@@ -174,22 +177,48 @@ def test_where_the_provider_has_no_thread_left_all_are_dispatched(hall):
     assert all(hand.slots.take(0) for _ in range(2))
     tally = hall.process(hall.post(20))
     assert {TaskState.QUEUED: 20} == hall.states()
-    assert (20, [], [], 20) == (len(hall.sent), tally.batches, tally.quiet, tally.planned)
+    assert (20, [], [], 20) == (len(hall.sent), hall.batches, tally.quiet, tally.planned)
 
 
-def test_a_long_message_is_worked_through_in_turns(hall):
-    """More events than are planned together are planned and delivered in several goes, each with a row of its own."""
-    tally = hall.process(hall.post(2 * TOGETHER + 3))
-    assert [TOGETHER, TOGETHER] == [len(batch.outcomes) for batch in tally.batches]
-    assert {TaskState.DELIVERED: 2 * TOGETHER, TaskState.QUEUED: 3} == hall.states()
-    assert (2 * TOGETHER + 3, 3) == (tally.planned, len(hall.sent))
+def test_a_long_message_is_recorded_in_parts_and_delivered_as_a_whole(hall):
+    """More events than are planned together are all decided before the first request leaves, and have one row."""
+    decided = []
+    hall.services.hands[VAMBE].pace.size = IDS_PER_MESSAGE
+    number = TOGETHER + 20
+
+    class Watching:
+        """Notes, when a request is prepared, how many events were decided."""
+
+        def __getattr__(self, name):
+            return getattr(hall.services.hands[VAMBE].provider, name)
+
+        def prepare(self, *arguments):
+            decided.append(hall.ledger.counts().events[EventState.PROCESSED])
+            return hall.services.hands[VAMBE].provider.prepare(*arguments)
+
+    hands = {**hall.services.hands, VAMBE: replace(hall.services.hands[VAMBE], provider=Watching())}
+    tally = hall.process(hall.post(number), hands=hands)
+    assert [number] == [len(batch.outcomes) for batch in hall.batches]
+    assert ({TaskState.DELIVERED: number}, {number}) == (hall.states(), set(decided))
+    assert (number, []) == (tally.planned, hall.sent)
+
+
+def test_what_was_claimed_is_sent_though_the_rest_cannot_be_recorded(hall):
+    """A ledger that is busy for a message's second part has nothing to do with the first, which is claimed already."""
+    hall.services.hands[VAMBE].pace.size = IDS_PER_MESSAGE
+    ids = hall.post(TOGETHER + 20)
+    with pytest.raises(LedgerBusyError):
+        hall.process(ids, ledger=Faulty(hall.ledger, LedgerBusyError("busy"), after=1))
+    assert {TaskState.DELIVERED: TOGETHER} == hall.states()
+    assert [TOGETHER] == [len(batch.outcomes) for batch in hall.batches]
+    assert 2 == hall.services.hands[VAMBE].slots.free
 
 
 def test_what_a_limit_keeps_is_neither_dispatched_nor_quiet(hall):
     """Tasks that wait for their place in line are shown by their outcome, and come again by themselves."""
     tally = hall.process(hall.post(12), limits={VAMBE: Limits(rate_per_second=0.01, burst=4)})
     assert {TaskState.DELIVERED: 4, TaskState.WAITING: 8} == hall.states()
-    (batch,) = tally.batches
+    (batch,) = hall.batches
     assert ([], [], 12) == (hall.sent, tally.quiet, len(batch.outcomes))
 
 
@@ -198,7 +227,7 @@ def test_events_that_come_again_deliver_nothing_again(hall):
     ids = hall.post(12)
     hall.process(ids)
     tally = hall.process(ids)
-    assert (0, []) == (tally.planned, tally.batches)
+    assert (0, []) == (tally.planned, hall.batches)
     assert 12 == len(hall.sandbox.tasks("vambe"))
 
 
@@ -208,23 +237,28 @@ def test_events_that_may_have_crashed_a_worker_are_tried_alone(hall):
     later = utc_now() + TOO_LATE
     assert 12 == len(hall.ledger.overdue_events(later, TOO_LATE / 2, 100))
     clock = replace(hall.services.clock, now=lambda: later)
-    assert [] == hall.process(ids, clock=clock).batches
+    hall.process(ids, clock=clock)
+    assert [] == hall.batches
     assert {TaskState.QUEUED: 12} == hall.states()
 
 
 class Faulty:
     """A ledger that cannot do one thing."""
 
-    def __init__(self, ledger, error):
+    def __init__(self, ledger, error, after=0):
         self._ledger = ledger
         self._error = error
+        self._good = after
 
     def __getattr__(self, name):
         return getattr(self._ledger, name)
 
-    def record_and_claim(self, *_):
-        """Raise what it is to raise."""
-        raise self._error
+    def record_and_claim(self, *arguments):
+        """Raise what it is to raise, when it has worked so often."""
+        self._good -= 1
+        if self._good < 0:
+            raise self._error
+        return self._ledger.record_and_claim(*arguments)
 
 
 def test_what_cannot_be_recorded_together_is_recorded_alone(hall):

@@ -1,8 +1,9 @@
 """How many threads one provider may hold."""
 
 import threading
+import time
 
-from worker.wiring import Slots
+from worker.wiring import SIDE_BY_SIDE, Hand, Pace, Slots
 
 
 def test_no_more_slots_are_taken_than_there_are():
@@ -60,3 +61,28 @@ def test_who_gave_up_waiting_stands_in_nobodys_way():
     assert slots.take(0)
     slots.give()
     assert slots.take(1)
+
+
+def test_new_work_and_old_wait_alike_for_a_quick_provider():
+    """Whatever patience one has where answers are slow: of a provider that answers quickly each gets its slot in time."""
+    hand = Hand(provider=None, transport=None, slots=Slots(1), pool=None, pace=Pace(size=2 * SIDE_BY_SIDE))
+    assert hand.take_slot(0)
+    got = []
+    waiting = [
+        threading.Thread(target=lambda patience=patience: got.append(hand.take_slot(patience)))
+        for patience in (0, 0.01)
+    ]
+    for each in waiting:
+        each.start()
+    while hand.slots._waiting < 2:
+        pass
+    time.sleep(0.1)
+    hand.slots.give()
+    while not got:
+        time.sleep(0.01)
+    hand.slots.give()
+    for each in waiting:
+        each.join(10)
+    assert [True, True] == got
+    hand.pace.reset()
+    assert (False, False) == (hand.take_slot(0), hand.take_slot(0.01))

@@ -50,8 +50,18 @@ class Caller:
     now: datetime
 
 
-def claim_at_once(connection: Connection, callers: Sequence[Caller], new: Iterable[New]) -> AtOnce:
+def gates_of(connection: Connection, callers: Sequence[Caller]) -> Gates | None:
+    """Lock the providers that callers' terms limit, before anything else is locked; None where nobody claims."""
+    claiming_ones = [(each.terms.limits, each.now) for each in callers if each.terms is not None]
+    if not claiming_ones:
+        return None
+    return Gates(connection, [limits for limits, _ in claiming_ones], min(now for _, now in claiming_ones))
+
+
+def claim_at_once(connection: Connection, callers: Sequence[Caller], new: Iterable[New], gates: Gates | None) -> AtOnce:
     """Decide about the tasks that each caller's terms name. One that has expired is left to its message, which tells so."""
+    if gates is None:
+        return AtOnce()
     wanted: dict[int, list[str]] = {}
     rows: dict[str, Mapping[str, Any]] = {}
     for number, task, row in new:
@@ -69,7 +79,6 @@ def claim_at_once(connection: Connection, callers: Sequence[Caller], new: Iterab
         for number, ids in wanted.items()
         if (terms := callers[number].terms) is not None
     ]
-    gates = Gates(connection, [each.limits for each in asked], min(each.now for each in asked))
     made = {task_id: _Made(**row) for task_id, row in rows.items()}
     decided = claiming.decide(connection, asked, made, gates)
     changed: dict[str, Mapping[str, Any]] = {row.id: row._asdict() for row in decided.begun}

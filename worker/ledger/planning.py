@@ -17,9 +17,10 @@ from sqlalchemy import Connection, bindparam, select, update
 
 from rules.vocabulary import EventState, Plan, Task, TaskState
 from worker.ledger import reacting, replaying, tallying
-from worker.ledger.at_once import Caller, New, claim_at_once
+from worker.ledger.at_once import Caller, New, claim_at_once, gates_of
 from worker.ledger.claiming import Taken
 from worker.ledger.encoding import dump, micros, micros_or_none, sentence, sentence_or_none
+from worker.ledger.gates import Gates
 from worker.ledger.mapping import contact_text, decisions_text, retry_text, stored_event
 from worker.ledger.rows import ClaimTerms, NotClaimed, StoredEvent, TaskRef
 from worker.ledger.statements import ForIds, Statement, columns_of, upsert
@@ -168,6 +169,8 @@ def record_plans(plans: Sequence[Plan], now: datetime, terms: ClaimTerms | None 
 
 
 def _record_plans(connection: Connection, parts: Sequence[_Part]) -> list[Kept]:
+    callers = [part.caller for part in parts]
+    gates = gates_of(connection, callers)
     by_event: dict[str, tuple[int, _Planned]] = {}
     for number, part in enumerate(parts):
         for each in part.planned:
@@ -182,7 +185,7 @@ def _record_plans(connection: Connection, parts: Sequence[_Part]) -> list[Kept]:
     _SET_DECIDED.run_many(connection, [each.event_row for _, each in ours])
     _ADD_DECISIONS.run_many(connection, [each.decisions_row for _, each in ours])
     wanted = [(number, *pair) for number, each in ours for pair in each.tasks]
-    return _add_tasks(connection, [part.caller for part in parts], wanted, [each.plan for _, each in ours], unsent)
+    return _add_tasks(connection, callers, wanted, [each.plan for _, each in ours], unsent, gates)
 
 
 def add_tasks(connection: Connection, planned: Sequence[Task], now: datetime) -> tuple[TaskRef, ...]:
@@ -198,6 +201,7 @@ def _add_tasks(
     wanted: Sequence[New],
     plans: Sequence[Plan],
     unsent: Collection[tuple[str, str, str]] = (),
+    gates: Gates | None = None,
 ) -> list[Kept]:
     """Record the tasks that are not there, count them and their plans, note the ends that planning gave some of them.
 
@@ -208,7 +212,7 @@ def _add_tasks(
     if again:
         _plan_again(connection, [row for _, _, row in again])
         pairs = [pair for pair in pairs if _id_of(pair[1]) not in unsent]
-    claimed = claim_at_once(connection, callers, pairs)
+    claimed = claim_at_once(connection, callers, pairs, gates)
     if claimed.rows:
         pairs = [(number, task, claimed.rows.get(task.id, row)) for number, task, row in pairs]
     is_new = _ADD_TASK.run_each(connection, [row for _, _, row in pairs]) if pairs else []

@@ -202,6 +202,11 @@ class Claim:
     claimed_at: datetime
     lease_until_at: datetime
 
+    @property
+    def task_id(self) -> str:
+        """The task's id."""
+        return self.task.id
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotClaimed:

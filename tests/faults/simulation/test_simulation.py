@@ -157,8 +157,8 @@ def test_a_worker_that_only_says_it_sent_is_found_out(storage):
 def test_a_worker_that_trusts_silence_as_it_plans_is_found_out(storage):
     """Taking an attempt for one that was not executed is caught too where the task was claimed with its plan."""
 
-    def trusts(services, event_ids, tell):
-        return process_events(replace(services, ledger=_Trusting(services.ledger)), event_ids, tell)
+    def trusts(services, event_ids, tell, ended):
+        return process_events(replace(services, ledger=_Trusting(services.ledger)), event_ids, tell, ended)
 
     assert is_found_out(storage, "twice", process=trusts)
 
@@ -181,8 +181,8 @@ class _Instead:
 def processing_with(act):
     """Return a worker's way with events in which `act` stands in place of `record_and_claim`."""
 
-    def process(services, event_ids, tell):
-        return process_events(replace(services, ledger=_Instead(services.ledger, act)), event_ids, tell)
+    def process(services, event_ids, tell, ended):
+        return process_events(replace(services, ledger=_Instead(services.ledger, act)), event_ids, tell, ended)
 
     return process
 

@@ -144,7 +144,7 @@ class Worker:
             world.scheduler.pause()
             try:
                 if queue == EVENTS_QUEUE:
-                    world.process(self.services, ids, lambda _type, outcomes: self._tell(outcomes))
+                    world.process(self.services, ids, lambda _type, outcomes: self._tell(outcomes), lambda _batch: None)
                 else:
                     for outcome in world.deliver(self.services, _PROVIDER_OF[queue], ids, self._tell):
                         world.say(self.name, f"{outcome.task_id} {outcome.state}: {outcome.words}")
