@@ -213,21 +213,23 @@ def _not_claimed(answer: NotClaimed) -> Delivered:
 
 def _settle(services: Services, made: Sequence[Made], tell: Tell) -> list[Delivered]:
     """Record what attempts came to, those that never began as given back; a write that fails is tried for long."""
-    delivered = []
+    delivered: list[Delivered] = []
     clock = services.clock
     poll = timedelta(seconds=services.settings.mindhunters_poll_seconds)
     settled = [
         (claim, _settlement(clock, claim, attempted, poll)) for claim, attempted in made if attempted is not None
     ]
-    if settled:
-        ids = ", ".join(claim.task.id for claim, _ in settled)
-        taken = _patiently(clock, lambda: services.ledger.settle_many(settled, clock.now(), tell_of), ids)
-        delivered += [_settled(*pair, taken=took) for pair, took in zip(settled, taken, strict=True)]
-    for claim in (claim for claim, attempted in made if attempted is None):
-        given = _told(claim, TaskState.WAITING, "given back before anything was sent")
-        tell([given])
-        _patiently(clock, partial(services.ledger.give_back, claim, clock.now()), claim.task.id)
-        delivered.append(replace(given, told=True))
+    try:
+        if settled:
+            ids = ", ".join(claim.task.id for claim, _ in settled)
+            taken = _patiently(clock, lambda: services.ledger.settle_many(settled, clock.now(), tell_of), ids)
+            delivered += [_settled(*pair, taken=took) for pair, took in zip(settled, taken, strict=True)]
+    finally:  # nothing was sent of these, whatever became of the others
+        for claim in (claim for claim, attempted in made if attempted is None):
+            given = _told(claim, TaskState.WAITING, "given back before anything was sent")
+            tell([given])
+            _patiently(clock, partial(services.ledger.give_back, claim, clock.now()), claim.task.id)
+            delivered.append(replace(given, told=True))
     return delivered
 
 

@@ -42,6 +42,8 @@ class FirstAttempts:
         self._type: TaskType | None = None
         self._room = 0
         self._answers: list[Claim | NotClaimed] = []
+        #: The moment of all its claims, by both clocks: their age counts from it, and so does the time of a request.
+        self._claimed_at = services.clock.now()
         self._claimed_seconds = 0.0
 
     def __enter__(self) -> Self:
@@ -65,7 +67,7 @@ class FirstAttempts:
             due = ledger.record_plans(plans, clock.now())
         else:
             try:
-                due, answers = ledger.record_and_claim(plans, clock.now(), terms)
+                due, answers = ledger.record_and_claim(plans, self._claimed_at, terms)
             except LedgerInDoubtError:
                 undo_claim(self._services, terms.owner, [task.id for plan in plans for task in plan.tasks])
                 raise
@@ -104,6 +106,7 @@ class FirstAttempts:
                 return False
             self._hand, self._type = hand, type_
             self._room = min(hand.pace.size, most_at_once(services, hand) or hand.pace.size)
+            self._claimed_at = services.clock.now()
             self._claimed_seconds = services.clock.awake_seconds()
         return type_ is self._type and self._room > 0 and not services.closing.is_set()
 

@@ -43,23 +43,35 @@ def process_events(services: Services, event_ids: Sequence[str], tell: TellOf, e
     """
     tally = Tally(asked=len(event_ids))
     fresh, suspects = services.ledger.fresh_events(event_ids)
+    _process(services, fresh, tally, tell, ended)
+    for (
+        event_id
+    ) in suspects:  # only now: of what was claimed nothing may be unsent when one of them crashes this process
+        suspect = services.ledger.events_to_process([event_id], services.clock.now())
+        _process(services, suspect, tally, tell, ended)
+    return tally
+
+
+def _process(
+    services: Services,
+    events: Sequence[StoredEvent],
+    tally: Tally,
+    tell: TellOf,
+    ended: Callable[[Batch], None],
+) -> None:
+    """Plan these events, then record them, then make the first attempts that were claimed with them."""
+    plans = [plan for event in events if (plan := _plan(services, event)) is not None]
     with FirstAttempts(services) as first:
         try:
-            for start in range(0, len(fresh), TOGETHER):
-                _process(services, fresh[start : start + TOGETHER], tally, first)
-            for event_id in suspects:
-                _process(services, services.ledger.events_to_process([event_id], services.clock.now()), tally, first)
+            for start in range(0, len(plans), TOGETHER):
+                _record(services, plans[start : start + TOGETHER], tally, first)
         finally:  # what was claimed is sent, whatever became of the others
             batch = first.make(tell)
             if batch is not None:
                 ended(batch)
-    return tally
 
 
-def _process(services: Services, events: Sequence[StoredEvent], tally: Tally, first: FirstAttempts) -> None:
-    plans = [plan for event in events if (plan := _plan(services, event)) is not None]
-    if not plans:
-        return
+def _record(services: Services, plans: Sequence[Plan], tally: Tally, first: FirstAttempts) -> None:
     try:
         on_their_way = first.record(plans)
     except LedgerBusyError:
@@ -68,8 +80,8 @@ def _process(services: Services, events: Sequence[StoredEvent], tally: Tally, fi
         if len(plans) == 1:
             _failed(services, plans[0].event_id, "recording", error)
             return
-        for event in events:
-            _process(services, [event], tally, first)
+        for plan in plans:
+            _record(services, [plan], tally, first)
         return
     tally.quiet += [task for plan in plans for task in plan.tasks if task.id not in on_their_way]
     tally.planned += len(plans)

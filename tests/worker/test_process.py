@@ -242,6 +242,29 @@ def test_events_that_may_have_crashed_a_worker_are_tried_alone(hall):
     assert {TaskState.QUEUED: 12} == hall.states()
 
 
+def test_what_was_claimed_is_sent_before_a_suspect_is_planned(hall):
+    """One that crashes the process then leaves no task of its neighbours in doubt."""
+    suspects = hall.post(2)
+    later = utc_now() + TOO_LATE
+    assert 2 == len(hall.ledger.overdue_events(later, TOO_LATE / 2, 100))
+    seen = []
+
+    class Watching:
+        """Notes what is delivered when a suspect is asked for."""
+
+        def __getattr__(self, name):
+            return getattr(hall.ledger, name)
+
+        def events_to_process(self, *arguments):
+            seen.append(hall.states())
+            return hall.ledger.events_to_process(*arguments)
+
+    fresh = hall.post(12, first=2)
+    hall.process(suspects + fresh, ledger=Watching(), clock=replace(hall.services.clock, now=lambda: later))
+    assert [{TaskState.DELIVERED: 12}, {TaskState.DELIVERED: 12, TaskState.QUEUED: 1}] == seen
+    assert {TaskState.DELIVERED: 12, TaskState.QUEUED: 2} == hall.states()
+
+
 class Faulty:
     """A ledger that cannot do one thing."""
 
