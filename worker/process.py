@@ -44,9 +44,8 @@ def process_events(services: Services, event_ids: Sequence[str], tell: TellOf, e
     tally = Tally(asked=len(event_ids))
     fresh, suspects = services.ledger.fresh_events(event_ids)
     _process(services, fresh, tally, tell, ended)
-    for (
-        event_id
-    ) in suspects:  # only now: of what was claimed nothing may be unsent when one of them crashes this process
+    # Only now: of what was claimed nothing may be unsent when one of these crashes the process.
+    for event_id in suspects:
         suspect = services.ledger.events_to_process([event_id], services.clock.now())
         _process(services, suspect, tally, tell, ended)
     return tally

@@ -38,7 +38,9 @@ class AtOnce:
 
     def stand(self, connection: Connection, there: Collection[str]) -> Iterator[tuple[int, Taken | NotClaimed]]:
         """Note the attempts at those that were recorded; give the answers about them, each with its caller."""
-        claiming.add_attempts(connection, [row for row in self._begun if row.id in there])
+        begun = [row for row in self._begun if row.id in there]
+        if begun:
+            claiming.add_attempts(connection, begun)
         return (pair for pair in self._answers if pair[1].task_id in there)
 
 
