@@ -19,6 +19,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY rules rules
 COPY worker worker
 COPY ingress ingress
+COPY console console
 # The lock also holds what tests need; of those wheels only what Leadwire itself asks for is installed.
 # hadolint ignore=DL3013
 RUN python -m pip wheel --no-deps --no-index --find-links=/wheels --wheel-dir=/wheels . \

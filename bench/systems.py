@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from bench.events import SECRET, SIGNATURE_HEADER, SIGNATURE_PREFIX
 from bench.processes import Started, start
-from ingress.broker import find_server
+from console.broker import find_server
 from rules.vocabulary import TaskState
 from worker.ledger import open_ledger
 
@@ -165,13 +165,13 @@ class Leadwire:
             "LEADWIRE_VAMBE_RATE": "0",
             "LEADWIRE_VAMBE_CONCURRENCY": "0",
         }
-        command = [sys.executable, "-P", "-m", "ingress.cli", "up"]
+        command = [sys.executable, "-P", "-m", "console.cli", "up"]
         log = place.folder / "log.txt"
         return [start("supervisor", command, folder=place.folder, environment=environment, log=log)]
 
     def role_of(self, command: Sequence[str]) -> str | None:
-        if "ingress.cli" in command:
-            word = command[command.index("ingress.cli") + 1]
+        if "console.cli" in command:
+            word = command[command.index("console.cli") + 1]
             return "supervisor" if word == "up" else word
         return "broker" if any(name in command[0] for name in ("valkey-server", "redis-server")) else None
 

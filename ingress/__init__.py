@@ -1,1 +1,1 @@
-"""The front door: webhooks and their sources, and the operator's ways in (command line, supervisor, demo)."""
+"""Webhooks: the Flask application that takes them, and the sources that say who may send what."""

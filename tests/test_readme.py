@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 import pytest
 
+from console.cli import COMMANDS, leadwire, main
 from ingress import sources
-from ingress.cli import COMMANDS, leadwire, main
 from rules.load import load
 from rules.prove import prove
 from worker.settings import PREFIX, VARIABLES

@@ -12,7 +12,7 @@ FAILURE, REVOKED, STARTED, RECEIVED; only RETRY is always taken, and anything is
 - A RETRY must not arrive after a SUCCESS. That of a task that anybody may take up at once is therefore sent before the
   ledger lets go of the task; all others are due seconds later.
 - What was delivered in a message of many ends the rows of those that have one: an event of our own names them
-  (`DELIVERED_TOGETHER`), which `ingress/dashboard.py` understands. None gets a new row by it: failures of an hour would be
+  (`DELIVERED_TOGETHER`), which `console/dashboard.py` understands. None gets a new row by it: failures of an hour would be
   pushed out by successes of a minute.
 """
 

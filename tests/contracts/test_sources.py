@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 from standardwebhooks import Webhook
 
-from ingress.samples import sample, sample_body, variants
+from console.samples import sample, sample_body, variants
 from ingress.sources import PRESETS, Received, Rejected, Source, Unreadable, Verified, build, preset
 from rules.places import Places
 from rules.rulebook import SourceText

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from jsonschema.validators import validator_for
 
-from ingress.cli import leadwire
+from console.cli import leadwire
 from tests.deploy import composition
 from tests.deploy.composition import COMPOSE_FILE, EXAMPLES, OPERATOR_FILE, ROOT, MissingVariableError
 from tests.deploy.dockerfile import image_environment, steps

@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from ingress.cli import COMMANDS
+from console.cli import COMMANDS
 from tests.deploy import manifests
 from tests.deploy.composition import COMPOSE_FILE, EXAMPLE_RULES, EXAMPLES, ROOT
 from worker.settings import PREFIX, VARIABLES

@@ -12,7 +12,7 @@ import pytest
 
 from tests.deploy.dockerfile import ROOT, Step, admitted, steps
 
-PACKAGES = ("rules", "worker", "ingress")
+PACKAGES = ("rules", "worker", "ingress", "console")
 LAST = max(step.stage for step in steps())
 
 
@@ -156,7 +156,7 @@ def leadwire(site: Path, folder: Path, *arguments: str, **variables: str) -> sub
     """Run the installed program from a folder outside the checkout."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LEADWIRE_")}
     return subprocess.run(
-        [sys.executable, "-P", "-c", "import sys; from ingress.cli import main; main(sys.argv[1:])", *arguments],
+        [sys.executable, "-P", "-c", "import sys; from console.cli import main; main(sys.argv[1:])", *arguments],
         env={**environment, "PYTHONPATH": str(site), "LEADWIRE_HOME": str(folder / "home"), **variables},
         cwd=folder,
         capture_output=True,
@@ -191,7 +191,7 @@ def test_the_installed_program_works_outside_the_checkout(site, tmp_path):
 
 def test_the_program_under_test_is_the_installed_one(site, tmp_path):
     """What the tests above run is the wheel's content and not the checkout's."""
-    code = "import ingress, worker, rules; print(ingress.__file__, worker.__file__, rules.__file__)"
+    code = "import console, ingress, worker, rules; print(console.__file__, ingress.__file__, worker.__file__, rules.__file__)"
     said = subprocess.run(
         [sys.executable, "-P", "-c", code],
         env={**os.environ, "PYTHONPATH": str(site)},
@@ -200,5 +200,5 @@ def test_the_program_under_test_is_the_installed_one(site, tmp_path):
         text=True,
         check=True,
     ).stdout
-    assert 3 == len(said.split())
+    assert 4 == len(said.split())
     assert all(Path(one).is_relative_to(site) for one in said.split())

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from ingress.cli import leadwire
+from console.cli import leadwire
 from tests.deploy import manifests
 from tests.deploy.dockerfile import steps
 from tests.deploy.manifests import KUSTOMIZATIONS, ROOT, SECRETS_FILE, containers, everything, generated, pods

@@ -9,7 +9,7 @@ import uuid
 import pytest
 import redis
 
-from ingress.broker import socket_path
+from console.broker import socket_path
 from tests.flow.processes import command_of, processes_of
 from worker.queues import QUEUES
 
@@ -76,7 +76,7 @@ def test_junk_in_the_queues_stops_nobody(line, broker):
 def test_a_message_that_a_dying_worker_had_taken_is_sent_again(line):
     """Frozen, given a message and killed: what the broker had handed to the worker is done by the next one (experiment 10)."""
     for _ in range(2):
-        worker = process(line, b"ingress.cli worker")
+        worker = process(line, b"console.cli worker")
         os.kill(worker, signal.SIGSTOP)
         titles = post(line, 3)
         time.sleep(0.2)  # the broker hands the message to the connection of the frozen worker

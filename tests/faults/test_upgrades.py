@@ -197,7 +197,7 @@ def test_an_old_version_says_that_the_ledger_is_newer(tmp_path, command):
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     (tmp_path / "rules.yaml").write_text(RULES)
     done = subprocess.run(
-        [sys.executable, "-m", "ingress.cli", command],
+        [sys.executable, "-m", "console.cli", command],
         cwd=tmp_path,
         env={name: value for name, value in os.environ.items() if not name.startswith("LEADWIRE_")}
         | {

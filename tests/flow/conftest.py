@@ -108,7 +108,7 @@ class Line:
         (self.home / "up.json").unlink(missing_ok=True)  # one that was killed leaves it, with ports that are gone
         output = (self.home.parent / "up.log").open("ab")
         self.process = subprocess.Popen(
-            dies_with_me([sys.executable, "-m", "ingress.cli", "up"]),
+            dies_with_me([sys.executable, "-m", "console.cli", "up"]),
             env=self.environment,
             cwd=self.home.parent,
             stdout=output,
@@ -155,7 +155,7 @@ class Line:
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a `leadwire` command in this line's environment."""
         return subprocess.run(
-            [sys.executable, "-m", "ingress.cli", *arguments],
+            [sys.executable, "-m", "console.cli", *arguments],
             env=self.environment,
             cwd=self.home.parent,
             capture_output=True,

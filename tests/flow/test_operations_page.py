@@ -11,9 +11,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 
-from ingress.cli import COMMANDS
-from ingress.dashboard import MAX_TASKS
-from ingress.metrics import FAMILIES
+from console.cli import COMMANDS
+from console.dashboard import MAX_TASKS
+from console.metrics import FAMILIES
 from rules.vocabulary import TaskState
 from tests.flow.conftest import Line
 from tests.servers.postgres import programs

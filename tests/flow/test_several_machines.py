@@ -57,7 +57,7 @@ class Machines:
     def run(self, command):
         """Run a command to its end."""
         done = subprocess.run(
-            [sys.executable, "-m", "ingress.cli", command],
+            [sys.executable, "-m", "console.cli", command],
             env=self.shared | {"LEADWIRE_HOME": str(self.folder / command)},
             cwd=self.folder,
             capture_output=True,
@@ -72,7 +72,7 @@ class Machines:
         home.mkdir()
         with (home / "log").open("ab") as output:
             process = subprocess.Popen(
-                dies_with_me([sys.executable, "-m", "ingress.cli", command]),
+                dies_with_me([sys.executable, "-m", "console.cli", command]),
                 env=self.shared | {"LEADWIRE_HOME": str(home)} | settings,
                 cwd=home,
                 stdout=output,

@@ -11,7 +11,7 @@ from celery.exceptions import Ignore
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingress.dashboard import Board
+from console.dashboard import Board
 from rules.vocabulary import ProviderName, Task, TaskState, TaskType, Verdict
 from worker import board
 from worker.deliver import Delivered, outcome_words

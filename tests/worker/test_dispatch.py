@@ -8,7 +8,7 @@ import time
 import pytest
 import redis
 
-from ingress import broker
+from console import broker
 from ingress.lifeline import dies_with_me
 from rules.vocabulary import ProviderName, TaskType
 from worker.dispatch import IDS_PER_MESSAGE, Dispatcher

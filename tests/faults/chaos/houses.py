@@ -17,7 +17,7 @@ from pathlib import Path
 import redis
 from sqlalchemy import select, text
 
-from ingress.broker import find_server
+from console.broker import find_server
 from rules.vocabulary import LedgerError
 from tests.faults.chaos import events
 from tests.faults.chaos.history import ENDED, Attempt, Touch
@@ -183,7 +183,7 @@ class Leadwire(House):
             "LEADWIRE_MINDHUNTERS_RATE": "0",
             "LEADWIRE_VAMBE_RATE": "0",
         }
-        command = [sys.executable, "-P", "-m", "ingress.cli"]
+        command = [sys.executable, "-P", "-m", "console.cli"]
         home = {"LEADWIRE_HOME": str(self.folder / "migrate")}
         subprocess.run([*command, "migrate"], env=shared | home, cwd=self.folder, check=True, capture_output=True)
         self.ledger = open_ledger(self.url)

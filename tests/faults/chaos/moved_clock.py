@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import worker.wiring
-from ingress.cli import main
+from console.cli import main
 
 
 def moved(file: Path) -> type[datetime]:

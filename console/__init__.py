@@ -1,0 +1,1 @@
+"""For people: the command line, the operator port, metrics, the Flower process, the supervisor, the demo and its samples."""

@@ -1,0 +1,295 @@
+"""The operator port: numbers for Prometheus and a status for people and probes, to those who know the operator token.
+
+Beside the public port in the ingress process, and never on it. No answer holds anything personal, a secret or a word of a
+provider. Whoever asks gets an answer in bounded time: a ledger that cannot be read now is a 503 that says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import json
+import logging
+import re
+import socket
+import threading
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
+from functools import partial
+from typing import Any, Final
+
+from flask import Flask, Response, request
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from waitress.server import create_server  # type: ignore[import-untyped]  # it has no annotations
+from werkzeug.exceptions import HTTPException
+
+from console.metrics import VERSION, Collector
+from console.overview import View
+from console.scraping import Readings
+from ingress.request_counts import RequestCounts, Requests
+from rules.vocabulary import LedgerError, ProviderName, instant
+from worker.ledger import Ledger, Measures
+from worker.ledger.rows import ProviderState
+from worker.settings import Secret
+
+log = logging.getLogger(__name__)
+
+THREADS: Final = 3
+CONNECTIONS: Final = 50
+CHANNEL_TIMEOUT_SECONDS: Final = 20
+CLOSING_SECONDS: Final = 1.0
+#: No request here has a body worth reading.
+BODY_LIMIT_BYTES: Final = 16 * 1024
+#: Less than the ten seconds after which Prometheus hangs up.
+LEDGER_PATIENCE_SECONDS: Final = 8.0
+BROKER_PATIENCE_SECONDS: Final = 1.0
+
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+class UnreadableLedgerError(LedgerError):
+    """The ledger cannot be read now, or not in time."""
+
+
+class Watch:
+    """What the operator port looks at, each read once for all who ask."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        requests: RequestCounts,
+        now: Callable[[], datetime],
+        queues: Callable[[], Mapping[str, int] | None],
+        sources: Collection[str],
+        refused: bool,
+        patience_seconds: float = LEDGER_PATIENCE_SECONDS,
+    ) -> None:
+        """Take `queues`, which reads the depth of each queue, None without a broker; `refused` as in `View`."""
+
+        def measure() -> tuple[Measures, Requests]:
+            with requests.standing_still() as pending:
+                return ledger.measure(now()), pending
+
+        self._measures: Readings[tuple[Measures, Requests]] = Readings("ledger", measure)
+        self._queues: Readings[Mapping[str, int] | None] = Readings("broker", queues)
+        self._sources = sources
+        self._refused = refused
+        self._patience_seconds = patience_seconds
+
+    def view(self) -> View:
+        """Return all there is to see. Raises UnreadableLedgerError."""
+        try:
+            read = self._measures.get(self._patience_seconds)
+        except TimeoutError:
+            raise UnreadableLedgerError(
+                f"the ledger has not answered for {self._patience_seconds:.0f} s: see its disk, its locks or its server"
+            ) from None
+        except LedgerError as error:
+            raise UnreadableLedgerError(str(error)) from error
+        measures, pending = read.value
+        return View(
+            measures=measures,
+            requests=pending,
+            read_seconds=read.took_seconds,
+            sources=self._sources,
+            queues=self._depths(),
+            refused=self._refused,
+        )
+
+    def _depths(self) -> Mapping[str, int] | None:
+        try:
+            return self._queues.get(BROKER_PATIENCE_SECONDS).value
+        except TimeoutError:
+            return None
+
+
+def create_operator_app(*, watch: Watch, token: Secret, reasons: Callable[[], list[str]]) -> Flask:
+    """Return the WSGI application of the operator port; `reasons` says why webhooks cannot be recorded now, if so."""
+    app = Flask("leadwire-operator", static_folder=None)
+    app.url_map.strict_slashes = False
+
+    def metrics() -> Response:
+        return _exposition(watch.view(), request.headers.get("Accept", ""))
+
+    def status() -> Response:
+        return _say(200, **_status(watch.view(), reasons()))
+
+    def healthz() -> Response:
+        return _say(200, status="ok")
+
+    for name, answer in (("metrics", metrics), ("status", status)):
+        app.add_url_rule(f"/{name}", name, _guarded(answer, token), methods=("GET", "HEAD"))
+    app.add_url_rule("/healthz", "healthz", healthz, methods=("GET", "HEAD"))
+    app.register_error_handler(Exception, _failed)
+    app.after_request(_dressed)
+    return app
+
+
+class OperatorServer:
+    """The operator port's server, which listens already; `host` and `port` are what was taken when port 0 was asked for."""
+
+    def __init__(self, app: Flask, host: str, port: int) -> None:
+        """Listen on `host` and `port`. Raises OSError when the address is taken."""
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.create_server(address[:2], family=family)
+        self.host, self.port = listener.getsockname()[:2]
+        self._listening: Any = create_server(
+            app,
+            sockets=[listener],
+            threads=THREADS,
+            connection_limit=CONNECTIONS,
+            channel_timeout=CHANNEL_TIMEOUT_SECONDS,
+            max_request_body_size=BODY_LIMIT_BYTES,
+            clear_untrusted_proxy_headers=True,
+            ident="leadwire",
+        )
+        self._thread = threading.Thread(target=self._listening.run, name="operator-port", daemon=True)
+
+    def start(self) -> None:
+        """Serve in a thread of its own until `close`."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening; a scrape that is under way gets a second."""
+        if not self._thread.is_alive():
+            self._listening.close()
+            return
+        # First the threads: one that ends a request later would call a loop that is gone.
+        self._listening.task_dispatcher.shutdown(timeout=CLOSING_SECONDS)
+        self._listening.trigger.pull_trigger(partial(_stop, self._listening))
+        self._thread.join(timeout=CLOSING_SECONDS)
+
+
+def _stop(server: Any) -> None:
+    for channel in list(server.active_channels.values()):
+        if channel.total_outbufs_len:
+            channel.close_when_flushed = True
+        else:
+            channel.handle_close()
+    server.close()
+
+
+def _guarded(answer: Callable[[], Response], token: Secret) -> Callable[[], Response]:
+    """Return what answers only those who know the token."""
+
+    def guarded() -> Response:
+        given = _given_token(request.headers.get("Authorization", ""))
+        if given is not None and hmac.compare_digest(given, token.reveal().encode()):
+            return answer()
+        response = _say(
+            401, status="refused", reason="the operator token is wanted, as Bearer, or as password of Basic"
+        )
+        response.headers.add("WWW-Authenticate", 'Bearer realm="leadwire"')
+        response.headers.add("WWW-Authenticate", 'Basic realm="leadwire", charset="UTF-8"')
+        return response
+
+    return guarded
+
+
+def _given_token(header: str) -> bytes | None:
+    scheme, _, rest = header.partition(" ")
+    credentials = rest.strip().encode("latin-1", "replace")
+    if scheme.lower() == "bearer":
+        return credentials
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except binascii.Error:
+        return None
+
+
+def _exposition(view: View, accepted: str) -> Response:
+    """Return the numbers in the form of those that Prometheus knows which is asked for."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Collector(view))
+    try:
+        encode, content_type = choose_encoder(accepted)
+        body = encode(registry)
+    except (TypeError, ValueError):  # a version that is none
+        encode, content_type = choose_encoder("")
+        body = encode(registry)
+    return Response(body, content_type=content_type)
+
+
+def _status(view: View, reasons: list[str]) -> dict[str, Any]:
+    measures = view.measures
+    events: dict[str, int] = {}
+    for (state, _), number in measures.events.items():
+        events[state] = events.get(state, 0) + number
+    tasks: dict[str, int] = {}
+    for (task_state, _), number in measures.tasks.items():
+        tasks[task_state] = tasks.get(task_state, 0) + number
+    due = [
+        {
+            "kind": kind,
+            "provider": provider or None,
+            "number": found.number,
+            "oldest_at": instant(found.oldest_at) if found.oldest_at else None,
+            "oldest_seconds": round((measures.taken_at - found.oldest_at).total_seconds(), 3) if found.oldest_at else 0,
+        }
+        for (kind, provider), found in view.due().items()
+    ]
+    return {
+        "version": VERSION,
+        "at": instant(measures.taken_at),
+        "ready": not reasons,
+        "reasons": reasons,
+        "due": due,
+        "providers": [_provider(name, measures.paused.get(name)) for name in ProviderName],
+        "rules": {
+            "version": measures.rule_set[0] if measures.rule_set else None,
+            "accepted_at": instant(measures.rule_set[1]) if measures.rule_set else None,
+            "folder_refused": view.refused,
+        },
+        "broker": {"reachable": view.queues is not None, "queues": view.queues or {}},
+        "ledger": {"engine": measures.engine, "revision": measures.revision, "size_bytes": measures.size_bytes},
+        "events": events,
+        "tasks": tasks,
+    }
+
+
+def _provider(name: ProviderName, pause: ProviderState | None) -> dict[str, Any]:
+    if pause is None:
+        return {"name": name, "paused": False}
+    until_at = pause.paused_until_at
+    # The reason quotes the provider, which may name a person: only the HTTP status that it begins with is told.
+    status = re.match(r"[1-5][0-9]{2}\b", pause.reason or "")
+    return {
+        "name": name,
+        "paused": True,
+        "until": instant(until_at) if until_at else None,
+        "by": pause.kind,
+        "http_status": int(status[0]) if status and not pause.held else None,
+    }
+
+
+def _failed(fault: Exception) -> Response:
+    """Answer what goes wrong, without a word about how the inside looks."""
+    if isinstance(fault, UnreadableLedgerError):
+        return _say(503, status="not readable", reason=str(fault))
+    if isinstance(fault, HTTPException) and fault.code:
+        response = _say(fault.code, status="refused", reason=fault.name.lower())
+        if fault.code == 405:  # noqa: PLR2004 - method not allowed
+            response.headers["Allow"] = "GET, HEAD"
+        return response
+    log.error("unexpected %s while answering on the operator port", type(fault).__name__)
+    return _say(503, status="not readable", reason=f"unexpected {type(fault).__name__}")
+
+
+def _dressed(response: Response) -> Response:
+    response.headers.update(_HEADERS)
+    return response
+
+
+def _say(code: int, **members: object) -> Response:
+    return Response(json.dumps(members, separators=(",", ":")), status=code, content_type="application/json")

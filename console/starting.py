@@ -1,0 +1,191 @@
+"""What the long-running commands need before they run: what is checked first, and how the front door is put together."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Final
+
+from console.data_folder import operator_token
+from console.operator import OperatorServer, Watch, create_operator_app
+from ingress import sources
+from ingress.reception import Reception
+from ingress.request_counts import RequestCounts
+from ingress.serving import Server, listen
+from ingress.siblings import bind
+from ingress.web import Readiness, create_app
+from rules.load import SECTIONS
+from rules.rulebook import RuleBook, SourceText
+from rules.vocabulary import Fault, LedgerError, RuleError, SettingsError
+from worker.dispatch import Dispatcher
+from worker.ledger import Ledger, open_ledger
+from worker.queues import QueueDepths, celery_app
+from worker.rules_in_force import accepted, read_files, rules_in_force
+from worker.settings import Secret, Settings
+from worker.wiring import FRONT_DOOR_SECTIONS, broker_of, new_id, utc_now
+
+log = logging.getLogger(__name__)
+
+#: A sender is told to come again before it hangs up: the most impatient ones wait two to five seconds.
+BUSY_AFTER: Final = timedelta(seconds=2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontDoor:
+    """The listening server, the operator port beside it (in one process of several), and what they hold open."""
+
+    server: Server
+    operator: OperatorServer | None
+    requests: RequestCounts
+    ledger: Ledger
+    dispatcher: Dispatcher
+
+    def close(self) -> None:
+        """Publish what waits, count what came, and close the ledger."""
+        if self.operator is not None:
+            self.operator.close()
+        self.dispatcher.close()
+        self.requests.close()
+        self.ledger.close()
+
+
+def check_start(settings: Settings) -> bool:
+    """Refuse a start that cannot work, with every reason at once; say whether the rules folder can be accepted.
+
+    When it cannot, but the ledger holds an earlier set, the start goes on with that one. Raises SettingsError for what is
+    not set, RuleError for faulty rules with nothing to fall back to.
+    """
+    wanted = {
+        "RULES": settings.rules,
+        "MINDHUNTERS_URL": settings.mindhunters_url,
+        "MINDHUNTERS_TOKEN": settings.mindhunters_token,
+        "VAMBE_API_KEY": settings.vambe_api_key,
+    }
+    missing = [f"LEADWIRE_{name}" for name, value in wanted.items() if not value]
+    if missing:
+        raise SettingsError(
+            f"not set: {', '.join(missing)}\nset them in the environment or in a file named .env, or try `leadwire demo`"
+        )
+    assert settings.rules is not None
+    try:
+        accepted(
+            read_files(settings.rules),
+            settings.environment,
+            resolve=SECTIONS,
+            faults_of=partial(_source_faults, settings),
+        )
+    except (RuleError, SettingsError) as fault:
+        if not _last_good_set_works(settings):
+            raise
+        log.error("the rules cannot be accepted; the last good set stays in force:\n%s", fault)
+        return False
+    return True
+
+
+def _source_faults(settings: Settings, texts: Sequence[SourceText]) -> Sequence[Fault]:
+    return sources.build(texts, settings.environment, public_url=settings.public_url)[1]
+
+
+def _last_good_set_works(settings: Settings) -> bool:
+    """Say whether the ledger holds a rule set that can be accepted under today's variables."""
+    try:
+        ledger = open_ledger(settings.database_url)
+    except LedgerError:  # not there yet, or of another version
+        return False
+    try:
+        kept = ledger.latest_rule_set()
+    finally:
+        ledger.close()
+    if kept is None:
+        return False
+    try:
+        accepted(kept[1], settings.environment, resolve=SECTIONS, faults_of=partial(_source_faults, settings))
+    except RuleError:
+        return False
+    return True
+
+
+def bind_public_port(settings: Settings) -> Sequence[socket.socket]:
+    """Take the public port. Raises SettingsError when that cannot be done."""
+    try:
+        return bind(settings.host, settings.port)
+    except OSError as error:
+        raise SettingsError(f"LEADWIRE_PORT: cannot listen on {settings.host}:{settings.port}: {error}") from error
+
+
+def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, operator_port: bool = True) -> FrontDoor:
+    """Put the front door together; the operator port, if wanted, serves already. Raises Problem with what is missing."""
+    broker_url = broker_of(settings)
+    with ExitStack() as undone:
+        for sock in sockets:
+            undone.callback(sock.close)
+        ledger = open_ledger(settings.database_url, busy_timeout=BUSY_AFTER, wait=BUSY_AFTER)
+        undone.callback(ledger.close)
+        book = rules_in_force(
+            settings.rules,
+            ledger,
+            settings.environment,
+            resolve=FRONT_DOOR_SECTIONS,
+            now=utc_now(),
+            faults_of=partial(_source_faults, settings),
+        )
+        built, faults = sources.build(book.sources, settings.environment, public_url=settings.public_url)
+        if faults:
+            raise RuleError(faults)
+        dispatcher = Dispatcher(celery_app(broker_url))
+        undone.callback(dispatcher.close)
+        reception = Reception(built, utc_now, partial(new_id, "ev"))
+        requests = RequestCounts(reception.counts.all, ledger, built)
+        operator = None
+        if operator_port:
+            watch = Watch(
+                ledger=ledger,
+                requests=requests,
+                now=utc_now,
+                queues=QueueDepths(celery_app(broker_url)).read,
+                sources=built,
+                refused=_is_refused(settings, book),
+            )
+            operator = _operator_port(settings, watch, Readiness(ledger))
+            undone.callback(operator.close)
+        app = create_app(reception, ledger, dispatcher)
+        server = listen(app, reception, sockets, ledger, dispatcher, busy_after=BUSY_AFTER)
+        undone.pop_all()
+    requests.start()
+    if operator is not None:
+        operator.start()
+        log.info("metrics and status are at port %s of %s, behind the operator token", operator.port, operator.host)
+    return FrontDoor(server=server, operator=operator, requests=requests, ledger=ledger, dispatcher=dispatcher)
+
+
+def _operator_port(settings: Settings, watch: Watch, readiness: Readiness) -> OperatorServer:
+    """Return the operator port, which listens and does not serve yet."""
+    try:
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        token = Secret(operator_token(settings))
+    except OSError as error:
+        raise SettingsError(
+            f"LEADWIRE_OPERATOR_TOKEN is not set, and none can be kept in {settings.home}: {error.strerror}"
+        ) from error
+    app = create_operator_app(watch=watch, token=token, reasons=readiness.reasons)
+    host, port = settings.operator_host, settings.operator_port
+    try:
+        return OperatorServer(app, host, port)
+    except OSError as error:
+        raise SettingsError(
+            f"LEADWIRE_OPERATOR_PORT: cannot listen on port {port} of {host}: {error.strerror}; "
+            "several ingresses on one machine need one each: choose another, or 0 for a free one"
+        ) from error
+
+
+def _is_refused(settings: Settings, book: RuleBook) -> bool:
+    """Say whether the rules in force are not those of the folder: it could not be accepted, or is not named."""
+    try:
+        return settings.rules is None or read_files(settings.rules) != dict(book.files)
+    except SettingsError:
+        return True
