@@ -18,7 +18,7 @@ from rules.consistency import Reading, names_beside
 from rules.document import DefaultsText, DueOn, Entry, RuleTest, RuleText, Section, TeamTask, TeamText
 from rules.document import Retry as RetryText
 from rules.moments import At
-from rules.places import Path, Places
+from rules.places import Path, SourceMap
 from rules.rulebook import Action, Defaults, Dynamic, Member, Proof, Rule, Team, Test
 from rules.rulebook import DueOn as DueDate
 from rules.templates import Template, compile_template, is_template
@@ -57,7 +57,7 @@ def prepare(reading: Reading) -> Prepared:
     return prepared
 
 
-def _warn_of_missing(template: Template, certain: frozenset[str], places: Places, path: Path) -> None:
+def _warn_of_missing(template: Template, certain: frozenset[str], places: SourceMap, path: Path) -> None:
     """Warn about fields that an event may lack, so that this task alone would end dead."""
     missing = [name for name in template.optional_fields if name not in certain]
     if missing:
@@ -65,9 +65,9 @@ def _warn_of_missing(template: Template, certain: frozenset[str], places: Places
         places.warn(path, f"without {names} this task ends dead: add `| default(...)`, or test for it under `if`")
 
 
-def _conditions(value: Json, places: Places, path: Path) -> Test:
+def _conditions(value: Json, places: SourceMap, path: Path) -> Test:
     """Compile conditions; what is wrong only because a variable is not resolved in this process is no fault."""
-    scratch = Places(places.file, places.values, places.keys)
+    scratch = SourceMap(places.file, places.values, places.keys)
     test = compile_conditions(value, scratch, path)
     pending = {str(places.of_value(at)) for at in _pending(value, path)}
     places.warnings.extend(scratch.warnings)

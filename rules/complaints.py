@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rules.document import TAGS, Document, Entry, OtherTask, RuleText, Section, TeamTask, WhatsappTemplate
-from rules.places import Path, Places
+from rules.places import Path, SourceMap
 from rules.shapes import EMPTY
 from rules.vocabulary import Json
 from rules.wording import did_you_mean, kind, listed
@@ -22,7 +22,7 @@ from rules.wording import did_you_mean, kind, listed
 Annotation = Any
 
 
-def validated(document: Json, places: Places) -> Document | None:
+def validated(document: Json, places: SourceMap) -> Document | None:
     """Return the document as the grammar reads it, or None with all of its faults in `places`."""
     if document is None:
         return Document()

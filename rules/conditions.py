@@ -12,7 +12,7 @@ from typing import Final
 
 from rules import paths
 from rules.operators import OPERATORS, Holds
-from rules.places import Path, Places
+from rules.places import Path, SourceMap
 from rules.showing import as_json, cut
 from rules.vocabulary import FailedTest, Json
 from rules.wording import nearest
@@ -33,7 +33,7 @@ _TOLD_LIMIT: Final = 10
 _NEGATIVE: Final = frozenset({"ne", "not_in"})
 
 
-def compile_conditions(value: Json, places: Places, path: Path) -> Test:
+def compile_conditions(value: Json, places: SourceMap, path: Path) -> Test:
     """Compile the value of an `if:`; complaints go to `places`, and the answer then is a test not to be used.
 
     An absent `if:` (None) always holds.
@@ -99,7 +99,7 @@ def _always(_: Mapping[str, Json]) -> FailedTest | None:
 
 @dataclass(frozen=True, slots=True)
 class _Compiler:
-    places: Places
+    places: SourceMap
 
     def all_of(self, value: Json, path: Path) -> Test:
         """Compile a mapping: every line must hold."""

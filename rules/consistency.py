@@ -14,7 +14,7 @@ from typing import Final
 
 from rules.document import Document
 from rules.moments import parse_at, parse_span
-from rules.places import Path, Places
+from rules.places import Path, SourceMap
 from rules.provider_shapes import UUID_PATTERN
 from rules.shapes import SCHEDULES
 from rules.templates import is_template
@@ -65,7 +65,7 @@ class Reading:
 
     file: str
     value: Json
-    places: Places
+    places: SourceMap
     document: Document | None = None
     #: How many faults there were before the grammar was asked: of the text itself and of its variables.
     early_faults: int = 0
@@ -195,12 +195,12 @@ def _unique_rules(files: Iterable[Reading]) -> None:
                     reading.places.complain((*path, "id"), message)
 
 
-def _check_names(rule: Mapping[str, Json], places: Places, path: Path) -> None:
+def _check_names(rule: Mapping[str, Json], places: SourceMap, path: Path) -> None:
     """Complain about entries that make no task or several, and about two tasks of one name."""
     _check_entries(rule.get("then"), places, (*path, "then"), (), {})
 
 
-def _check_entries(value: Json, places: Places, path: Path, after: tuple[str, ...], first: dict[str, str]) -> None:
+def _check_entries(value: Json, places: SourceMap, path: Path, after: tuple[str, ...], first: dict[str, str]) -> None:
     """Check the tasks of one list; `after` are the names of those whose end it answers, `first` where names stand."""
     kinds = ", ".join(TaskType)
     for at, entry in _mappings(value, path):
@@ -222,7 +222,7 @@ def _check_entries(value: Json, places: Places, path: Path, after: tuple[str, ..
                 _check_entries(tasks, places, (*at, *keys), (*after, "/".join((name, *keys[1:]))), first)
 
 
-def _check_name(entry: Mapping[str, Json], name: str, places: Places, path: Path, first: dict[str, str]) -> None:
+def _check_name(entry: Mapping[str, Json], name: str, places: SourceMap, path: Path, first: dict[str, str]) -> None:
     place = str(places.of_value(path))
     earlier = first.setdefault(name, place)
     if earlier != place:
@@ -234,7 +234,7 @@ def _check_name(entry: Mapping[str, Json], name: str, places: Places, path: Path
         places.complain(at, f"a second {what} {where} (first at {earlier}): {remedy}")
 
 
-def _check_outcomes(entry: Mapping[str, Json], places: Places, path: Path) -> None:
+def _check_outcomes(entry: Mapping[str, Json], places: SourceMap, path: Path) -> None:
     if entry.get("on_outcome") == {}:
         places.complain((*path, "on_outcome"), f"must hold at least one of {', '.join(OUTCOMES)}", at_key=True)
     elif "on_outcome" in entry and TaskType.TEAM_TASK in entry:
@@ -242,7 +242,7 @@ def _check_outcomes(entry: Mapping[str, Json], places: Places, path: Path) -> No
         places.complain((*path, "on_outcome"), message, at_key=True)
 
 
-def _check_types(rule: Mapping[str, Json], places: Places, path: Path) -> None:
+def _check_types(rule: Mapping[str, Json], places: SourceMap, path: Path) -> None:
     """Warn about event types that look like a misspelt canonical one, and about one that stands twice."""
     when = rule.get("when")
     seen: set[str] = set()
@@ -261,7 +261,7 @@ def _check_types(rule: Mapping[str, Json], places: Places, path: Path) -> None:
             places.warn(place, f"{word} is no event type Leadwire knows; did you mean `{meant}`?")
 
 
-def _warn_of_lateness(body: Mapping[str, Json], places: Places, path: Path) -> None:
+def _warn_of_lateness(body: Mapping[str, Json], places: SourceMap, path: Path) -> None:
     """Warn about a task that is only to be made when it is too late for it."""
     try:
         after, life = parse_at(body.get("at")).after, parse_span(body.get("expires"))
@@ -272,7 +272,7 @@ def _warn_of_lateness(body: Mapping[str, Json], places: Places, path: Path) -> N
         places.warn((*path, "expires"), message)
 
 
-def _check_retry(retry: Mapping[str, Json], inherited: Mapping[str, Json], places: Places, path: Path) -> None:
+def _check_retry(retry: Mapping[str, Json], inherited: Mapping[str, Json], places: SourceMap, path: Path) -> None:
     """Complain about keys of a retry that its strategy has no use for."""
     base = {} if "strategy" in retry else inherited
     strategy = retry.get("strategy", base.get("strategy", "fixed"))
@@ -301,7 +301,7 @@ def _check_retry(retry: Mapping[str, Json], inherited: Mapping[str, Json], place
             places.complain((*path, "max_attempts"), message)
 
 
-def _check_extra_fields(kind: TaskType, body: Mapping[str, Json], places: Places, path: Path) -> None:
+def _check_extra_fields(kind: TaskType, body: Mapping[str, Json], places: SourceMap, path: Path) -> None:
     own = _OWN_FIELDS[PROVIDER_OF[kind]]
     for key in _mapping(body.get("extra_fields")):
         if key in own:
@@ -309,7 +309,7 @@ def _check_extra_fields(kind: TaskType, body: Mapping[str, Json], places: Places
             places.complain((*path, "extra_fields", key), message, at_key=True)
 
 
-def _check_contact(kind: TaskType, body: Mapping[str, Json], places: Places, path: Path) -> None:
+def _check_contact(kind: TaskType, body: Mapping[str, Json], places: SourceMap, path: Path) -> None:
     contact = body.get("contact")
     if "contact" in body and "contact_uuid" in body:
         message = "use `contact` or `contact_uuid`, not both: Mindhunters takes exactly one"
@@ -320,7 +320,7 @@ def _check_contact(kind: TaskType, body: Mapping[str, Json], places: Places, pat
         places.warn((*path, "contact"), "has no `phone_number`: without one this task ends `dead: no phone`")
 
 
-def _check_assign(assign: Json, teams: set[str], places: Places, path: Path) -> None:
+def _check_assign(assign: Json, teams: set[str], places: SourceMap, path: Path) -> None:
     if isinstance(assign, str):
         if _settled(assign) and assign not in teams and not _is_uuid(assign) and assign.strip():
             known = f"; the teams are {', '.join(sorted(teams))}" if teams else "; no team is defined"

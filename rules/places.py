@@ -32,7 +32,7 @@ class Position:
 
 
 @dataclass(slots=True)
-class Places:
+class SourceMap:
     """The position of every key and value of one file, and the faults and warnings found there."""
 
     file: str

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Final, Literal
 
 from rules.moments import At
-from rules.places import Places
+from rules.places import SourceMap
 from rules.templates import Template
 from rules.vocabulary import FAILURE, FailedTest, Fault, Json, RetryPolicy, TaskType, outcome_trigger
 
@@ -141,7 +141,7 @@ class SourceText:
 
     name: str
     value: Mapping[str, Json]
-    places: Places
+    places: SourceMap
     path: tuple[str | int, ...]
 
 

@@ -19,7 +19,7 @@ from jinja2.runtime import Undefined
 
 from rules import paths
 from rules.filters import TEXT_LIMIT, ZONE, TemplateError
-from rules.places import Path, Places, written
+from rules.places import Path, SourceMap, written
 from rules.template_budget import BUDGET, Budget
 from rules.template_complaints import about_missing, about_rendering, about_syntax
 from rules.template_sandbox import (
@@ -87,7 +87,7 @@ def is_template(text: str) -> bool:
     return "{{" in text or "{%" in text or "{#" in text
 
 
-def compile_template(text: str, places: Places, path: Path, beside: tuple[str, ...] = ()) -> Template | None:
+def compile_template(text: str, places: SourceMap, path: Path, beside: tuple[str, ...] = ()) -> Template | None:
     """Read a template; complaints go to `places`, with the line inside the text, and the answer then is None.
 
     `beside` are the names of `paths.BESIDE` that it may use.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from rules.places import Path, Places
+from rules.places import Path, SourceMap
 from rules.templates import is_template
 from rules.vocabulary import Json
 from rules.wording import did_you_mean, shown
@@ -64,7 +64,7 @@ class Resolver:
     environment: Mapping[str, str]
     sections: frozenset[str]
 
-    def resolve(self, document: Json, places: Places) -> Json:
+    def resolve(self, document: Json, places: SourceMap) -> Json:
         """Return the document with its variables resolved; complain about those that cannot be."""
         if not isinstance(document, dict):
             return document
@@ -74,7 +74,7 @@ class Resolver:
             resolved[section] = self._walk(value, places, (section,)) if wanted else _marked(value)
         return resolved
 
-    def _walk(self, value: Json, places: Places, path: Path) -> Json:
+    def _walk(self, value: Json, places: SourceMap, path: Path) -> Json:
         if isinstance(value, dict):
             for key in value:
                 if "${" in key:
@@ -86,7 +86,7 @@ class Resolver:
             return self._text(value, places, path)
         return value
 
-    def _text(self, text: str, places: Places, path: Path) -> str:
+    def _text(self, text: str, places: SourceMap, path: Path) -> str:
         lookup = _Lookup(self.environment, lambda message: places.complain(path, message))
         takes_templates = path[0] == "rules" and path[2:3] == ("then",)
         if takes_templates and is_template(_REFERENCE.sub("", text)):

@@ -15,7 +15,7 @@ from typing import Final
 
 import yaml
 
-from rules.places import Path, Places, Position, written
+from rules.places import Path, Position, SourceMap, written
 from rules.vocabulary import Fault, Json
 from rules.yaml_complaints import complaint_about
 
@@ -39,14 +39,14 @@ _UNPRINTABLE: Final = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def read(text: str | bytes, file: str, *, salvage: bool = False) -> tuple[Json, Places]:
+def read(text: str | bytes, file: str, *, salvage: bool = False) -> tuple[Json, SourceMap]:
     """Return the one document of a YAML text and the places of all its values; never raises.
 
     Faults go to `places.faults`, and the value then is None. With `salvage`, a text whose faults leave its structure
     clear (a repeated key, a tag) still gives the value, so that one run can find what else is wrong. An empty text is None
     without faults. `text` may hold bytes that are no UTF-8 as lone surrogates (`errors="surrogateescape"`).
     """
-    places = Places(file)
+    places = SourceMap(file)
     builder = _Builder(places)
     try:
         root = builder.build(_checked(text))
@@ -114,7 +114,7 @@ class _Frame:
 class _Builder:
     """Turns the parser's events into one tree of nodes."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: SourceMap) -> None:
         self._places = places
         self._open: list[_Frame] = []
         self._anchors: dict[str, _Node] = {}

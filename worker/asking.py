@@ -34,7 +34,7 @@ class Sender(Protocol):
         """Send it and say how it ended, within so many seconds."""
 
 
-class Asking:
+class ThrottledClient:
     """One thread's questions to one provider. `charge` takes a place in its line and returns the place's moment."""
 
     def __init__(

@@ -13,7 +13,7 @@ from typing import Final
 from rules.vocabulary import Verdict
 from worker.ledger import Claim
 from worker.wire import Answered, NotBegun, Reading, Request, Sent, Unsendable
-from worker.wiring import Clock, Hand, Services
+from worker.wiring import Clock, ProviderClient, WorkerContext
 
 #: A claim that is older may have been taken back: no request begins after it.
 BEGIN_WITHIN_SECONDS: Final = 10.0
@@ -37,7 +37,7 @@ class Attempted:
     seconds: float = 0.0
 
 
-def attempt(services: Services, hand: Hand, claim: Claim, claimed_seconds: float) -> Attempted | None:
+def attempt(services: WorkerContext, hand: ProviderClient, claim: Claim, claimed_seconds: float) -> Attempted | None:
     """Make one attempt with its quick tries; None when nothing was executed for a reason of our own.
 
     That is a claim which grew old before the request began, or a worker that ends: the task loses nothing by either.
@@ -71,7 +71,9 @@ def attempt(services: Services, hand: Hand, claim: Claim, claimed_seconds: float
     return Attempted(reading=reading, status=status, seconds=clock.awake_seconds() - began_seconds)
 
 
-def _send(clock: Clock, hand: Hand, request: Request, end_seconds: float, begin_by_seconds: float) -> Sent | NotBegun:
+def _send(
+    clock: Clock, hand: ProviderClient, request: Request, end_seconds: float, begin_by_seconds: float
+) -> Sent | NotBegun:
     return hand.transport.send(
         request,
         deadline_seconds=end_seconds - clock.awake_seconds(),
@@ -79,7 +81,7 @@ def _send(clock: Clock, hand: Hand, request: Request, end_seconds: float, begin_
     )
 
 
-def _read(clock: Clock, hand: Hand, sent: Sent, request: Request, end_seconds: float) -> Reading:
+def _read(clock: Clock, hand: ProviderClient, sent: Sent, request: Request, end_seconds: float) -> Reading:
     reading = hand.provider.read(sent, clock.now(), request)
     if not reading.probe_first:
         return reading

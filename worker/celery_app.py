@@ -25,10 +25,10 @@ from worker.follow import Follow
 from worker.process import process_events
 from worker.queues import EVENTS_QUEUE, QUEUE_OF, QueueDepths, celery_app, declare
 from worker.react import React
-from worker.retelling import Retelling
+from worker.retelling import FlowerSync
 from worker.seek import seekers
 from worker.sweep import Sweep
-from worker.wiring import Services, broker_of, utc_now
+from worker.wiring import WorkerContext, broker_of, utc_now
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +36,11 @@ log = logging.getLogger(__name__)
 _KEPT: Final[list[Any]] = []
 
 
-def create(services: Services) -> Celery:
+def create(services: WorkerContext) -> Celery:
     """Return the worker's Celery application, its tasks bound to these services."""
     app = celery_app(broker_of(services.settings), confirm=False)
     events = _Events()
-    retelling = Retelling(services.ledger, events.send)
+    retelling = FlowerSync(services.ledger, events.send)
     answering = React(services, lambda tasks: board.planned(tasks, utc_now(), events.send))
     following = Follow(services)
 
@@ -81,7 +81,7 @@ def create(services: Services) -> Celery:
 
 
 def _delivering(
-    services: Services, provider: ProviderName, events: _Events, retelling: Retelling, answering: React
+    services: WorkerContext, provider: ProviderName, events: _Events, retelling: FlowerSync, answering: React
 ) -> Callable[..., str]:
     def run(
         self: Task[..., Any],
@@ -143,7 +143,7 @@ class _Events:
                 dispatcher.flush()
 
 
-def run(services: Services, name: str, ready_file: Path | None = None) -> None:
+def run(services: WorkerContext, name: str, ready_file: Path | None = None) -> None:
     """Work until told to stop (SIGTERM lets running calls end); the process is the worker from here on.
 
     `ready_file` is made when the worker begins to take messages, and touched with every message it takes.

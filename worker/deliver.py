@@ -28,8 +28,8 @@ from worker.alerting import tell_of
 from worker.attempt import Attempted, attempt
 from worker.ledger import Claim, Held, Limits, NotClaimed, PauseKind, Settlement
 from worker.retry import History, next_step
-from worker.side_by_side import Made, SideBySide
-from worker.wiring import SIDE_BY_SIDE, TOGETHER, Clock, Hand, Pace, Services
+from worker.side_by_side import ConcurrentSender, Made
+from worker.wiring import SIDE_BY_SIDE, TOGETHER, AdaptiveBatchSize, Clock, ProviderClient, WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Delivered:
 Tell = Callable[[Sequence[Delivered]], None]
 
 
-def deliver(services: Services, provider: ProviderName, task_ids: Sequence[str], tell: Tell) -> list[Delivered]:
+def deliver(services: WorkerContext, provider: ProviderName, task_ids: Sequence[str], tell: Tell) -> list[Delivered]:
     """Deliver these tasks of one provider; each is claimed before, and settled when its answer arrives.
 
     When the provider holds its share of the worker's threads already, or the worker is about to end, what has not been
@@ -83,7 +83,7 @@ def deliver(services: Services, provider: ProviderName, task_ids: Sequence[str],
         hand.slots.give()
 
 
-def _put_back(services: Services, task_ids: Sequence[str], why: str, tell: Tell) -> list[Delivered]:
+def _put_back(services: WorkerContext, task_ids: Sequence[str], why: str, tell: Tell) -> list[Delivered]:
     waiting = TaskState.WAITING
     given = [Delivered(task_id=task_id, state=waiting, words=f"put back: {why}") for task_id in task_ids]
     tell(given)
@@ -91,7 +91,9 @@ def _put_back(services: Services, task_ids: Sequence[str], why: str, tell: Tell)
     return [replace(outcome, told=True) for outcome in given]
 
 
-def _deliver_alone(services: Services, hand: Hand, task_ids: Sequence[str], tell: Tell) -> list[Delivered]:
+def _deliver_alone(
+    services: WorkerContext, hand: ProviderClient, task_ids: Sequence[str], tell: Tell
+) -> list[Delivered]:
     claimed_seconds = services.clock.awake_seconds()
     (claim,) = _claim(services, hand, task_ids)
     if isinstance(claim, NotClaimed):
@@ -101,7 +103,9 @@ def _deliver_alone(services: Services, hand: Hand, task_ids: Sequence[str], tell
     return _settle(services, [(claim, attempt(services, hand, claim, claimed_seconds))], tell)
 
 
-def _deliver_together(services: Services, hand: Hand, task_ids: Sequence[str], tell: Tell) -> list[Delivered]:
+def _deliver_together(
+    services: WorkerContext, hand: ProviderClient, task_ids: Sequence[str], tell: Tell
+) -> list[Delivered]:
     """Claim and send in slices no larger than the provider was seen to answer within a moment, or than it may have at once.
 
     Where its rate or a pause keeps one, the rest is asked for together, so that each learns its own moment at once.
@@ -125,14 +129,18 @@ def _deliver_together(services: Services, hand: Hand, task_ids: Sequence[str], t
 
 
 def _deliver_slice(
-    services: Services, hand: Hand, task_ids: Sequence[str], tell: Tell
+    services: WorkerContext, hand: ProviderClient, task_ids: Sequence[str], tell: Tell
 ) -> tuple[list[Delivered], Held | None]:
     claimed_seconds = services.clock.awake_seconds()
     return send(services, hand, _claim(services, hand, task_ids), claimed_seconds, tell)
 
 
 def send(
-    services: Services, hand: Hand, answers: Sequence[Claim | NotClaimed], claimed_seconds: float, tell: Tell
+    services: WorkerContext,
+    hand: ProviderClient,
+    answers: Sequence[Claim | NotClaimed],
+    claimed_seconds: float,
+    tell: Tell,
 ) -> tuple[list[Delivered], Held | None]:
     """Send what was claimed in one transaction side by side, and settle together what was answered meanwhile.
 
@@ -141,7 +149,7 @@ def send(
     claims = [claim for claim in answers if isinstance(claim, Claim)]
     delivered = [_not_claimed(answer) for answer in answers if isinstance(answer, NotClaimed)]
     attempts: list[Attempted | None] = []
-    side_by_side = SideBySide(services, hand, claims, claimed_seconds)
+    side_by_side = ConcurrentSender(services, hand, claims, claimed_seconds)
     fault: Exception | None = None
     for group in side_by_side.answers():
         attempts += [attempted for _, attempted in group]
@@ -158,7 +166,7 @@ def send(
     return delivered, None if held is Held.CONCURRENCY and claims else held
 
 
-def _claim(services: Services, hand: Hand, task_ids: Sequence[str]) -> list[Claim | NotClaimed]:
+def _claim(services: WorkerContext, hand: ProviderClient, task_ids: Sequence[str]) -> list[Claim | NotClaimed]:
     owner = claim_name(services)
     try:
         return services.ledger.claim(task_ids, services.clock.now(), LEASE, owner, limits_for(services, hand))
@@ -167,37 +175,37 @@ def _claim(services: Services, hand: Hand, task_ids: Sequence[str]) -> list[Clai
         raise
 
 
-def claim_name(services: Services) -> str:
+def claim_name(services: WorkerContext) -> str:
     """Return a name of its own for a claim, so that one of which nobody knows whether it stands is undone if it does."""
     return f"{services.owner}/{next(services.claim_numbers)}"
 
 
-def undo_claim(services: Services, owner: str, task_ids: Sequence[str]) -> None:
+def undo_claim(services: WorkerContext, owner: str, task_ids: Sequence[str]) -> None:
     """Give back what a claim under this name has, of which nobody knows whether it stands and nothing was sent."""
     clock, ledger = services.clock, services.ledger
     given = _patiently(clock, lambda: ledger.give_back_of(owner, task_ids, clock.now()), ", ".join(task_ids))
     log.warning("a claim's commit was in doubt; of it was given back, unsent: %s", ", ".join(given) or "nothing")
 
 
-def limits_for(services: Services, hand: Hand) -> Mapping[ProviderName, Limits]:
+def limits_for(services: WorkerContext, hand: ProviderClient) -> Mapping[ProviderName, Limits]:
     """Return the limits of this provider alone: the other's line is not touched."""
     name = hand.provider.name
     return {name: services.limits[name]} if name in services.limits else {}
 
 
-def held_back(services: Services, hand: Hand, held: Held | None) -> bool:
+def held_back(services: WorkerContext, hand: ProviderClient, held: Held | None) -> bool:
     """Whether a provider has as many requests as it may have at once; its pace learns that."""
     if held is Held.CONCURRENCY:
         hand.pace.full(services.clock.awake_seconds())
     return held is Held.CONCURRENCY
 
 
-def most_at_once(services: Services, hand: Hand) -> int:
+def most_at_once(services: WorkerContext, hand: ProviderClient) -> int:
     """Return how many requests a provider may have at once, 0 for no limit."""
     return services.limits.get(hand.provider.name, Limits()).concurrency
 
 
-def _learn(pace: Pace, attempts: Sequence[Attempted | None]) -> None:
+def _learn(pace: AdaptiveBatchSize, attempts: Sequence[Attempted | None]) -> None:
     """Learn how many may be claimed at once, from the provider's answers alone: the ledger has its own reasons to be slow."""
     if None in attempts:  # a claim grew too old: fewer at once begin in time
         pace.reset()
@@ -211,7 +219,7 @@ def _not_claimed(answer: NotClaimed) -> Delivered:
     return Delivered(task_id=answer.task_id, state=answer.state, due_at=answer.due_at, words=words)
 
 
-def _settle(services: Services, made: Sequence[Made], tell: Tell) -> list[Delivered]:
+def _settle(services: WorkerContext, made: Sequence[Made], tell: Tell) -> list[Delivered]:
     """Record what attempts came to, those that never began as given back; a write that fails is tried for long."""
     delivered: list[Delivered] = []
     clock = services.clock

@@ -17,7 +17,7 @@ from rules.vocabulary import PROVIDER_OF, LedgerInDoubtError, Plan, TaskState, T
 from worker.deliver import LEASE, Delivered, claim_name, held_back, limits_for, most_at_once, send, undo_claim
 from worker.dispatch import SINGLE_DELIVERY_LIMIT
 from worker.ledger import Claim, ClaimTerms, NotClaimed
-from worker.wiring import Hand, Services
+from worker.wiring import ProviderClient, WorkerContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,12 @@ class Batch:
 TellOf = Callable[[TaskType, Sequence[Delivered]], None]
 
 
-class FirstAttempts:
+class InlineDelivery:
     """The first attempts of one message, at tasks of one type; a context, so that the slot is given back."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: WorkerContext) -> None:
         self._services = services
-        self._hand: Hand | None = None
+        self._hand: ProviderClient | None = None
         self._type: TaskType | None = None
         self._room = 0
         self._answers: list[Claim | NotClaimed] = []

@@ -14,11 +14,11 @@ from typing import Final
 
 from rules.rulebook import Action, RuleBook
 from rules.vocabulary import LedgerError, ProviderName
-from worker.asking import Asking
+from worker.asking import ThrottledClient
 from worker.ledger import Limits, Poll
 from worker.providers import Followed
 from worker.wire import CannotTell
-from worker.wiring import Services
+from worker.wiring import WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ REST_SECONDS: Final = 5.0
 class Follow:
     """The thread of one worker process that asks Mindhunters."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: WorkerContext) -> None:
         self._services = services
         self._name = ProviderName.MINDHUNTERS
         self._first = timedelta(seconds=services.settings.mindhunters_poll_seconds)
@@ -49,7 +49,7 @@ class Follow:
         self._rest_until_seconds = 0.0
         self._stopping = threading.Event()
         hand = services.hands[self._name]
-        self._asking = Asking(
+        self._asking = ThrottledClient(
             services.ledger,
             hand.provider,
             hand.transport,

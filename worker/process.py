@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 from rules.plan import decide
 from rules.vocabulary import EventState, LedgerBusyError, Plan, Task
-from worker.first_attempts import Batch, FirstAttempts, TellOf
+from worker.first_attempts import Batch, InlineDelivery, TellOf
 from worker.ledger import StoredEvent
-from worker.wiring import TOGETHER, Services
+from worker.wiring import TOGETHER, WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,9 @@ class Tally:
         return f"{self.planned} of {self.asked} events planned, {self.ignored} ignored, {self.tasks} tasks"
 
 
-def process_events(services: Services, event_ids: Sequence[str], tell: TellOf, ended: Callable[[Batch], None]) -> Tally:
+def process_events(
+    services: WorkerContext, event_ids: Sequence[str], tell: TellOf, ended: Callable[[Batch], None]
+) -> Tally:
     """Decide and plan these events, and dispatch what is due, or deliver it where one message would carry it all.
 
     `tell` shows outcomes at once, `ended` is told of the batch that was delivered, also when this raises in the end.
@@ -52,7 +54,7 @@ def process_events(services: Services, event_ids: Sequence[str], tell: TellOf, e
 
 
 def _process(
-    services: Services,
+    services: WorkerContext,
     events: Sequence[StoredEvent],
     tally: Tally,
     tell: TellOf,
@@ -60,7 +62,7 @@ def _process(
 ) -> None:
     """Plan these events, then record them, then make the first attempts that were claimed with them."""
     plans = [plan for event in events if (plan := _plan(services, event)) is not None]
-    with FirstAttempts(services) as first:
+    with InlineDelivery(services) as first:
         try:
             for start in range(0, len(plans), TOGETHER):
                 _record(services, plans[start : start + TOGETHER], tally, first)
@@ -70,7 +72,7 @@ def _process(
                 ended(batch)
 
 
-def _record(services: Services, plans: Sequence[Plan], tally: Tally, first: FirstAttempts) -> None:
+def _record(services: WorkerContext, plans: Sequence[Plan], tally: Tally, first: InlineDelivery) -> None:
     try:
         on_their_way = first.record(plans)
     except LedgerBusyError:
@@ -88,7 +90,7 @@ def _record(services: Services, plans: Sequence[Plan], tally: Tally, first: Firs
     tally.tasks += sum(len(plan.tasks) for plan in plans)
 
 
-def _plan(services: Services, stored: StoredEvent) -> Plan | None:
+def _plan(services: WorkerContext, stored: StoredEvent) -> Plan | None:
     """Return the event's plan; an event whose planning fails is noted in the ledger, and its neighbours go on."""
     services.ledger.give_way()
     try:
@@ -98,7 +100,7 @@ def _plan(services: Services, stored: StoredEvent) -> Plan | None:
         return None
 
 
-def _failed(services: Services, event_id: str, step: str, error: Exception) -> None:
+def _failed(services: WorkerContext, event_id: str, step: str, error: Exception) -> None:
     """Note a failure in the ledger; the log gets no message of it, since that may quote the payload."""
     log.error("event %s: %s failed with %s; see `leadwire show`", event_id, step, type(error).__name__)
     services.ledger.event_failed(event_id, f"{step} failed: {type(error).__name__}: {error}", services.clock.now())

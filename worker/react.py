@@ -18,7 +18,7 @@ from worker.deliver import Delivered
 from worker.ledger import Reaction
 from worker.ledger.answering import TRIES_LIMIT
 from worker.rules_in_force import KeptRuleSets
-from worker.wiring import WORKER_SECTIONS, Services
+from worker.wiring import WORKER_SECTIONS, WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _NO_REASON: Final = "no reason was recorded"
 class React:
     """The answering thread of one worker process; `show` is told the tasks that no message goes out for now."""
 
-    def __init__(self, services: Services, show: Callable[[Sequence[Task]], None] = lambda _: None) -> None:
+    def __init__(self, services: WorkerContext, show: Callable[[Sequence[Task]], None] = lambda _: None) -> None:
         self._services = services
         self._show = show
         self._sets = KeptRuleSets(services.ledger, services.book, services.settings.environment, WORKER_SECTIONS)

@@ -45,7 +45,7 @@ TOLD_AGE: Final = timedelta(hours=24)
 REST_SECONDS: Final = 20.0
 
 
-class Retelling:
+class FlowerSync:
     """The telling thread of one worker process."""
 
     def __init__(self, ledger: Ledger, send: board.Send) -> None:

@@ -23,14 +23,14 @@ from typing import Final
 
 from rules.drafting import mark
 from rules.vocabulary import LedgerError, ProviderName, TaskState, Verdict
-from worker.asking import Asking, Sender
+from worker.asking import Sender, ThrottledClient
 from worker.awake import Steadiness
-from worker.ledger import Doubt, Ledger, Limits, Settlement
+from worker.ledger import Ledger, Limits, PendingReconciliation, Settlement
 from worker.providers import Provider, Sought
 from worker.providers.listings import told
 from worker.retry import LOOKING_UP, History, LookingUp, LookUps, NextStep, after_look_up
 from worker.wire import Absent, CannotTell, Found, Listed, More, Seen
-from worker.wiring import Clock, Services
+from worker.wiring import Clock, WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ TOGETHER: Final = timedelta(minutes=10)
 
 
 #: Tasks in doubt that one listing tells of.
-Group = list[tuple[Doubt, Sought]]
+Group = list[tuple[PendingReconciliation, Sought]]
 
 
 #: A task counts as absent only when the clock has not leapt for so long: longer than any attempt takes.
@@ -69,7 +69,7 @@ class Timing:
 TIMING: Final = Timing()
 
 
-class Seek:
+class Reconciler:
     """The thread of one worker process that looks tasks up at one provider.
 
     `charge` counts a request against the provider's rate and returns its place in line, for which each listing waits;
@@ -94,7 +94,7 @@ class Seek:
         self._clock = clock
         self._timing = timing
         self._closing = closing or threading.Event()
-        self._asking = Asking(ledger, provider, sender, clock=clock, charge=charge, is_over=self._is_over)
+        self._asking = ThrottledClient(ledger, provider, sender, clock=clock, charge=charge, is_over=self._is_over)
         self._rest_seconds = rest_seconds
         self._steadiness = steadiness
         self._form_works = False
@@ -146,7 +146,7 @@ class Seek:
                 self._conclude(doubt, told(listing, held, sought), asked_at)
         return len(doubts)
 
-    def _groups(self, doubts: Sequence[Doubt]) -> list[Group]:
+    def _groups(self, doubts: Sequence[PendingReconciliation]) -> list[Group]:
         """Return the doubts by the listing that tells of them; those that no listing can tell of are concluded."""
         open_: dict[Hashable, list[Group]] = {}
         for doubt in sorted(doubts, key=lambda doubt: doubt.began_at):
@@ -189,7 +189,7 @@ class Seek:
         for doubt, _ in group:
             self._ledger.note_look_up(doubt, self._asking.place_at, failed=False)
 
-    def _conclude(self, doubt: Doubt, outcome: Found | Absent | CannotTell, asked_at: datetime) -> None:
+    def _conclude(self, doubt: PendingReconciliation, outcome: Found | Absent | CannotTell, asked_at: datetime) -> None:
         """Write down what a look-up that began then came to."""
         now = self._clock.now()
         task = doubt.task
@@ -214,7 +214,9 @@ class Seek:
         if self._ledger.end_doubt(doubt, self._settlement(doubt, outcome, step), now):
             self._say(doubt, outcome, step)
 
-    def _settlement(self, doubt: Doubt, outcome: Found | Absent | CannotTell, step: NextStep) -> Settlement:
+    def _settlement(
+        self, doubt: PendingReconciliation, outcome: Found | Absent | CannotTell, step: NextStep
+    ) -> Settlement:
         reason = step.reason
         if step.state is TaskState.UNKNOWN:
             reason = _for_a_person(doubt, step.reason or "no look-up could tell", self._provider.name)
@@ -226,7 +228,7 @@ class Seek:
             reason=reason,
         )
 
-    def _say(self, doubt: Doubt, outcome: Found | Absent | CannotTell, step: NextStep) -> None:
+    def _say(self, doubt: PendingReconciliation, outcome: Found | Absent | CannotTell, step: NextStep) -> None:
         name, task_id = self._provider.name, doubt.task.id
         match step.state:
             case TaskState.UNKNOWN:
@@ -243,7 +245,7 @@ class Seek:
             case _:
                 log.info("task %s was looked up at %s: it is %s", task_id, name, step.state)
 
-    def _remember_form(self, doubt: Doubt, now: datetime) -> None:
+    def _remember_form(self, doubt: PendingReconciliation, now: datetime) -> None:
         if not (self._form_works or doubt.form_works):
             self._ledger.note_form_works(self._provider.name, now)
         self._form_works = True
@@ -259,15 +261,15 @@ class Seek:
         return self._stopping.is_set() or self._closing.is_set()
 
 
-def seekers(services: Services, timing: Timing = TIMING) -> list[Seek]:
+def seekers(services: WorkerContext, timing: Timing = TIMING) -> list[Reconciler]:
     """Return the seeking threads of a worker, one for each provider."""
     return [_seeker(services, name, timing) for name in services.hands]
 
 
-def _seeker(services: Services, name: ProviderName, timing: Timing) -> Seek:
+def _seeker(services: WorkerContext, name: ProviderName, timing: Timing) -> Reconciler:
     hand = services.hands[name]
     limits = services.limits.get(name, Limits())
-    return Seek(
+    return Reconciler(
         services.ledger,
         hand.provider,
         hand.transport,
@@ -289,7 +291,7 @@ def _silence(listing: Listed | CannotTell | None) -> int:
     return 1
 
 
-def _for_a_person(doubt: Doubt, why: str, provider: ProviderName) -> str:
+def _for_a_person(doubt: PendingReconciliation, why: str, provider: ProviderName) -> str:
     """Return the reason of a task that waits for a person, with what to do."""
     task_id = doubt.task.id
     return (

@@ -17,7 +17,7 @@ from rules.vocabulary import Verdict
 from worker.attempt import Attempted, attempt
 from worker.ledger import Claim
 from worker.wire import Reading
-from worker.wiring import SIDE_BY_SIDE, Hand, Services
+from worker.wiring import SIDE_BY_SIDE, ProviderClient, WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +28,15 @@ COMPANY_SECONDS: Final = 0.05
 Made = tuple[Claim, Attempted | None]
 
 
-class SideBySide:
+class ConcurrentSender:
     """The attempts at these claims, of one provider, begun by `claimed_seconds` as `attempt` has it.
 
     Every claim is answered once: by whoever takes it off the list, and only that one may send it.
     """
 
-    def __init__(self, services: Services, hand: Hand, claims: Sequence[Claim], claimed_seconds: float) -> None:
+    def __init__(
+        self, services: WorkerContext, hand: ProviderClient, claims: Sequence[Claim], claimed_seconds: float
+    ) -> None:
         self._services = services
         self._hand = hand
         self._claimed_seconds = claimed_seconds
@@ -119,4 +121,4 @@ def _fault(error: BaseException) -> Attempted:
     return Attempted(reading=Reading(verdict=Verdict.UNKNOWN, reason=reason))
 
 
-__all__ = ["COMPANY_SECONDS", "Made", "SideBySide"]
+__all__ = ["COMPANY_SECONDS", "ConcurrentSender", "Made"]

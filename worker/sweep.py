@@ -16,7 +16,7 @@ from typing import Final
 from rules.vocabulary import LedgerError, ProviderName
 from worker.dispatch import DEPTH_LIMIT
 from worker.queues import EVENTS_QUEUE, QUEUE_OF, QueueDepths
-from worker.wiring import Services
+from worker.wiring import WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ LEASES_SECONDS: Final = 5.0
 class Sweep:
     """The sweeping thread of one worker process."""
 
-    def __init__(self, services: Services, depths: QueueDepths) -> None:
+    def __init__(self, services: WorkerContext, depths: QueueDepths) -> None:
         self._services = services
         self._depths = depths
         self._stopping = threading.Event()

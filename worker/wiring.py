@@ -70,7 +70,7 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{milliseconds:012x}{secrets.token_hex(8)}"
 
 
-class Slots:
+class Bulkhead:
     """How many threads of this worker one provider may hold, so that a slow one never holds them all."""
 
     def __init__(self, number: int) -> None:
@@ -109,7 +109,7 @@ class Slots:
 
 
 @dataclass(slots=True)
-class Pace:
+class AdaptiveBatchSize:
     """How many tasks of one provider are claimed at once: as many as it was seen to answer within a moment.
 
     A claim costs a sync to disk, and all that are claimed must begin soon. Shared by threads without a lock: whatever
@@ -137,15 +137,15 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hand:
+class ProviderClient:
     """One provider as the worker reaches it."""
 
     provider: Provider
     transport: Transport
-    slots: Slots
+    slots: Bulkhead
     #: Sends side by side what was claimed together.
     pool: ThreadPoolExecutor
-    pace: Pace
+    pace: AdaptiveBatchSize
 
     def take_slot(self, patience_seconds: float) -> bool:
         """Take a slot, with more patience where the provider answers quickly: then one comes free soon."""
@@ -154,14 +154,14 @@ class Hand:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Services:
+class WorkerContext:
     """What the engine room works with; one per process."""
 
     settings: Settings
     ledger: Ledger
     dispatcher: Dispatcher
     book: RuleBook
-    hands: Mapping[ProviderName, Hand]
+    hands: Mapping[ProviderName, ProviderClient]
     owner: str
     #: Set when the process is to end: waits inside an attempt give up early.
     closing: threading.Event = field(default_factory=threading.Event)
@@ -180,14 +180,14 @@ class Services:
         self.ledger.close()
 
 
-def build_worker(settings: Settings, *, owner: str) -> Services:
+def build_worker(settings: Settings, *, owner: str) -> WorkerContext:
     """Put the engine room of one worker process together. Raises Problem with what is missing."""
     broker_url = broker_of(settings)
     credentials = _credentials(settings)
     ledger = open_ledger(settings.database_url, yielding=YIELDING)
     ledger.lift_answers_pauses(utc_now())
     book = rules_in_force(settings.rules, ledger, settings.environment, resolve=WORKER_SECTIONS, now=utc_now())
-    return Services(
+    return WorkerContext(
         settings=settings,
         ledger=ledger,
         dispatcher=Dispatcher(celery_app(broker_url)),
@@ -252,12 +252,12 @@ def _credentials(
     return {name: (url, credential) for name, ((_, url), (_, credential)) in asked.items() if url and credential}
 
 
-def _hand(name: ProviderName, url: str, credential: Secret, *, slots: int) -> Hand:
+def _hand(name: ProviderName, url: str, credential: Secret, *, slots: int) -> ProviderClient:
     provider = providers.load(name)
-    return Hand(
+    return ProviderClient(
         provider=provider,
         transport=Transport(url, provider.authorise(credential.reveal())),
-        slots=Slots(slots),
-        pace=Pace(),
+        slots=Bulkhead(slots),
+        pace=AdaptiveBatchSize(),
         pool=ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix=f"send-{name}"),
     )

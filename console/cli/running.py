@@ -19,7 +19,7 @@ from worker import cycles, logs
 from worker.settings import PREFIX, Settings, environment_of
 
 if TYPE_CHECKING:
-    from worker.wiring import Services
+    from worker.wiring import WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def worker(owner: str, ready_file: Path | None, health_file: Path | None) -> Non
 
 
 @contextmanager
-def _watched(services: Services, ready_file: Path | None, health_file: Path | None) -> Iterator[Path | None]:
+def _watched(services: WorkerContext, ready_file: Path | None, health_file: Path | None) -> Iterator[Path | None]:
     """Keep the health file for a while; give the file that the worker touches with every message it takes."""
     from worker.queues import QueueDepths, celery_app  # noqa: PLC0415 - heavy, and only needed here
     from worker.watch import Watch  # noqa: PLC0415 - likewise

@@ -29,7 +29,7 @@ from ingress.sources.request import Received
 from ingress.sources.signatures import Signature
 from ingress.sources.source import KEPT_HEADERS, SECRET_HEADERS, Ack, Source
 from ingress.sources.verifiers import Verifier, compile_verifier
-from rules.places import Path, Places
+from rules.places import Path, SourceMap
 from rules.rulebook import SourceText
 from rules.vocabulary import Fault, Json
 from rules.wording import kind
@@ -67,7 +67,7 @@ class _Assembly:
         self.text = text
         self.environment = environment
         self.public_url = public_url
-        self.places = Places(file=text.places.file, values=text.places.values, keys=text.places.keys)
+        self.places = SourceMap(file=text.places.file, values=text.places.values, keys=text.places.keys)
 
     @property
     def faults(self) -> list[Fault]:

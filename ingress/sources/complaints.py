@@ -11,7 +11,7 @@ from typing import Any, Final, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from rules.places import Path, Places
+from rules.places import Path, SourceMap
 from rules.wording import did_you_mean, kind, listed
 
 #: What a key holds, for the message when it is missing.
@@ -27,13 +27,13 @@ _NEEDED: Final = {
 }
 
 
-def complain_all(error: ValidationError, model: type[BaseModel], places: Places, at: Path) -> None:
+def complain_all(error: ValidationError, model: type[BaseModel], places: SourceMap, at: Path) -> None:
     """Record every fault that reading a source found; `at` is where the source stands in its file."""
     for fault in error.errors(include_url=False):
         _complain(fault, model, places, at)
 
 
-def _complain(fault: ErrorDetails, model: type[BaseModel], places: Places, at: Path) -> None:
+def _complain(fault: ErrorDetails, model: type[BaseModel], places: SourceMap, at: Path) -> None:
     loc = tuple(fault["loc"])
     path = (*at, *loc)
     context = fault.get("ctx", {})

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rules.conditions import compile_conditions, explain
 from rules.operators import OPERATORS
-from rules.places import Places
+from rules.places import SourceMap
 
 NOW = "2026-03-02T13:00:00.000Z"
 
@@ -86,7 +86,7 @@ def test_no_value_makes_an_operator_fail(name, wanted, seen):
 def test_no_operator_holds_on_a_missing_field(name, data):
     """Absent or null: no operator but `exists: false` holds, and the explanation says that it is missing."""
     path = "data.field.below" if data == {"field": {"below": None}} else "data.field"
-    places = Places("rules.yaml")
+    places = SourceMap("rules.yaml")
     failed = compile_conditions({path: {name: ACCEPTED[name]}}, places, ())({"data": data, "now": NOW})
     assert failed is not None
     assert failed.missing
@@ -97,7 +97,7 @@ def test_no_operator_holds_on_a_missing_field(name, data):
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_not_turns_every_operator_around_on_a_missing_field(name):
     """An enclosing `not` holds where its line does not, so also where the field is missing."""
-    test = compile_conditions({"not": {"data.field": {name: ACCEPTED[name]}}}, Places("rules.yaml"), ())
+    test = compile_conditions({"not": {"data.field": {name: ACCEPTED[name]}}}, SourceMap("rules.yaml"), ())
     assert test({"data": {}, "now": NOW}) is None
 
 

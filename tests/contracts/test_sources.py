@@ -12,7 +12,7 @@ from standardwebhooks import Webhook
 
 from console.samples import sample, sample_body, variants
 from ingress.sources import PRESETS, Received, Rejected, Source, Unreadable, Verified, build, preset
-from rules.places import Places
+from rules.places import SourceMap
 from rules.rulebook import SourceText
 from rules.vocabulary import EventState, Problem
 
@@ -24,7 +24,7 @@ OLD, NEW = (base64.b64encode(text).decode() for text in (b"fake-secret-number-on
 
 def _source(name: str, *secrets: str) -> Source:
     value = {"extend": name, "secrets": list(secrets), "verify_token": "fake-verify-token-of-tests"}
-    text = SourceText(name="crm", value=value, places=Places(file="sources.yaml"), path=())
+    text = SourceText(name="crm", value=value, places=SourceMap(file="sources.yaml"), path=())
     sources, faults = build([text], {}, public_url="https://hooks.example.com")
     assert [] == faults
     return sources["crm"]

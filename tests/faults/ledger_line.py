@@ -26,9 +26,9 @@ from worker.ledger import (
     Claim,
     ClaimTerms,
     Delivery,
-    Doubt,
     IncomingEvent,
     Limits,
+    PendingReconciliation,
     Reaction,
     Settlement,
     answering,
@@ -130,7 +130,7 @@ def _settle(**outcomes):
 def _doubt(ledger, task_id):
     """Return the doubt about a task as the step before took it."""
     moments = {"began_at": at(2), "ended_at": at(3), "due_at": at(130) + LEASE}
-    return Doubt(task=ledger.task(task_id), look_ups=0, absent_at=None, form_works=False, **moments)
+    return PendingReconciliation(task=ledger.task(task_id), look_ups=0, absent_at=None, form_works=False, **moments)
 
 
 def _answer(ledger):

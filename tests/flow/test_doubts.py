@@ -14,7 +14,7 @@ from tests.flow.processes import command_of, processes_of
 from worker.ledger import open_ledger
 from worker.providers import load
 from worker.sandbox import VAMBE_API_KEY
-from worker.seek import Seek
+from worker.seek import Reconciler
 from worker.transport import Transport
 from worker.wiring import Clock
 
@@ -143,7 +143,7 @@ def looked_up_ahead(line):
     done = 0
     for minutes in range(2, 12):
         now = datetime.now(UTC) + timedelta(minutes=minutes)
-        done += Seek(ledger, provider, transport, clock=Clock(now=lambda now=now: now)).once()
+        done += Reconciler(ledger, provider, transport, clock=Clock(now=lambda now=now: now)).once()
     ledger.close()
     transport.close()
     return done

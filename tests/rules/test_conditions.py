@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rules.conditions import compile_conditions, explain, present_paths
 from rules.load import load
-from rules.places import Places, Position
+from rules.places import Position, SourceMap
 from rules.vocabulary import RuleError
 
 VIEW = {
@@ -35,7 +35,7 @@ VIEW = {
 
 def compiled(value, **positions):
     """Compile conditions that are good."""
-    places = Places("rules.yaml", **positions)
+    places = SourceMap("rules.yaml", **positions)
     test = compile_conditions(value, places, ("if",))
     assert [] == places.faults
     return test
@@ -43,7 +43,7 @@ def compiled(value, **positions):
 
 def faults(value):
     """Return what is wrong with conditions."""
-    places = Places("rules.yaml")
+    places = SourceMap("rules.yaml")
     compile_conditions(value, places, ("if",))
     return [str(fault) for fault in places.faults]
 
@@ -215,7 +215,7 @@ def test_all_faults_come_in_one_run():
 @pytest.mark.parametrize("name", ["ne", "not_in"])
 def test_a_negative_test_on_a_field_that_may_be_missing_is_warned_of(name):
     """`ne` and `not_in` do not hold on a missing field, which authors forget; `exists: true` beside it shows they did not."""
-    places = Places("rules.yaml")
+    places = SourceMap("rules.yaml")
     compile_conditions({"data.stage": {name: ["lost"]}, "type": {name: ["x"]}}, places, ())
     compile_conditions({"data.stage": {name: ["lost"], "exists": True}}, places, ())
     assert 1 == len(places.warnings)
@@ -224,7 +224,7 @@ def test_a_negative_test_on_a_field_that_may_be_missing_is_warned_of(name):
 
 def test_a_plain_list_is_compared_as_a_whole_and_warned_of():
     """A list without an operator means eq; the author probably meant `in`."""
-    places = Places("rules.yaml")
+    places = SourceMap("rules.yaml")
     test = compile_conditions({"data.tags": ["a", "b"]}, places, ())
     assert test({"data": {"tags": ["a", "b"]}}) is None
     assert "{in: " in str(places.warnings[0])
@@ -272,7 +272,7 @@ conditions = st.recursive(
 @given(conditions, json_values)
 def test_any_conditions_are_refused_or_answer_for_any_event(value, data):
     """Compiling never fails, and what is accepted decides every event and tells why."""
-    places = Places("rules.yaml")
+    places = SourceMap("rules.yaml")
     test = compile_conditions(value, places, ())
     if not places.faults:
         failed = test({"data": data, "now": "2026-03-02T13:00:00.000Z"})
@@ -284,7 +284,7 @@ def test_any_conditions_are_refused_or_answer_for_any_event(value, data):
 def test_not_holds_exactly_where_its_group_does_not(value, data):
     """`not: {all: [x]}` is the opposite of x, for every event."""
     view = {"data": data, "now": "2026-03-02T13:00:00.000Z"}
-    places = Places("rules.yaml")
+    places = SourceMap("rules.yaml")
     plain = compile_conditions(value, places, ())
     turned = compile_conditions({"not": {"all": [value]}}, places, ())
     if not places.faults:

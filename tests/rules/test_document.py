@@ -4,7 +4,7 @@ import pytest
 
 from rules.complaints import allowed_keys, validated
 from rules.document import Document, Entry, MakeCall, OtherTask, Redial, RuleText, Section, TeamTask, WhatsappTemplate
-from rules.places import Places
+from rules.places import SourceMap
 
 AGENT = "11111111-1111-4111-8111-111111111111"
 COMMON = {
@@ -26,7 +26,7 @@ COMMON = {
 
 def complaints(document):
     """Return what the grammar makes of a document, and the path and message of each fault."""
-    places = Places("f.yaml")
+    places = SourceMap("f.yaml")
     return validated(document, places), [(fault.path, fault.message) for fault in places.faults]
 
 

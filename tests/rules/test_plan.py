@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rules.conditions import compile_conditions
 from rules.moments import parse_at
-from rules.places import Places
+from rules.places import SourceMap
 from rules.plan import decide, task_key
 from rules.rulebook import Action, Defaults, DueOn, Member, Rule, RuleBook, Team
 from rules.templates import compile_template, is_template
@@ -32,7 +32,7 @@ def dynamic(value):
     if isinstance(value, list):
         return [dynamic(item) for item in value]
     if isinstance(value, str) and is_template(value):
-        template = compile_template(value, Places("rules.yaml"), ())
+        template = compile_template(value, SourceMap("rules.yaml"), ())
         assert template is not None
         return template
     return value
@@ -63,7 +63,7 @@ def team_task(name="team_task", assign=("u1",), due=None, timezone=None, **body)
 
 def rule(*actions, name="rule", when=("lead.created",), if_=None, file="rules.yaml", **more):
     """Return a rule that makes these tasks."""
-    test = compile_conditions(if_, Places(file), ())
+    test = compile_conditions(if_, SourceMap(file), ())
     return Rule(id=name, description=more.pop("description", None), when=when, test=test, actions=actions, file=file,
                 place=f"{file}:3:5", **more)  # fmt: skip
 

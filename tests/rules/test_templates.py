@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rules.places import Places, Position
+from rules.places import Position, SourceMap
 from rules.template_complaints import about_syntax
 from rules.template_sandbox import FILTERS
 from rules.templates import ZONE, TemplateError, compile_template, is_template
@@ -40,7 +40,7 @@ VIEW = {
 
 def compiled(text, path=("rules", 0, "title"), **positions):
     """Read a template; return it and what is wrong with it."""
-    places = Places("rules.yaml", **positions)
+    places = SourceMap("rules.yaml", **positions)
     template = compile_template(text, places, path)
     return template, [str(fault) for fault in places.faults]
 

@@ -25,15 +25,15 @@ from rules.vocabulary import (
 )
 from worker.deliver import deliver
 from worker.dispatch import DEPTH_LIMIT
-from worker.first_attempts import FirstAttempts
+from worker.first_attempts import InlineDelivery
 from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
 from worker.ledger.sqlite import sqlite_module
-from worker.ledger.turnstile import Turnstile
+from worker.ledger.turnstile import WriterFileLock
 from worker.queues import EVENTS_QUEUE, QUEUE_OF
 from worker.sandbox import VAMBE_API_KEY, Sandbox
 from worker.settings import Settings
 from worker.sweep import Sweep
-from worker.wiring import QUICK_SECONDS, SIDE_BY_SIDE, Clock, Services, limits_of, utc_now
+from worker.wiring import QUICK_SECONDS, SIDE_BY_SIDE, Clock, WorkerContext, limits_of, utc_now
 from worker.wiring import _hand as hand_of
 
 VAMBE = ProviderName.VAMBE
@@ -51,7 +51,7 @@ class Bench:
         self.sandbox.start()
         settings = Settings.from_environment({"LEADWIRE_HOME": str(folder), "LEADWIRE_VAMBE_API_KEY": VAMBE_API_KEY})
         self.slept = threading.Event()
-        self.services = Services(
+        self.services = WorkerContext(
             settings=settings,
             ledger=self.ledger,
             dispatcher=None,
@@ -95,7 +95,7 @@ class Bench:
         """Record a plan and deliver of it what can be; return what was dispatched besides, and the outcomes, if any."""
         sent = []
         services = replace(self.services, dispatcher=SimpleNamespace(tasks=sent.extend), **changes)
-        with FirstAttempts(services) as first:
+        with InlineDelivery(services) as first:
             first.record([plan])
             batch = first.make(lambda _type, _outcomes: None)
         return [ref.id for ref in sent], batch and batch.outcomes
@@ -161,7 +161,7 @@ def test_a_busy_ledger_makes_no_slices_smaller(bench, tmp_path):
     held = threading.Event()
 
     def hold():
-        turnstile = Turnstile(tmp_path / "ledger.sqlite3")
+        turnstile = WriterFileLock(tmp_path / "ledger.sqlite3")
         with turnstile.turn():
             held.set()
             time.sleep(QUICK_SECONDS + 0.2)

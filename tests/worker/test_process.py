@@ -15,7 +15,7 @@ from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
 from worker.process import process_events
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
 from worker.settings import Secret, Settings
-from worker.wiring import SIDE_BY_SIDE, TOGETHER, Services, utc_now
+from worker.wiring import SIDE_BY_SIDE, TOGETHER, WorkerContext, utc_now
 from worker.wiring import _hand as hand_of
 
 VAMBE, MINDHUNTERS = ProviderName.VAMBE, ProviderName.MINDHUNTERS
@@ -49,7 +49,7 @@ class Hall:
         self.sent = []
         self.told = []
         self.batches = []
-        self.services = Services(
+        self.services = WorkerContext(
             settings=Settings.from_environment({"LEADWIRE_HOME": str(folder)}),
             ledger=self.ledger,
             dispatcher=SimpleNamespace(tasks=lambda refs: self.sent.extend(ref.id for ref in refs)),

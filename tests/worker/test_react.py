@@ -17,7 +17,7 @@ from worker.react import React
 from worker.sandbox import MINDHUNTERS_TOKEN, Sandbox
 from worker.settings import Settings
 from worker.transport import Transport
-from worker.wiring import Clock, Hand, Pace, Services, Slots, utc_now
+from worker.wiring import AdaptiveBatchSize, Bulkhead, Clock, ProviderClient, WorkerContext, utc_now
 
 AGENT = "11111111-1111-4111-8111-111111111111"
 RULES = f"""
@@ -60,14 +60,14 @@ class Hall:
     def with_book(self, book, **environment):
         """Return the services of a worker in which this rule set is in force."""
         provider = providers.load(ProviderName.MINDHUNTERS)
-        hand = Hand(
+        hand = ProviderClient(
             provider=provider,
             transport=Transport(self.sandbox.mindhunters_url, provider.authorise(MINDHUNTERS_TOKEN)),
-            slots=Slots(2),
+            slots=Bulkhead(2),
             pool=ThreadPoolExecutor(1),
-            pace=Pace(),
+            pace=AdaptiveBatchSize(),
         )
-        return Services(
+        return WorkerContext(
             settings=replace(self.settings, environment=environment or ENVIRONMENT),
             ledger=self.ledger,
             dispatcher=self.outbox,

@@ -19,7 +19,7 @@ from rules.vocabulary import (
 )
 from worker.deliver import Delivered
 from worker.ledger import Delivery, IncomingEvent, Settlement, migrate, open_ledger
-from worker.retelling import TOLD_AGE, Retelling
+from worker.retelling import TOLD_AGE, FlowerSync
 from worker.wiring import utc_now
 
 LEASE = timedelta(seconds=60)
@@ -27,14 +27,14 @@ REFUSED = {"verdict": Verdict.REFUSED, "status": 422, "reason": "422: Ana wants 
 BUSY = {"verdict": Verdict.BUSY, "status": 503, "reason": "503: ask Ana"}
 
 
-class Desk:
+class AdminQueries:
     """A ledger, and what was told of it: `told` maps ids to the last event of each, in the order of the telling."""
 
     def __init__(self, ledger):
         self.ledger = ledger
         self.told = {}
         self.together = []
-        self.retelling = Retelling(ledger, self.send)
+        self.retelling = FlowerSync(ledger, self.send)
 
     def send(self, type_, **fields):
         """Take down an event."""
@@ -84,7 +84,7 @@ def desk(tmp_path):
     url = f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
     migrate(url)
     ledger = open_ledger(url)
-    yield Desk(ledger)
+    yield AdminQueries(ledger)
     ledger.close()
 
 
@@ -214,6 +214,6 @@ def test_nothing_of_the_person_is_told(desk):
     """Neither the contact nor the provider's own words."""
     desk.make("tk_dead", TaskState.DEAD, **REFUSED)
     sent = []
-    Retelling(desk.ledger, lambda *parts, **fields: sent.append((parts, fields))).everything()
+    FlowerSync(desk.ledger, lambda *parts, **fields: sent.append((parts, fields))).everything()
     assert sent
     assert not [word for word in ("Ana", "911112222", "peace") if word in str(sent)]

@@ -23,7 +23,7 @@ from rules.vocabulary import (
 from worker.ledger import Claim, Delivery, IncomingEvent, PauseKind, Settlement, migrate, open_ledger
 from worker.providers import load
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
-from worker.seek import BATCH, Seek
+from worker.seek import BATCH, Reconciler
 from worker.transport import Transport
 from worker.wiring import Clock
 
@@ -54,7 +54,7 @@ class House:
     def another(self, **changes):
         """Return another seeker, as of another worker."""
         parts = {"clock": Clock(now=lambda: self.now, awake_seconds=lambda: 0.0), "charge": self.charge}
-        return Seek(self.ledger, self.provider, self.transport, **(parts | changes))
+        return Reconciler(self.ledger, self.provider, self.transport, **(parts | changes))
 
     def seconds(self):
         """Return the house's clock as one that is never set."""

@@ -11,14 +11,14 @@ import pytest
 from rules.vocabulary import Verdict
 from worker import side_by_side
 from worker.attempt import Attempted
-from worker.side_by_side import SideBySide
+from worker.side_by_side import ConcurrentSender
 from worker.wire import Reading
 from worker.wiring import SIDE_BY_SIDE
 
 DONE = Attempted(reading=Reading(verdict=Verdict.DELIVERED))
 
 
-class Desk:
+class AdminQueries:
     """Claims by number, a pool of threads, and what was sent; `act` is what an attempt does."""
 
     def __init__(self, monkeypatch, act):
@@ -36,7 +36,9 @@ class Desk:
     def of(self, number):
         """Return attempts at so many claims."""
         hand = SimpleNamespace(pool=self.pool, provider=SimpleNamespace(name="vambe"))
-        return SideBySide(None, hand, [SimpleNamespace(task=SimpleNamespace(id=each)) for each in range(number)], 0.0)
+        return ConcurrentSender(
+            None, hand, [SimpleNamespace(task=SimpleNamespace(id=each)) for each in range(number)], 0.0
+        )
 
     def close(self):
         """Let the threads go."""
@@ -49,7 +51,7 @@ def desk(monkeypatch):
     made = []
 
     def make(act=lambda _: DONE):
-        made.append(Desk(monkeypatch, act))
+        made.append(AdminQueries(monkeypatch, act))
         return made[-1]
 
     yield make

@@ -3,12 +3,12 @@
 import threading
 import time
 
-from worker.wiring import SIDE_BY_SIDE, Hand, Pace, Slots
+from worker.wiring import SIDE_BY_SIDE, AdaptiveBatchSize, Bulkhead, ProviderClient
 
 
 def test_no_more_slots_are_taken_than_there_are():
     """Of three slots a fourth caller gets none, until one is given back."""
-    slots = Slots(3)
+    slots = Bulkhead(3)
     assert [True, True, True, False] == [slots.take(0) for _ in range(4)]
     assert 0 == slots.free
     slots.give()
@@ -17,7 +17,7 @@ def test_no_more_slots_are_taken_than_there_are():
 
 def test_a_waiting_caller_gets_the_slot_that_comes_free():
     """Who waits for a slot is woken by the one that is given back."""
-    slots = Slots(1)
+    slots = Bulkhead(1)
     slots.take(0)
     got = []
     waiting = threading.Thread(target=lambda: got.append(slots.take(10)))
@@ -39,7 +39,7 @@ def waiting_for(slots, patience_seconds):
 
 def test_who_has_no_patience_does_not_overtake_who_waits():
     """A slot that comes free while somebody waits is theirs, though another asks before they have woken up."""
-    slots = Slots(1)
+    slots = Bulkhead(1)
     slots.take(0)
     waiting, got = waiting_for(slots, 10)
     with slots._changed:  # nobody wakes up before the end of this
@@ -54,7 +54,7 @@ def test_who_has_no_patience_does_not_overtake_who_waits():
 
 def test_who_gave_up_waiting_stands_in_nobodys_way():
     """After a wait that was in vain a slot is given to whoever asks, with patience or without."""
-    slots = Slots(1)
+    slots = Bulkhead(1)
     slots.take(0)
     assert [False, False] == [slots.take(0.01) for _ in range(2)]
     slots.give()
@@ -65,7 +65,9 @@ def test_who_gave_up_waiting_stands_in_nobodys_way():
 
 def test_new_work_and_old_wait_alike_for_a_quick_provider():
     """Whatever patience one has where answers are slow: of a provider that answers quickly each gets its slot in time."""
-    hand = Hand(provider=None, transport=None, slots=Slots(1), pool=None, pace=Pace(size=2 * SIDE_BY_SIDE))
+    hand = ProviderClient(
+        provider=None, transport=None, slots=Bulkhead(1), pool=None, pace=AdaptiveBatchSize(size=2 * SIDE_BY_SIDE)
+    )
     assert hand.take_slot(0)
     got = []
     waiting = [

@@ -26,7 +26,7 @@ from worker.ledger.rows import AttemptRow, Counts, StoredEvent, StoredTask
 from worker.ledger.writer import Writer
 
 
-class Desk:
+class AdminQueries:
     """Where an operator looks and decides; a part of `Ledger`, whose faults its methods raise."""
 
     def __init__(self, readers: Engine, writer: Writer) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, exists, func, insert
 from rules.vocabulary import ProviderName, TaskState, Verdict
 from worker.ledger.encoding import micros, micros_or_none, moment, moment_or_none
 from worker.ledger.mapping import stored_task
-from worker.ledger.rows import Doubt
+from worker.ledger.rows import PendingReconciliation
 from worker.ledger.statements import ForIds, Statement, columns_of, upsert
 from worker.ledger.tables import attempts, doubts, providers, tasks
 
@@ -136,10 +136,12 @@ def any_due(connection: Connection, provider: ProviderName, now: datetime) -> bo
     return bool(_ANY_DUE.rows(connection, {"provider": provider, "now": micros(now)}))
 
 
-def claim(provider: ProviderName, now: datetime, hold: timedelta, limit: int) -> Callable[[Connection], list[Doubt]]:
+def claim(
+    provider: ProviderName, now: datetime, hold: timedelta, limit: int
+) -> Callable[[Connection], list[PendingReconciliation]]:
     """Return the work that takes doubts whose look-up is due, the longest overdue first, until `hold` from now."""
 
-    def work(connection: Connection) -> list[Doubt]:
+    def work(connection: Connection) -> list[PendingReconciliation]:
         asked = {"provider": provider, "now": micros(now), "most": limit}
         rows = {row.task_id: row for row in _DUE_DOUBTS.rows(connection, asked)}
         if not rows:
@@ -160,7 +162,9 @@ def claim(provider: ProviderName, now: datetime, hold: timedelta, limit: int) ->
     return work
 
 
-def note(doubt: Doubt, due_at: datetime, *, failed: bool, absent_at: datetime | None) -> Callable[[Connection], bool]:
+def note(
+    doubt: PendingReconciliation, due_at: datetime, *, failed: bool, absent_at: datetime | None
+) -> Callable[[Connection], bool]:
     """Return the work that puts off a look-up; its result says whether the doubt was still held.
 
     `failed`: it could not tell. `absent_at`: when a complete listing without the task was asked for.
@@ -171,7 +175,7 @@ def note(doubt: Doubt, due_at: datetime, *, failed: bool, absent_at: datetime | 
     return lambda connection: _MOVE.run(connection, row) == 1
 
 
-def end(connection: Connection, doubt: Doubt) -> bool:
+def end(connection: Connection, doubt: PendingReconciliation) -> bool:
     """Take the row of a doubt away; False when somebody else has, or holds it now."""
     return _END.run(connection, {"this_id": doubt.task.id, "held_until": micros(doubt.due_at)}) == 1
 
@@ -202,8 +206,8 @@ def _moved(
     }
 
 
-def _doubt(row: Any, task: Any, until_at: int, *, form_works: bool) -> Doubt:
-    return Doubt(
+def _doubt(row: Any, task: Any, until_at: int, *, form_works: bool) -> PendingReconciliation:
+    return PendingReconciliation(
         task=task,
         began_at=moment(row.began_at),
         ended_at=moment(row.ended_at),

@@ -18,7 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from rules.vocabulary import LedgerBusyError, LedgerError
 from worker.ledger.postgres import PostgresDatabase, has_gone
 from worker.ledger.sqlite import SqliteFile
-from worker.ledger.turnstile import Turnstile
+from worker.ledger.turnstile import WriterFileLock
 
 #: How long a connection waits for another process's write.
 BUSY_TIMEOUT: Final = timedelta(seconds=10)
@@ -45,7 +45,7 @@ class Storage(Protocol):
     def writers(self, busy_timeout: timedelta) -> Engine:
         """Return the engine for writes."""
 
-    def turnstile(self) -> Turnstile | None:
+    def turnstile(self) -> WriterFileLock | None:
         """Return what puts the writers of several processes in order where the database does not."""
 
     def hold_for_migration(self, connection: Connection) -> None:

@@ -29,18 +29,18 @@ from worker.ledger import (
     rule_sets,
     settling,
 )
-from worker.ledger.desk import Desk
+from worker.ledger.desk import AdminQueries
 from worker.ledger.engine import reading
 from worker.ledger.following import FollowUps
 from worker.ledger.rows import (
     Claim,
     ClaimTerms,
     Delivery,
-    Doubt,
     IncomingEvent,
     Limits,
     NotClaimed,
     PauseKind,
+    PendingReconciliation,
     ProviderState,
     Recorded,
     Settlement,
@@ -53,7 +53,7 @@ from worker.ledger.writer import Writer
 _UNLIMITED: Final[Mapping[ProviderName, Limits]] = MappingProxyType({})
 
 
-class Ledger(Desk):
+class Ledger(AdminQueries):
     """The truth about what came in, what was decided and what became of it.
 
     Every method may raise LedgerBusyError when the ledger cannot be written right now and LedgerError for other faults of
@@ -246,20 +246,24 @@ class Ledger(Desk):
 
     # -- doubts --------------------------------------------------------------------------------------------------------
 
-    def claim_doubts(self, provider: ProviderName, now: datetime, hold: timedelta, limit: int) -> list[Doubt]:
+    def claim_doubts(
+        self, provider: ProviderName, now: datetime, hold: timedelta, limit: int
+    ) -> list[PendingReconciliation]:
         """Take unknown tasks to be looked up at this provider now, for as long as `hold`; none while it is paused."""
         with reading(self._readers) as connection:
             found = doubts.any_due(connection, provider, now)
         return self._writer.write(doubts.claim(provider, now, hold, limit)) if found else []
 
-    def note_look_up(self, doubt: Doubt, due_at: datetime, *, failed: bool, absent_at: datetime | None = None) -> bool:
+    def note_look_up(
+        self, doubt: PendingReconciliation, due_at: datetime, *, failed: bool, absent_at: datetime | None = None
+    ) -> bool:
         """Put off a doubt's next look-up; False when the doubt is no longer held.
 
         `failed`: this one could not tell. `absent_at`: when a complete listing without the task was asked for.
         """
         return self._writer.write(doubts.note(doubt, due_at, failed=failed, absent_at=absent_at))
 
-    def end_doubt(self, doubt: Doubt, settlement: Settlement, now: datetime) -> bool:
+    def end_doubt(self, doubt: PendingReconciliation, settlement: Settlement, now: datetime) -> bool:
         """End a doubt: the task is delivered, due again or dead, or it stays unknown and waits for a person.
 
         False, and nothing has changed, when somebody else has decided meanwhile; that the provider has the task (DELIVERED)

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, and_, bindparam, func, select, update
 from rules.vocabulary import TERMINAL_TASK_STATES, TaskState
 from worker.ledger import doubts, outcomes, reacting, settling, tallying
 from worker.ledger.encoding import label, micros, micros_or_none, sentence_or_none
-from worker.ledger.rows import Doubt, Settlement
+from worker.ledger.rows import PendingReconciliation, Settlement
 from worker.ledger.statements import Statement
 from worker.ledger.tables import tasks
 from worker.ledger.tallying import Tally
@@ -41,7 +41,7 @@ _DECIDE: Final = Statement(
 )
 
 
-def end(doubt: Doubt, settlement: Settlement, now: datetime) -> Callable[[Connection], bool]:
+def end(doubt: PendingReconciliation, settlement: Settlement, now: datetime) -> Callable[[Connection], bool]:
     """Return the work that ends a doubt; its result says whether the task took it.
 
     DELIVERED, WAITING, DEAD: that is what it comes to. UNKNOWN: it stays so, and nobody looks it up any more.

@@ -223,7 +223,7 @@ class NotClaimed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Doubt:
+class PendingReconciliation:
     """A task in state unknown that is to be looked up at its provider, held by one process until `due_at`.
 
     Requests that may have executed it were under way from `began_at` to `ended_at`. `look_ups` could not tell so far,

@@ -20,7 +20,7 @@ from typing import Any, Final
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event
 
 from rules.vocabulary import LedgerError
-from worker.ledger.turnstile import Turnstile
+from worker.ledger.turnstile import WriterFileLock
 from worker.ledger.work import SAVEPOINT
 
 _FIXED_SINCE: Final = (3, 51, 3)
@@ -113,9 +113,9 @@ class SqliteFile:
         _set_up(engine, pragmas, "BEGIN IMMEDIATE")
         return engine
 
-    def turnstile(self) -> Turnstile:
+    def turnstile(self) -> WriterFileLock:
         """Return this process's place among those that write."""
-        return Turnstile(self.file)
+        return WriterFileLock(self.file)
 
     def hold_for_migration(self, _connection: Connection) -> None:
         """Do nothing: the transaction holds the write lock from its beginning."""

@@ -24,7 +24,7 @@ from typing import Final
 WAY_SECONDS: Final = 0.05
 
 
-class Turnstile:
+class WriterFileLock:
     """One process's place in the queue; for the one thread that writes."""
 
     def __init__(self, ledger_file: Path) -> None:

@@ -31,7 +31,7 @@ from rules.vocabulary import LedgerBusyError, LedgerError, LedgerInDoubtError
 from worker.ledger import transactions
 from worker.ledger.engine import as_ledger_error, cause_of, in_a_line, storage_faults
 from worker.ledger.tallying import Tallies
-from worker.ledger.turnstile import Turnstile
+from worker.ledger.turnstile import WriterFileLock
 from worker.ledger.work import Job, Shared, size_of
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class Writer:
         engine: Engine,
         *,
         wait: timedelta = WAIT,
-        turnstile: Turnstile | None = None,
+        turnstile: WriterFileLock | None = None,
         yielding: timedelta = GATHERING,
     ) -> None:
         """Take the engine to write with; `turnstile` orders the writers of several processes where the engine does not.

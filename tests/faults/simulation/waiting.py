@@ -23,7 +23,7 @@ class Closing:
         return self._set
 
 
-class Slots:
+class Bulkhead:
     """What `worker.wiring.Slots` is, on the world's clock: who has no patience does not overtake who waits."""
 
     def __init__(self, number, scheduler):

@@ -17,7 +17,7 @@ from tests.faults.simulation.actors import STEP_LIMIT, Scheduler
 from tests.faults.simulation.broker import Broker, Dispatcher
 from tests.faults.simulation.checking import Record, Step, violations
 from tests.faults.simulation.providers import MOODS, Line, Provider, mark_of, well
-from tests.faults.simulation.waiting import Closing, Pool, Slots
+from tests.faults.simulation.waiting import Bulkhead, Closing, Pool
 from tests.faults.simulation.witness import Door
 from worker import deliver as delivering
 from worker import providers
@@ -29,7 +29,7 @@ from worker.react import React
 from worker.seek import seekers
 from worker.settings import Settings
 from worker.sweep import Sweep
-from worker.wiring import Clock, Hand, Pace, Services, limits_of
+from worker.wiring import AdaptiveBatchSize, Clock, ProviderClient, WorkerContext, limits_of
 
 BEGAN_AT = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 #: How long a world may take to come to rest after its faults have ended: a provider may have asked for a day, and a blind one
@@ -99,7 +99,7 @@ class Worker:
         self.name = f"w{self.number}.{self.life}"
         self.door = world.door(self.name)
         self.closing = Closing(world.scheduler)
-        self.services = Services(
+        self.services = WorkerContext(
             settings=world.settings,
             ledger=self.door,
             dispatcher=Dispatcher(world.broker, world.draw),
@@ -115,12 +115,12 @@ class Worker:
     def _hand(self, name):
         world = self.world
         began = lambda request: world.began(self, request)  # noqa: E731 - one line each, side by side
-        return Hand(
+        return ProviderClient(
             provider=providers.load(name),
             transport=Line(world.providers[name], world.scheduler, world.draw, began),
-            slots=Slots(world.draw.choice((1, 2, 8)), world.scheduler),
+            slots=Bulkhead(world.draw.choice((1, 2, 8)), world.scheduler),
             pool=Pool(world),
-            pace=Pace(),
+            pace=AdaptiveBatchSize(),
         )
 
     def _begin(self):

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 
-from worker.ledger.turnstile import WAY_SECONDS, Turnstile
+from worker.ledger.turnstile import WAY_SECONDS, WriterFileLock
 
 HOLDER = """
 import sys, time
@@ -23,7 +23,7 @@ def test_the_turn_is_free_when_its_holder_dies(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(file)], stdout=subprocess.PIPE)
     assert b"held" in holder.stdout.readline()
     holder.kill()
-    turnstile = Turnstile(file)
+    turnstile = WriterFileLock(file)
     with turnstile.turn():
         assert holder.wait(5)
     turnstile.close()
@@ -51,7 +51,7 @@ for _ in range(100):
 
 def test_threads_give_way_while_their_process_has_the_turn(tmp_path):
     """Who gives way waits for the end of the turn, for a bounded while, and not at all when there is no turn."""
-    turnstile = Turnstile(tmp_path / "ledger.sqlite3")
+    turnstile = WriterFileLock(tmp_path / "ledger.sqlite3")
     turnstile.give_way()
     order = []
 

@@ -12,7 +12,7 @@ from sqlalchemy import event, insert, select, text
 from rules.vocabulary import LedgerBusyError, LedgerError
 from worker.ledger.engine import storage_of
 from worker.ledger.tables import turns
-from worker.ledger.turnstile import Turnstile
+from worker.ledger.turnstile import WriterFileLock
 from worker.ledger.work import Shared
 from worker.ledger.writer import GATHERING, GROUP_LIMIT, TURN_SIZE, Writer
 
@@ -321,8 +321,8 @@ def test_a_job_that_was_submitted_can_be_withdrawn_before_it_begins(bench):
 def test_who_can_wait_takes_fewer_turns_while_others_write(url, tmp_path):
     """While another process writes all the time, jobs that come one after the other go into one commit; alone, into many."""
     file = tmp_path / "ledger.sqlite3"
-    ours = Bench(url, turnstile=Turnstile(file), yielding=timedelta(milliseconds=300))
-    theirs, over = Turnstile(file), threading.Event()
+    ours = Bench(url, turnstile=WriterFileLock(file), yielding=timedelta(milliseconds=300))
+    theirs, over = WriterFileLock(file), threading.Event()
 
     def write_all_the_time():
         while not over.is_set():
@@ -372,7 +372,7 @@ def sizes_of(turns):
 @pytest.fixture
 def bench_that_yields(url, tmp_path):
     """Give a writer on an empty ledger that takes turns with others and lets them go first."""
-    bench = Bench(url, turnstile=Turnstile(tmp_path / "ledger.sqlite3"), yielding=timedelta(milliseconds=15))
+    bench = Bench(url, turnstile=WriterFileLock(tmp_path / "ledger.sqlite3"), yielding=timedelta(milliseconds=15))
     yield bench
     bench.close()
 
@@ -411,7 +411,7 @@ def test_what_is_larger_than_a_turn_goes_alone(bench_that_yields):
 @pytest.mark.parametrize("shares", [True, False])
 def test_who_does_not_yield_takes_all(url, tmp_path, yielding, shares):
     """However much waits goes into one commit: of a front door, whose senders wait, and where there are no turns."""
-    turnstile = Turnstile(tmp_path / "ledger.sqlite3") if shares else None
+    turnstile = WriterFileLock(tmp_path / "ledger.sqlite3") if shares else None
     bench, turns_ = Bench(url, turnstile=turnstile, yielding=yielding), []
     bench.hold()
     futures = bench.queue(*(sized(TURN_SIZE, turns_) for _ in range(5)))
