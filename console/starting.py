@@ -22,9 +22,9 @@ from ingress.web import Readiness, create_app
 from rules.load import SECTIONS
 from rules.rulebook import RuleBook, SourceText
 from rules.vocabulary import Fault, LedgerError, RuleError, SettingsError
-from worker.dispatch import Dispatcher
+from worker.broker import QueueDepths, celery_app
 from worker.ledger import Ledger, open_ledger
-from worker.queues import QueueDepths, celery_app
+from worker.publisher import Publisher
 from worker.rules_in_force import accepted, read_files, rules_in_force
 from worker.settings import Secret, Settings
 from worker.wiring import FRONT_DOOR_SECTIONS, broker_of, new_id, utc_now
@@ -43,13 +43,13 @@ class FrontDoor:
     operator: OperatorServer | None
     requests: RequestCounts
     ledger: Ledger
-    dispatcher: Dispatcher
+    publisher: Publisher
 
     def close(self) -> None:
         """Publish what waits, count what came, and close the ledger."""
         if self.operator is not None:
             self.operator.close()
-        self.dispatcher.close()
+        self.publisher.close()
         self.requests.close()
         self.ledger.close()
 
@@ -137,8 +137,8 @@ def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, op
         built, faults = sources.build(book.sources, settings.environment, public_url=settings.public_url)
         if faults:
             raise RuleError(faults)
-        dispatcher = Dispatcher(celery_app(broker_url))
-        undone.callback(dispatcher.close)
+        publisher = Publisher(celery_app(broker_url))
+        undone.callback(publisher.close)
         reception = Reception(built, utc_now, partial(new_id, "ev"))
         requests = RequestCounts(reception.counts.all, ledger, built)
         operator = None
@@ -153,14 +153,14 @@ def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, op
             )
             operator = _operator_port(settings, watch, Readiness(ledger))
             undone.callback(operator.close)
-        app = create_app(reception, ledger, dispatcher)
-        server = listen(app, reception, sockets, ledger, dispatcher, busy_after=BUSY_AFTER)
+        app = create_app(reception, ledger, publisher)
+        server = listen(app, reception, sockets, ledger, publisher, busy_after=BUSY_AFTER)
         undone.pop_all()
     requests.start()
     if operator is not None:
         operator.start()
         log.info("metrics and status are at port %s of %s, behind the operator token", operator.port, operator.host)
-    return FrontDoor(server=server, operator=operator, requests=requests, ledger=ledger, dispatcher=dispatcher)
+    return FrontDoor(server=server, operator=operator, requests=requests, ledger=ledger, publisher=publisher)
 
 
 def _operator_port(settings: Settings, watch: Watch, readiness: Readiness) -> OperatorServer:

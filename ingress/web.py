@@ -38,7 +38,7 @@ class Storage(Recorder, Protocol):
         """Commit a write that leaves nothing behind; raises LedgerError when that cannot be done now."""
 
 
-def create_app(reception: Reception, ledger: Storage, dispatcher: EventDispatch) -> Flask:
+def create_app(reception: Reception, ledger: Storage, publisher: EventDispatch) -> Flask:
     """Return the WSGI application of the public port."""
     app = Flask("leadwire", static_folder=None)
     app.url_map.strict_slashes = False
@@ -48,7 +48,7 @@ def create_app(reception: Reception, ledger: Storage, dispatcher: EventDispatch)
     def webhook(name: str) -> Response:
         label, begun = reception.begin(name, _read)
         status, headers, body = reception.answer(
-            label, begun if isinstance(begun, Reply) else keep(begun, ledger, dispatcher)
+            label, begun if isinstance(begun, Reply) else keep(begun, ledger, publisher)
         )
         return Response(body, status, Headers(headers))
 

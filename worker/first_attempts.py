@@ -15,8 +15,8 @@ from typing import Self
 
 from rules.vocabulary import PROVIDER_OF, LedgerInDoubtError, Plan, TaskState, TaskType
 from worker.deliver import LEASE, Delivered, claim_name, held_back, limits_for, most_at_once, send, undo_claim
-from worker.dispatch import SINGLE_DELIVERY_LIMIT
 from worker.ledger import Claim, ClaimTerms, NotClaimed
+from worker.publisher import SINGLE_DELIVERY_LIMIT
 from worker.wiring import ProviderClient, WorkerContext
 
 
@@ -71,7 +71,7 @@ class InlineDelivery:
             except LedgerInDoubtError:
                 undo_claim(self._services, terms.owner, [task.id for plan in plans for task in plan.tasks])
                 raise
-        self._services.dispatcher.tasks(due)
+        self._services.publisher.tasks(due)
         self._answers += answers
         self._room -= len(answers)
         return {task.id for task in due} | {answer.task_id for answer in answers}

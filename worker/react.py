@@ -98,7 +98,7 @@ class React:
         except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this end alone
             self._failed(reaction, error)
             return
-        services.dispatcher.tasks(due)
+        services.publisher.tasks(due)
         sent = {ref.id for ref in due}
         self._show([each for each in planned if each.id not in sent])
         names = ", ".join(each.name for each in planned) or "nothing"

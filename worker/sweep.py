@@ -14,8 +14,8 @@ from datetime import timedelta
 from typing import Final
 
 from rules.vocabulary import LedgerError, ProviderName
-from worker.dispatch import DEPTH_LIMIT
-from worker.queues import EVENTS_QUEUE, QUEUE_OF, QueueDepths
+from worker.broker import EVENTS_QUEUE, QUEUE_OF, QueueDepths
+from worker.publisher import DEPTH_LIMIT
 from worker.wiring import WorkerContext
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Sweep:
         more = self._tasks(depths)
         if depths[EVENTS_QUEUE] < DEPTH_LIMIT:
             grace = GRACE_WAITING if depths[EVENTS_QUEUE] else GRACE_EMPTY
-            self._services.dispatcher.events(self._services.ledger.overdue_events(now, grace, EVENTS_LIMIT))
+            self._services.publisher.events(self._services.ledger.overdue_events(now, grace, EVENTS_LIMIT))
         return more
 
     def _go_on(self) -> bool:
@@ -102,10 +102,10 @@ class Sweep:
         for limits, grace in ((idle, GRACE_EMPTY), (busy, GRACE_WAITING)):
             if limits:
                 due = self._services.ledger.due_tasks(self._services.clock.now(), grace, limits)
-                self._services.dispatcher.tasks(due)
+                self._services.publisher.tasks(due)
                 sent = Counter(task.provider for task in due)
                 more = more or any(sent[name] == limit > AT_FULL for name, limit in limits.items())
-        return more and not self._services.dispatcher.is_failing
+        return more and not self._services.publisher.is_failing
 
     def _share(self, name: ProviderName) -> int:
         """Return how many of a provider's tasks may be dispatched now: as its slots are free, so that few are put back."""

@@ -18,7 +18,7 @@ from typing import Final
 
 from rules.vocabulary import LedgerError
 from worker.awake import awake_seconds
-from worker.report import Report
+from worker.runtime import HealthReport
 from worker.wiring import utc_now
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Watch:
             except Exception:
                 log.exception("a round of the watch failed; the next one tries again")
 
-    def once(self) -> Report:
+    def once(self) -> HealthReport:
         """Judge once, write the report, and end the process when it is deaf."""
         hindered = self._hindered()
         if hindered is not None:
@@ -92,7 +92,7 @@ class Watch:
             self._seen_waiting = False
         deaf = self._seen_waiting and awake_seconds() - self._still_since_seconds > self._deaf_seconds
         reason = "work is due, messages wait, and none is taken" if deaf else hindered or ""
-        report = Report(works=not reason, reason=reason)
+        report = HealthReport(works=not reason, reason=reason)
         report.write(self._report)
         if deaf:
             log.error("%s: this worker ends, to be started afresh", reason)

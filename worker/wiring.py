@@ -18,10 +18,10 @@ from rules.rulebook import RuleBook
 from rules.vocabulary import ProviderName, SettingsError
 from worker import providers
 from worker.awake import awake_seconds
-from worker.dispatch import IDS_PER_MESSAGE, Dispatcher
+from worker.broker import celery_app
 from worker.ledger import Ledger, Limits, open_ledger
 from worker.providers import Provider
-from worker.queues import celery_app
+from worker.publisher import IDS_PER_MESSAGE, Publisher
 from worker.rules_in_force import rules_in_force
 from worker.settings import Secret, Settings
 from worker.transport import Transport
@@ -159,7 +159,7 @@ class WorkerContext:
 
     settings: Settings
     ledger: Ledger
-    dispatcher: Dispatcher
+    publisher: Publisher
     book: RuleBook
     hands: Mapping[ProviderName, ProviderClient]
     owner: str
@@ -173,7 +173,7 @@ class WorkerContext:
     def close(self) -> None:
         """Give everything back, the ledger last."""
         self.closing.set()
-        self.dispatcher.close()
+        self.publisher.close()
         for hand in self.hands.values():
             hand.pool.shutdown(wait=True, cancel_futures=True)
             hand.transport.close()
@@ -190,7 +190,7 @@ def build_worker(settings: Settings, *, owner: str) -> WorkerContext:
     return WorkerContext(
         settings=settings,
         ledger=ledger,
-        dispatcher=Dispatcher(celery_app(broker_url)),
+        publisher=Publisher(celery_app(broker_url)),
         book=book,
         hands={
             name: _hand(name, url, credential, slots=max(1, settings.worker_threads // 2))

@@ -12,7 +12,7 @@ from typing import Final
 import click
 
 from rules.vocabulary import Problem
-from worker.report import Report
+from worker.runtime import HealthReport
 from worker.settings import Settings, environment_of
 
 #: A probe that waits longer is given up by those who run it.
@@ -39,7 +39,7 @@ def healthcheck(role: str, report: Path | None, *, alive: bool) -> None:
     if (role == "worker") != (report is not None):
         raise click.UsageError("--file goes with worker, and worker with --file: `leadwire worker --health-file FILE`")
     if report is not None:
-        said = Report.read(report)
+        said = HealthReport.read(report)
         if not (said.works or alive):
             raise Problem(f"the worker does not work: {said.reason}")
         return

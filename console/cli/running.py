@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from rules.vocabulary import Problem
-from worker import cycles, logs
+from worker import runtime
 from worker.settings import PREFIX, Settings, environment_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ YIELDING: Final = 10
 
 def _settings() -> Settings:
     settings = Settings.from_environment(environment_of(Path.cwd()))
-    logs.set_up(settings.log_format, settings.log_level)
+    runtime.set_up_logging(settings.log_format, settings.log_level)
     return settings
 
 
@@ -63,7 +63,7 @@ def ingress() -> None:
             ours.watch()
             if ours.is_first:
                 log.info("webhooks are received on port %s of %s", door.server.port, door.server.host)
-            cycles.look_seldom()
+            runtime.tune_garbage_collection()
             door.server.run()
         finally:
             ours.end()
@@ -85,7 +85,7 @@ def ingress() -> None:
 )
 def worker(owner: str, ready_file: Path | None, health_file: Path | None) -> None:
     """Process events and deliver tasks."""
-    from worker.celery_app import run  # noqa: PLC0415 - heavy, and only needed here
+    from worker.app import run  # noqa: PLC0415 - heavy, and only needed here
     from worker.wiring import build_worker  # noqa: PLC0415 - likewise
 
     settings = _settings()
@@ -106,7 +106,7 @@ def worker(owner: str, ready_file: Path | None, health_file: Path | None) -> Non
 @contextmanager
 def _watched(services: WorkerContext, ready_file: Path | None, health_file: Path | None) -> Iterator[Path | None]:
     """Keep the health file for a while; give the file that the worker touches with every message it takes."""
-    from worker.queues import QueueDepths, celery_app  # noqa: PLC0415 - heavy, and only needed here
+    from worker.broker import QueueDepths, celery_app  # noqa: PLC0415 - heavy, and only needed here
     from worker.watch import Watch  # noqa: PLC0415 - likewise
     from worker.wiring import broker_of  # noqa: PLC0415 - likewise
 
@@ -127,7 +127,7 @@ def _watched(services: WorkerContext, ready_file: Path | None, health_file: Path
 @click.command()
 def flower() -> None:
     """Show work in Flower, on LEADWIRE_OPERATOR_HOST and behind the operator token."""
-    from console.dashboard import run_flower  # noqa: PLC0415 - heavy, and only needed here
+    from console.flower import run_flower  # noqa: PLC0415 - heavy, and only needed here
 
     settings = _settings()
     if settings.operator_token is None:

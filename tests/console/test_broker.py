@@ -8,7 +8,7 @@ import redis
 
 from console import broker
 from ingress.lifeline import dies_with_me
-from worker.queues import wait_until_reachable
+from worker.broker import wait_until_reachable
 
 
 def test_the_server_found_listens_on_its_socket_alone(tmp_path):

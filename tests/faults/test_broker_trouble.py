@@ -11,7 +11,7 @@ import redis
 
 from console.broker import socket_path
 from tests.flow.processes import command_of, processes_of
-from worker.queues import QUEUES
+from worker.broker import QUEUES
 
 
 def process(line, *words):

@@ -21,7 +21,7 @@ from tests.servers.postgres import PASSWORD as POSTGRES_PASSWORD
 from tests.servers.postgres import QUOTED_PASSWORD as POSTGRES_QUOTED
 from tests.servers.redis import PASSWORD as REDIS_PASSWORD
 from tests.servers.redis import QUOTED as REDIS_QUOTED
-from worker.dispatch import CELERY_TASK_OF
+from worker.publisher import CELERY_TASK_OF
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY
 
 TOKEN = "fake-operator-token"

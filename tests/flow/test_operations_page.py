@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from console.cli import COMMANDS
-from console.dashboard import MAX_TASKS
+from console.flower import MAX_TASKS
 from console.metrics import FAMILIES
 from rules.vocabulary import TaskState
 from tests.flow.conftest import Line
 from tests.servers.postgres import programs
+from worker.flower_events import LATEST, LATEST_OF_STATE
 from worker.ledger import open_ledger
-from worker.retelling import LATEST, LATEST_OF_STATE
 from worker.settings import PREFIX, VARIABLES
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ from tests.flow.conftest import RULES, SECRET
 from tests.flow.houses import on_postgresql
 from tests.servers.needs import free_ports
 from tests.servers.sink import Sink
-from worker.queues import celery_app
+from worker.broker import celery_app
 
 EVENTS = int(os.environ.get("EVENTS", "600"))
 SENDERS = 8

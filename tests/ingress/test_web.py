@@ -75,7 +75,7 @@ def make_app(ledger, make_source, now):
 def test_a_webhook_is_accepted_once(make_app, ledger) -> None:
     """The first is new, the second a duplicate; the event is in the ledger and its id went to the broker."""
     post = Post()
-    app = make_app(dispatcher=post)
+    app = make_app(publisher=post)
     first, second = (app.test_client().post("/webhooks/crm", data=BODY, headers=HEADERS) for _ in range(2))
 
     assert (200, {"status": "accepted", "events": 1, "duplicates": 0}) == (first.status_code, first.json)

@@ -23,13 +23,13 @@ from rules.vocabulary import (
     TaskState,
     TaskType,
 )
+from worker.broker import EVENTS_QUEUE, QUEUE_OF
 from worker.deliver import deliver
-from worker.dispatch import DEPTH_LIMIT
 from worker.first_attempts import InlineDelivery
 from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
 from worker.ledger.sqlite import sqlite_module
 from worker.ledger.turnstile import WriterFileLock
-from worker.queues import EVENTS_QUEUE, QUEUE_OF
+from worker.publisher import DEPTH_LIMIT
 from worker.sandbox import VAMBE_API_KEY, Sandbox
 from worker.settings import Settings
 from worker.sweep import Sweep
@@ -54,7 +54,7 @@ class Bench:
         self.services = WorkerContext(
             settings=settings,
             ledger=self.ledger,
-            dispatcher=None,
+            publisher=None,
             book=None,
             hands={VAMBE: hand_of(VAMBE, self.sandbox.vambe_url, settings.vambe_api_key, slots=8)},
             owner="w-1",
@@ -94,7 +94,7 @@ class Bench:
     def deliver_planned(self, plan, **changes):
         """Record a plan and deliver of it what can be; return what was dispatched besides, and the outcomes, if any."""
         sent = []
-        services = replace(self.services, dispatcher=SimpleNamespace(tasks=sent.extend), **changes)
+        services = replace(self.services, publisher=SimpleNamespace(tasks=sent.extend), **changes)
         with InlineDelivery(services) as first:
             first.record([plan])
             batch = first.make(lambda _type, _outcomes: None)
@@ -214,7 +214,7 @@ def test_a_sweep_says_when_it_left_tasks_for_want_of_room(bench):
     services = replace(
         line.services,
         hands=hands,
-        dispatcher=SimpleNamespace(tasks=sent.extend, events=lambda _: None, is_failing=False),
+        publisher=SimpleNamespace(tasks=sent.extend, events=lambda _: None, is_failing=False),
     )
     sweep = Sweep(services, SimpleNamespace(read=lambda: {EVENTS_QUEUE: 0, **dict.fromkeys(QUEUE_OF.values(), 0)}))
     assert [True, False] == [sweep.once(), sweep.once()]

@@ -10,9 +10,9 @@ import pytest
 
 from rules.load import load
 from rules.vocabulary import Contact, Event, EventState, LedgerBusyError, ProviderName, TaskState, TaskType
-from worker.dispatch import IDS_PER_MESSAGE, SINGLE_DELIVERY_LIMIT
 from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
 from worker.process import process_events
+from worker.publisher import IDS_PER_MESSAGE, SINGLE_DELIVERY_LIMIT
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
 from worker.settings import Secret, Settings
 from worker.wiring import SIDE_BY_SIDE, TOGETHER, WorkerContext, utc_now
@@ -52,7 +52,7 @@ class Hall:
         self.services = WorkerContext(
             settings=Settings.from_environment({"LEADWIRE_HOME": str(folder)}),
             ledger=self.ledger,
-            dispatcher=SimpleNamespace(tasks=lambda refs: self.sent.extend(ref.id for ref in refs)),
+            publisher=SimpleNamespace(tasks=lambda refs: self.sent.extend(ref.id for ref in refs)),
             book=load({"a.yaml": RULES}, {}),
             hands={
                 VAMBE: hand_of(VAMBE, self.sandbox.vambe_url, Secret(VAMBE_API_KEY), slots=2),

@@ -70,7 +70,7 @@ class Hall:
         return WorkerContext(
             settings=replace(self.settings, environment=environment or ENVIRONMENT),
             ledger=self.ledger,
-            dispatcher=self.outbox,
+            publisher=self.outbox,
             book=book,
             hands={ProviderName.MINDHUNTERS: hand},
             owner="w-1",

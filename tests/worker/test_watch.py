@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from rules.vocabulary import LedgerBusyError, Problem
-from worker.report import Report
+from worker.runtime import HealthReport
 from worker.watch import Watch
 from worker.wiring import utc_now
 
@@ -64,7 +64,7 @@ def test_a_worker_that_has_not_begun_does_not_work_yet(around):
     around.sign.unlink()
     watch = around.watch()
     assert [False, False, False] == [watch.once().works for _ in range(3)]
-    assert "not begun" in Report.read(around.report).reason
+    assert "not begun" in HealthReport.read(around.report).reason
     assert 0 == around.ended
 
 
@@ -75,7 +75,7 @@ def test_a_deaf_worker_ends(around):
     report = watch.once()
     assert not report.works
     assert "none is taken" in report.reason
-    assert report == Report.read(around.report)
+    assert report == HealthReport.read(around.report)
     assert 1 == around.ended
 
 
@@ -118,7 +118,7 @@ def test_a_broker_that_is_away_is_reported_and_ends_nobody(around):
     watch.once()
     around.waiting = None
     assert [False] * 3 == [watch.once().works for _ in range(3)]
-    assert "broker" in Report.read(around.report).reason
+    assert "broker" in HealthReport.read(around.report).reason
     around.waiting = {"leadwire.events": 1}
     around.take(2000)
     assert watch.once().works
@@ -130,7 +130,7 @@ def test_a_ledger_that_is_away_is_reported_in_its_own_words(around):
     around.fault = LedgerBusyError("the ledger cannot be used right now: connection refused")
     watch = around.watch()
     assert [False] * 3 == [watch.once().works for _ in range(3)]
-    assert str(around.fault) == Report.read(around.report).reason
+    assert str(around.fault) == HealthReport.read(around.report).reason
     assert 0 == around.ended
 
 
@@ -148,14 +148,14 @@ def test_a_report_that_is_old_or_none_is_a_problem(tmp_path):
     """A report nobody keeps up, one that is not there, and one that is something else are refused, each in its own words."""
     file = tmp_path / "health"
     with pytest.raises(Problem, match="no worker reports there"):
-        Report.read(file)
+        HealthReport.read(file)
     for text in ("", "[]", "{}", "nonsense", '{"works": 1}'):
         file.write_text(text)
         with pytest.raises(Problem, match="no worker's report"):
-            Report.read(file)
-    Report(works=True).write(file)
-    assert Report(works=True) == Report.read(file)
+            HealthReport.read(file)
+    HealthReport(works=True).write(file)
+    assert HealthReport(works=True) == HealthReport.read(file)
     long_ago = utc_now().timestamp() - 120
     os.utime(file, (long_ago, long_ago))
     with pytest.raises(Problem, match="hangs or is gone"):
-        Report.read(file)
+        HealthReport.read(file)

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from console.cli import main
-from worker.report import Report
+from worker.runtime import HealthReport
 
 
 @pytest.fixture
@@ -70,9 +70,9 @@ def test_nobody_there_is_a_fault(run, role):
 def test_a_worker_is_judged_by_its_file(run, tmp_path):
     """A good report passes, a bad one fails with its reason, and only the lenient check lets that pass."""
     file = tmp_path / "health"
-    Report(works=True).write(file)
+    HealthReport(works=True).write(file)
     assert (0, "") == run("healthcheck", "worker", "--file", str(file))
-    Report(works=False, reason="the broker cannot be reached").write(file)
+    HealthReport(works=False, reason="the broker cannot be reached").write(file)
     code, said = run("healthcheck", "worker", "--file", str(file))
     assert (1, "the worker does not work: the broker cannot be reached\n") == (code, said)
     assert (0, "") == run("healthcheck", "worker", "--file", str(file), "--alive")

@@ -23,7 +23,7 @@ _BROKER = "broker"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class HealthReport:
     """One run; `violations` are empty for a system that has no ledger to be asked."""
 
     system: str

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from worker.dispatch import MESSAGE_EXPIRES_SECONDS
-from worker.queues import EVENTS_QUEUE, QUEUE_OF, QUEUES
+from worker.broker import EVENTS_QUEUE, QUEUE_OF, QUEUES
+from worker.publisher import MESSAGE_EXPIRES_SECONDS
 
 
 class Broker:
@@ -68,7 +68,7 @@ class Broker:
         self._waiting = [actor for actor in self._waiting if actor.group != group]
 
     def read(self):
-        """Return the depths of the queues, as `worker.queues.QueueDepths` does; None out of reach."""
+        """Return the depths of the queues, as `worker.broker.QueueDepths` does; None out of reach."""
         if not self.reachable:
             return None
         return {name: len(messages) for name, messages in self._queues.items()}
@@ -77,8 +77,8 @@ class Broker:
         """Nothing is open."""
 
 
-class Dispatcher:
-    """What `worker.dispatch.Dispatcher` does for one process, at once; it never raises and never waits."""
+class Publisher:
+    """What `worker.publisher.Dispatcher` does for one process, at once; it never raises and never waits."""
 
     is_failing = False
 

@@ -13,9 +13,9 @@ from tests.faults.simulation.actors import on_one_core
 from tests.faults.simulation.storage import Storage
 from tests.faults.simulation.world import World
 from worker.deliver import LEASE, Delivered, deliver
-from worker.dispatch import SINGLE_DELIVERY_LIMIT
 from worker.ledger import Claim, Settlement
 from worker.process import process_events
+from worker.publisher import SINGLE_DELIVERY_LIMIT
 
 ROOT = Path(__file__).parents[3]
 #: So many in the suite; the long form is `python -m tests.faults.simulation --seeds 0:20000`.

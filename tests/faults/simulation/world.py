@@ -14,17 +14,17 @@ from pathlib import Path
 from rules.load import load
 from rules.vocabulary import Contact, Event, LedgerError, ProviderName
 from tests.faults.simulation.actors import STEP_LIMIT, Scheduler
-from tests.faults.simulation.broker import Broker, Dispatcher
+from tests.faults.simulation.broker import Broker, Publisher
 from tests.faults.simulation.checking import Record, Step, violations
 from tests.faults.simulation.providers import MOODS, Line, Provider, mark_of, well
 from tests.faults.simulation.waiting import Bulkhead, Closing, Pool
 from tests.faults.simulation.witness import Door
 from worker import deliver as delivering
 from worker import providers
-from worker.dispatch import SINGLE_DELIVERY_LIMIT
+from worker.broker import EVENTS_QUEUE, QUEUE_OF
 from worker.ledger import Delivery, IncomingEvent
 from worker.process import process_events
-from worker.queues import EVENTS_QUEUE, QUEUE_OF
+from worker.publisher import SINGLE_DELIVERY_LIMIT
 from worker.react import React
 from worker.seek import seekers
 from worker.settings import Settings
@@ -102,7 +102,7 @@ class Worker:
         self.services = WorkerContext(
             settings=world.settings,
             ledger=self.door,
-            dispatcher=Dispatcher(world.broker, world.draw),
+            publisher=Publisher(world.broker, world.draw),
             book=world.book,
             hands={name: self._hand(name) for name in ProviderName},
             owner=self.name,
@@ -290,7 +290,7 @@ class World:
                 self.record.accepted[key] = EXPECTED[type_]
             self.say("front", f"accepts {keys} as {recorded.event_ids}")
             if draw.random() < 0.8:  # else the process dies between its answer and the message
-                Dispatcher(self.broker, draw).events(recorded.event_ids)
+                Publisher(self.broker, draw).events(recorded.event_ids)
             again -= 1
             scheduler.sleep(draw.uniform(0, 20))
 

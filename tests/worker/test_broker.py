@@ -11,9 +11,9 @@ from amqp.exceptions import NotFound
 from kombu import Exchange, Queue
 
 from rules.vocabulary import Problem, ProviderName, TaskType
-from worker.dispatch import DEPTH_LIMIT, Dispatcher
+from worker.broker import EVENTS_QUEUE, QUEUE_OF, QUEUES, QueueDepths, celery_app, declare, wait_until_reachable
 from worker.ledger import TaskRef
-from worker.queues import EVENTS_QUEUE, QUEUE_OF, QUEUES, QueueDepths, celery_app, declare, wait_until_reachable
+from worker.publisher import DEPTH_LIMIT, Publisher
 from worker.settings import Settings
 
 EMPTY = dict.fromkeys(QUEUES, 0)
@@ -40,12 +40,12 @@ def dispatcher_of():
 
     def make(url):
         app = celery_app(url)
-        made.append((Dispatcher(app), app))
+        made.append((Publisher(app), app))
         return made[-1][0]
 
     yield make
-    for dispatcher, app in made:
-        dispatcher.close()
+    for publisher, app in made:
+        publisher.close()
         app.pool.force_close_all()
 
 
@@ -86,9 +86,9 @@ def test_what_was_dispatched_stands_in_its_queue_and_is_counted(url, dispatcher_
     """On a broker that has never seen Leadwire, depths are zero, then the number of messages, and those carry the ids."""
     depths = QueueDepths(celery_app(url))
     assert EMPTY == depths.read()
-    dispatcher = dispatcher_of(url)
-    dispatcher.tasks([ref(1), ref(2)])
-    dispatcher.events(["ev_1"])
+    publisher = dispatcher_of(url)
+    publisher.tasks([ref(1), ref(2)])
+    publisher.events(["ev_1"])
     assert EMPTY | {EVENTS_QUEUE: 1, CALLS: 2} == settled(depths.read, EMPTY | {EVENTS_QUEUE: 1, CALLS: 2})
     assert [["tk_1"], ["tk_2"]] == messages(url, CALLS)
     assert [[["ev_1"]]] == messages(url, EVENTS_QUEUE)
@@ -104,13 +104,13 @@ def test_nothing_is_added_to_a_queue_that_is_deep(url, dispatcher_of):
         queue = app.amqp.queues[CALLS]
         for _ in range(DEPTH_LIMIT):
             producer.publish([], exchange=queue.exchange, routing_key=queue.routing_key, declare=[queue])
-    dispatcher = dispatcher_of(url)
-    dispatcher.tasks([ref(number) for number in range(50)])
-    dispatcher.events(["ev_1"])
+    publisher = dispatcher_of(url)
+    publisher.tasks([ref(number) for number in range(50)])
+    publisher.events(["ev_1"])
     depths = QueueDepths(app)
     expected = EMPTY | {EVENTS_QUEUE: 1, CALLS: DEPTH_LIMIT}
     assert expected == settled(depths.read, expected)
-    dispatcher.close()
+    publisher.close()
     assert expected == depths.read()
     depths.close()
 
@@ -141,8 +141,8 @@ def test_rabbitmq_keeps_quorum_queues_on_a_durable_topic_exchange(rabbitmq_url):
 def test_queues_that_somebody_deleted_come_back(rabbitmq_url, dispatcher_of):
     """Depths are zero again after a deletion in mid-life, and what is dispatched then arrives."""
     depths = QueueDepths(celery_app(rabbitmq_url))
-    dispatcher = dispatcher_of(rabbitmq_url)
-    dispatcher.tasks([ref(1)])
+    publisher = dispatcher_of(rabbitmq_url)
+    publisher.tasks([ref(1)])
     assert 1 == settled(lambda: depths.read()[CALLS], 1)
     app = celery_app(rabbitmq_url)
     with app.connection_for_write() as connection:
@@ -151,7 +151,7 @@ def test_queues_that_somebody_deleted_come_back(rabbitmq_url, dispatcher_of):
         with pytest.raises(NotFound):
             connection.default_channel.queue_declare(CALLS, passive=True)
     assert EMPTY == depths.read()
-    dispatcher.tasks([ref(2)])
+    publisher.tasks([ref(2)])
     assert 1 == settled(lambda: depths.read()[CALLS], 1)
     assert [["tk_2"]] == messages(rabbitmq_url, CALLS)
     depths.close()
@@ -175,15 +175,15 @@ def test_a_broker_out_of_reach_is_left_for_later():
 def test_under_an_alarm_nobody_waits_and_afterwards_it_goes_on(rabbitmq_server, dispatcher_of):
     """A server short of memory holds up the publisher alone; others close at once, and after the alarm all goes out."""
     url = rabbitmq_server.new_url()
-    dispatcher = dispatcher_of(url)
-    dispatcher.tasks([ref(1)])
+    publisher = dispatcher_of(url)
+    publisher.tasks([ref(1)])
     depths = QueueDepths(celery_app(url))
     assert 1 == settled(lambda: depths.read()[CALLS], 1)
     second = dispatcher_of(url)
     rabbitmq_server.alarm(on=True)
     try:
         for number in range(2, 5):
-            dispatcher.tasks([ref(number)])
+            publisher.tasks([ref(number)])
         second.events([uuid.uuid4().hex])
         assert 1 == depths.read()[CALLS]
         began = time.monotonic()

@@ -17,8 +17,8 @@ from typing import Any, Final, TypeVar
 from celery import Celery
 
 from rules.vocabulary import TaskType
+from worker.broker import EVENTS_QUEUE, QUEUE_OF, depth_of, why
 from worker.ledger.rows import TaskRef
-from worker.queues import EVENTS_QUEUE, QUEUE_OF, depth_of, why
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ DEPTH_SECONDS: Final = 0.1
 REST_SECONDS: Final = 1.0
 
 
-class Dispatcher:
+class Publisher:
     """The publisher thread of one process. `events` and `tasks` return at once and never raise.
 
     `is_failing`: the broker did not take what was published last.

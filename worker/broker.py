@@ -4,6 +4,19 @@ Settings of Celery, each for the loss, duplicate or hang it prevents: Celery 5.7
 RabbitMQ queues are of the quorum type, the exchange is of the topic type (as Celery's page on RabbitMQ advises) and who
 publishes waits for the confirmation. No queue has a bound or a time to live of its own: publishers look how deep a queue
 is, messages name the moment at which they expire, and a server that dropped or refused messages would only make work late.
+
+The RabbitMQ transport whose waits end.
+
+py-amqp 5.4 waits for every answer of the server without a limit. A server that is short of memory or disk stops reading
+from whoever publishes (https://www.rabbitmq.com/docs/alarms), and then not even a connection can be closed: the goodbye has
+an answer too. Here an answer has its time, with one exception: a publisher that was told of the alarm waits on, since a
+dropped connection would stay open at a server that does not read, and one more with every attempt.
+
+kombu's Redis transport with one client per channel instead of one per command.
+
+kombu 5.7 makes a new `redis.Redis` object for every command it sends (`Channel.conn_or_acquire`); making one fills a table
+of some 400 answer parsers, which costs several times the command itself. The object is a thin, thread-safe shell around
+the channel's connection pool, so it is kept for as long as that pool lives.
 """
 
 from __future__ import annotations
@@ -11,18 +24,19 @@ from __future__ import annotations
 import logging
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
+from amqp import spec
 from amqp.exceptions import PreconditionFailed
 from celery import Celery
 from kombu import Connection, Exchange, Queue
+from kombu.transport import TRANSPORT_ALIASES, pyamqp, redis
 from kombu.transport.virtual import Channel as VirtualChannel
 
 from rules.vocabulary import Problem, ProviderName
-from worker import rabbitmq, redis_transport
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +51,12 @@ _QUORUM: Final = {"x-queue-type": "quorum"}
 
 
 def celery_app(broker_url: str, *, confirm: bool = True) -> Celery:
-    """Return a Celery application that can publish; `worker/celery_app.py` adds the tasks.
+    """Return a Celery application that can publish; `worker/app.py` adds the tasks.
 
     `confirm` has RabbitMQ confirm every message. A worker's own application goes without: what it publishes itself are
     events for Flower and answers to it, and its main loop must not wait for a server that is short of memory.
     """
-    rabbitmq.use()
-    redis_transport.use()
+    _use_own_transports()
     broker_url, tls = _tls(broker_url)
     app = Celery("leadwire", broker=broker_url, set_as_current=False)
     app.conf.update(
@@ -71,7 +84,7 @@ def celery_app(broker_url: str, *, confirm: bool = True) -> Celery:
         event_queue_exclusive=True,
         event_queue_durable=False,
         worker_soft_shutdown_timeout=0,  # warm shutdown waits for running calls; the supervisor bounds it
-        worker_consumer="worker.celery_consumer:Consumer",  # sends events at a pace
+        worker_consumer="worker.flower_events:Consumer",  # sends events at a pace
         worker_send_task_events=True,
         task_send_sent_event=False,  # doubles the cost of publishing, and Flower does not need it
         worker_cancel_long_running_tasks_on_connection_loss=False,  # never end a call half-way
@@ -215,3 +228,93 @@ def wait_until_reachable(broker_url: str, timeout_seconds: float) -> bool:
         except Exception:  # noqa: BLE001 - as in depths
             time.sleep(0.1)
     return False
+
+
+log = logging.getLogger(__name__)
+
+#: How long the server may take to answer; a confirmed message of a quorum queue takes milliseconds.
+ANSWER_SECONDS: Final = 5.0
+#: And a goodbye, which changes nothing.
+GOODBYE_SECONDS: Final = 1.0
+_CONFIRMATIONS: Final = [spec.Basic.Ack, spec.Basic.Nack]
+
+
+def _patience_seconds(method: Any) -> float:
+    return GOODBYE_SECONDS if method in (spec.Channel.CloseOk, spec.Connection.CloseOk) else ANSWER_SECONDS
+
+
+class _RabbitMQChannel(pyamqp.Channel):
+    def wait(
+        self,
+        method: Any,
+        callback: Callable[..., Any] | None = None,
+        timeout: float | None = None,
+        returns_tuple: bool = False,
+    ) -> Any:
+        connection = self.connection
+        while True:
+            try:
+                return super().wait(method, callback, timeout or _patience_seconds(method), returns_tuple)
+            except TimeoutError:
+                if method != _CONFIRMATIONS or not connection.is_blocked:
+                    raise
+
+
+class _RabbitMQConnection(pyamqp.Connection):
+    Channel = _RabbitMQChannel
+    is_blocked = False
+
+    def wait(
+        self,
+        method: Any,
+        callback: Callable[..., Any] | None = None,
+        timeout: float | None = None,
+        returns_tuple: bool = False,
+    ) -> Any:
+        return super().wait(method, callback, timeout or _patience_seconds(method), returns_tuple)
+
+    def _on_blocked(self) -> None:
+        self.is_blocked = True
+        log.warning("the broker takes no messages: it is short of memory or disk; what is due waits in the ledger")
+
+    def _on_unblocked(self) -> None:
+        self.is_blocked = False
+        log.warning("the broker takes messages again")
+
+
+class RabbitMQTransport(pyamqp.Transport):
+    """What `amqp://` means."""
+
+    Connection = _RabbitMQConnection
+
+
+class RabbitMQSSLTransport(pyamqp.SSLTransport):
+    """What `amqps://` means."""
+
+    Connection = _RabbitMQConnection
+
+
+class RedisChannel(redis.Channel):
+    """A channel that keeps its client; a reconnect makes a new pool, and with it a new client."""
+
+    _kept: tuple[Any, Any] | None = None
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        if asynchronous:
+            return super()._create_client(asynchronous=True)  # type: ignore[misc]  # the stubs know little of the transport
+        pool = self.pool
+        if self._kept is None or self._kept[0] is not pool:
+            self._kept = (pool, super()._create_client())  # type: ignore[misc]  # as above
+        return self._kept[1]
+
+
+class RedisTransport(redis.Transport):
+    """The transport behind `redis://` and `rediss://` once `use` was called."""
+
+    Channel = RedisChannel
+
+
+def _use_own_transports() -> None:
+    """Have the URLs of this process mean these transports."""
+    ours = {"amqp": RabbitMQTransport, "amqps": RabbitMQSSLTransport, "redis": RedisTransport, "rediss": RedisTransport}
+    TRANSPORT_ALIASES.update({scheme: f"{__name__}:{transport.__name__}" for scheme, transport in ours.items()})

@@ -8,7 +8,7 @@ import pytest
 from celery import Celery
 from tornado.ioloop import IOLoop
 
-from console.dashboard import Board, Memory
+from console.flower import FlowerState, PersistentEvents
 
 
 def told(board, type_, uuid, hostname="w@x", pid=1, **fields):
@@ -33,7 +33,7 @@ def heartbeat(board, hostname="w@x", pid=1, **fields):
 
 def test_failures_outlive_successes():
     """However many touches succeed afterwards, what failed stays, and is found."""
-    board = Board(max_tasks_in_memory=10)
+    board = FlowerState(max_tasks_in_memory=10)
     failed = {f"tk_failed_{number}" for number in range(5)}
     for uuid in failed:
         ended(board, uuid, "task-failed")
@@ -45,7 +45,7 @@ def test_failures_outlive_successes():
 
 def test_a_flood_of_failures_leaves_room():
     """When more than half of it has failed, the oldest goes, whatever it is."""
-    board = Board(max_tasks_in_memory=10)
+    board = FlowerState(max_tasks_in_memory=10)
     for number in range(100):
         ended(board, f"tk_{number}", "task-failed")
     ended(board, "tk_fine")
@@ -55,7 +55,7 @@ def test_a_flood_of_failures_leaves_room():
 
 def test_what_is_forgotten_is_not_found():
     """The search knows as many rows as the memory."""
-    board = Board(max_tasks_in_memory=10)
+    board = FlowerState(max_tasks_in_memory=10)
     for number in range(50):
         ended(board, f"tk_{number}", "task-failed" if number % 3 else "task-succeeded")
     assert set(board.tasks.data) == set(board.search_engine.documents)
@@ -64,7 +64,7 @@ def test_what_is_forgotten_is_not_found():
 
 def test_rows_of_dead_workers_are_ended():
     """A message that went down with its worker is REVOKED; touches, and messages of workers that live, are left alone."""
-    board = Board()
+    board = FlowerState()
     heartbeat(board)
     for uuid, pid in (("of-the-living", 1), ("of-the-dead", 99), ("tk_of-the-dead", 99)):
         told(board, "task-received", uuid, name="leadwire.process_event", pid=pid)
@@ -81,7 +81,7 @@ def memory(tmp_path):
     """Return a function that makes a memory of the same file again and again."""
     app = Celery("nothing", broker="memory://", set_as_current=False)
     loop = IOLoop(make_current=False)
-    yield lambda: Memory(app, loop, tmp_path / "memory")
+    yield lambda: PersistentEvents(app, loop, tmp_path / "memory")
     loop.close(all_fds=True)
 
 
@@ -122,7 +122,7 @@ def test_a_damaged_file_is_put_aside(memory, tmp_path, damage):
             "cut": whole[: len(whole) // 2],
             "garbage": b"\x80\x05garbage" * 100,
             "another thing": pickle.dumps(["no", "memory", "at all"]),
-            "a class that is gone": whole.replace(b"console.dashboard", b"ingress.dashboarb"),
+            "a class that is gone": whole.replace(b"console.flower", b"ingress.dashboarb"),
         }[damage]
     )
     again = memory()

@@ -18,8 +18,8 @@ from rules.vocabulary import (
     Verdict,
 )
 from worker.deliver import Delivered
+from worker.flower_events import TOLD_AGE, FlowerSync
 from worker.ledger import Delivery, IncomingEvent, Settlement, migrate, open_ledger
-from worker.retelling import TOLD_AGE, FlowerSync
 from worker.wiring import utc_now
 
 LEASE = timedelta(seconds=60)

@@ -31,8 +31,8 @@ from tornado.ioloop import IOLoop, PeriodicCallback
 from tornado.web import authenticated
 
 from rules.vocabulary import SettingsError
-from worker.board import DELIVERED_TOGETHER, TOUCH
-from worker.queues import celery_app, why
+from worker.broker import celery_app, why
+from worker.flower_events import DELIVERED_TOGETHER, TOUCH
 from worker.settings import Secret, Settings
 from worker.wiring import broker_of
 
@@ -56,7 +56,7 @@ _UNENDED: Final = ("started", "received")
 _KEPT_LONGER: Final = frozenset({"failure", "retry", "revoked"})
 
 
-class Board(EventsState):  # type: ignore[misc]  # Flower has no types
+class FlowerState(EventsState):  # type: ignore[misc]  # Flower has no types
     """What Flower knows of tasks and workers."""
 
     def event(self, event: dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ def _is_orphan(row: Any, now_seconds: float) -> bool:
     return bool(pid and worker.pid and pid != worker.pid)
 
 
-class Memory(Events):  # type: ignore[misc]  # as above
+class PersistentEvents(Events):  # type: ignore[misc]  # as above
     """Hears the workers, and saves what it knows to a file."""
 
     state: Any
@@ -137,8 +137,8 @@ class Memory(Events):  # type: ignore[misc]  # as above
             max_tasks_in_memory=MAX_TASKS,
             max_workers_in_memory=MAX_WORKERS,
         )
-        if not isinstance(self.state, Board):
-            self.state = Board(max_tasks_in_memory=MAX_TASKS, max_workers_in_memory=MAX_WORKERS)
+        if not isinstance(self.state, FlowerState):
+            self.state = FlowerState(max_tasks_in_memory=MAX_TASKS, max_workers_in_memory=MAX_WORKERS)
         self._orphans = PeriodicCallback(self.state.end_orphans, ORPHANS_SECONDS * 1000)
 
     def start(self) -> None:
@@ -163,7 +163,7 @@ class Memory(Events):  # type: ignore[misc]  # as above
                 away = True
             time.sleep(RECONNECT_SECONDS)
 
-    def load_state(self) -> Board | None:
+    def load_state(self) -> FlowerState | None:
         """Return what was saved; a file that cannot be read is put aside."""
         try:
             with self._file.open("rb") as file:
@@ -176,7 +176,7 @@ class Memory(Events):  # type: ignore[misc]  # as above
             with suppress(OSError):
                 self._file.replace(aside)
             return None
-        if not isinstance(state, Board):
+        if not isinstance(state, FlowerState):
             return None
         state.counter.update(counter)
         return state
@@ -228,7 +228,7 @@ def run_flower(settings: Settings, password: Secret) -> None:
         raise SettingsError(f"LEADWIRE_HOME: {folder} cannot be made: {error.strerror}") from error
     _set_options(settings, password)
     app = celery_app(broker_of(settings))
-    memory = Memory(app, IOLoop.current(), folder / "memory")
+    memory = PersistentEvents(app, IOLoop.current(), folder / "memory")
     flower = Flower(options=options, capp=app, events=memory, **flower_settings)
     flower.add_handlers(".*", [("/metrics", _GuardedMetrics)])
     try:

@@ -17,15 +17,15 @@ from typing import Any, Final
 from celery import Celery, Task, signals
 
 from rules.vocabulary import PROVIDER_OF, ProviderName, TaskState, TaskType
-from worker import board, cycles
+from worker import flower_events, runtime
+from worker.broker import EVENTS_QUEUE, QUEUE_OF, QueueDepths, celery_app, declare
 from worker.deliver import Delivered, deliver
-from worker.dispatch import CELERY_TASK_OF, PROCESS_EVENT
 from worker.first_attempts import Batch
+from worker.flower_events import FlowerSync
 from worker.follow import Follow
 from worker.process import process_events
-from worker.queues import EVENTS_QUEUE, QUEUE_OF, QueueDepths, celery_app, declare
+from worker.publisher import CELERY_TASK_OF, PROCESS_EVENT
 from worker.react import React
-from worker.retelling import FlowerSync
 from worker.seek import seekers
 from worker.sweep import Sweep
 from worker.wiring import WorkerContext, broker_of, utc_now
@@ -41,29 +41,32 @@ def create(services: WorkerContext) -> Celery:
     app = celery_app(broker_of(services.settings), confirm=False)
     events = _Events()
     retelling = FlowerSync(services.ledger, events.send)
-    answering = React(services, lambda tasks: board.planned(tasks, utc_now(), events.send))
+    answering = React(services, lambda tasks: flower_events.planned(tasks, utc_now(), events.send))
     following = Follow(services)
 
-    @app.task(name=PROCESS_EVENT, Request=board.Request)
+    @app.task(name=PROCESS_EVENT, Request=flower_events.Request)
     def process_event(event_ids: Sequence[str]) -> str:
         def tell(type_: TaskType, outcomes: Sequence[Delivered]) -> None:
             events.tell(outcomes, CELERY_TASK_OF[type_])
 
         def ended(batch: Batch) -> None:
-            board.batch(batch, utc_now(), events.send)
+            flower_events.batch(batch, utc_now(), events.send)
             retelling.note(batch.outcomes)
             answering.note(batch.outcomes)
 
         tally = process_events(services, event_ids, tell, ended)
-        board.planned(tally.quiet, utc_now(), events.send)
+        flower_events.planned(tally.quiet, utc_now(), events.send)
         return str(tally)
 
     for type_ in TaskType:
         app.task(
-            name=CELERY_TASK_OF[type_], bind=True, throws=(board.TaskDead, board.TaskUnknown), Request=board.Request
+            name=CELERY_TASK_OF[type_],
+            bind=True,
+            throws=(flower_events.TaskDead, flower_events.TaskUnknown),
+            Request=flower_events.Request,
         )(_delivering(services, PROVIDER_OF[type_], events, retelling, answering))
 
-    board.forgive_revocations()
+    flower_events.forgive_revocations()
     signals.worker_ready.connect(events.begin, weak=False)
     sweep = Sweep(services, QueueDepths(app))
     retelling.when_somebody_listens()
@@ -104,10 +107,10 @@ def _delivering(
         retelling.note(outcomes)
         answering.note(outcomes)
         if alone:
-            return board.show(outcomes[0], name, events.send)
+            return flower_events.show(outcomes[0], name, events.send)
         if len(outcomes) == 1:
             tell([outcome for outcome in outcomes if not outcome.told])
-        return board.summary(outcomes)
+        return flower_events.summary(outcomes)
 
     return run
 
@@ -132,7 +135,7 @@ class _Events:
 
     def tell(self, outcomes: Sequence[Delivered], name: str) -> None:
         """Show outcomes of tasks of this Celery name; what waits leaves now: nothing that others send of it may arrive before."""
-        board.announce(outcomes, name, self.send)
+        flower_events.announce(outcomes, name, self.send)
         if any(outcome.state is TaskState.WAITING for outcome in outcomes):
             self._flush()
 
@@ -153,7 +156,7 @@ def run(services: WorkerContext, name: str, ready_file: Path | None = None) -> N
     if ready_file is not None:
         signals.worker_ready.connect(lambda **_: ready_file.touch(), weak=False)
         signals.task_prerun.connect(lambda **_: ready_file.touch(), weak=False)
-    signals.worker_ready.connect(lambda **_: cycles.look_seldom(), weak=False)
+    signals.worker_ready.connect(lambda **_: runtime.tune_garbage_collection(), weak=False)
     queues = ",".join((EVENTS_QUEUE, *QUEUE_OF.values()))
     app.worker_main(
         [

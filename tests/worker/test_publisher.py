@@ -11,9 +11,9 @@ import redis
 from console import broker
 from ingress.lifeline import dies_with_me
 from rules.vocabulary import ProviderName, TaskType
-from worker.dispatch import IDS_PER_MESSAGE, Dispatcher
+from worker.broker import EVENTS_QUEUE, QUEUE_OF, QueueDepths, celery_app, wait_until_reachable
 from worker.ledger import TaskRef
-from worker.queues import EVENTS_QUEUE, QUEUE_OF, QueueDepths, celery_app, wait_until_reachable
+from worker.publisher import IDS_PER_MESSAGE, Publisher
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,13 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture
-def dispatcher(server):
+def publisher(server):
     """Give a dispatcher on an empty broker."""
     with redis.Redis(unix_socket_path=str(server[1])) as client:
         client.flushall()
-    dispatcher = Dispatcher(celery_app(server[0]))
-    yield dispatcher
-    dispatcher.close()
+    publisher = Publisher(celery_app(server[0]))
+    yield publisher
+    publisher.close()
 
 
 def messages(server, queue):
@@ -62,9 +62,9 @@ def ref(number, type_=TaskType.MAKE_CALL, provider=ProviderName.MINDHUNTERS):
     return TaskRef(id=f"tk_{number}", type=type_, provider=provider, rule="big-lead", name="call", attempts=0, epoch=0)
 
 
-def test_a_task_travels_alone_with_safe_labels(server, dispatcher):
+def test_a_task_travels_alone_with_safe_labels(server, publisher):
     """A delivery message carries one id, the rule and the attempt, on the queue of its provider."""
-    dispatcher.tasks([ref(1), ref(2, TaskType.TEAM_TASK, ProviderName.VAMBE)])
+    publisher.tasks([ref(1), ref(2, TaskType.TEAM_TASK, ProviderName.VAMBE)])
 
     def read():
         return [messages(server, QUEUE_OF[name]) for name in ProviderName]
@@ -76,9 +76,9 @@ def test_a_task_travels_alone_with_safe_labels(server, dispatcher):
     assert expected == settled(read, all)
 
 
-def test_a_crowd_of_tasks_travels_together(server, dispatcher):
+def test_a_crowd_of_tasks_travels_together(server, publisher):
     """When more than fifty wait, a message carries up to a hundred ids, and none is left out."""
-    dispatcher.tasks([ref(number) for number in range(250)])
+    publisher.tasks([ref(number) for number in range(250)])
 
     def groups():
         found = [arguments[0] for _, arguments, _ in messages(server, QUEUE_OF[ProviderName.MINDHUNTERS])]
@@ -89,17 +89,17 @@ def test_a_crowd_of_tasks_travels_together(server, dispatcher):
     assert {f"tk_{number}" for number in range(250)} == {task_id for group in found for task_id in group}
 
 
-def test_the_only_one_of_its_type_travels_alone(server, dispatcher):
+def test_the_only_one_of_its_type_travels_alone(server, publisher):
     """Among a crowd of calls a single WhatsApp message bears its own id, so that it has its own row in Flower."""
-    dispatcher.tasks([*(ref(number) for number in range(20)), ref(77, TaskType.WHATSAPP_TEMPLATE)])
+    publisher.tasks([*(ref(number) for number in range(20)), ref(77, TaskType.WHATSAPP_TEMPLATE)])
     expected = ("leadwire.whatsapp_template", ["tk_77"], {"rule": "big-lead", "attempt": 1})
     assert settled(lambda: expected in messages(server, QUEUE_OF[ProviderName.MINDHUNTERS]), lambda is_there: is_there)
 
 
-def test_events_travel_in_groups(server, dispatcher):
+def test_events_travel_in_groups(server, publisher):
     """Events waiting at the same time share messages of up to a hundred ids, each id once."""
     ids = [f"ev_{number}" for number in range(230)]
-    dispatcher.events(ids)
+    publisher.events(ids)
     groups = settled(
         lambda: [arguments[0] for _, arguments, _ in messages(server, EVENTS_QUEUE)],
         lambda found: 230 == sum(map(len, found)),
@@ -108,9 +108,9 @@ def test_events_travel_in_groups(server, dispatcher):
     assert max(map(len, groups)) <= IDS_PER_MESSAGE
 
 
-def test_depths_count_what_waits(server, dispatcher):
+def test_depths_count_what_waits(server, publisher):
     """The depth of every queue is known, also of one that is empty."""
-    dispatcher.tasks([ref(1), ref(2)])
+    publisher.tasks([ref(1), ref(2)])
     depths = QueueDepths(celery_app(server[0]))
     expected = {EVENTS_QUEUE: 0, QUEUE_OF[ProviderName.MINDHUNTERS]: 2, QUEUE_OF[ProviderName.VAMBE]: 0}
     assert expected == settled(depths.read, lambda found: found == expected)
@@ -120,9 +120,9 @@ def test_depths_count_what_waits(server, dispatcher):
 def test_without_a_broker_nobody_waits_and_nothing_raises(tmp_path):
     """With no broker there at all the callers return at once, and depths say that they are not to be had."""
     app = celery_app(broker.broker_url(tmp_path / "nowhere"))
-    dispatcher = Dispatcher(app)
+    publisher = Publisher(app)
     for number in range(1000):
-        dispatcher.tasks([ref(number)])
-        dispatcher.events([f"ev_{number}"])
+        publisher.tasks([ref(number)])
+        publisher.events([f"ev_{number}"])
     assert QueueDepths(app).read() is None
-    dispatcher.close()
+    publisher.close()
