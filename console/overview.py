@@ -12,7 +12,7 @@ from itertools import product
 from typing import Final
 
 from ingress.accept import Outcome
-from ingress.sources import Refusal
+from ingress.sources import VerificationFailure
 from rules.vocabulary import TERMINAL_TASK_STATES, EventState, ProviderName, TaskState, TaskType
 from worker.ledger import Due, Measures, PauseKind
 from worker.ledger.tallying import Tally
@@ -35,7 +35,7 @@ EVENT_ENDS: Final = [str(state) for state in EventState if state is not EventSta
 _BUSY_REASONS: Final = ("ledger_busy", "ledger_fault", "unexpected")
 _REQUEST_ENDS: Final = (
     *((str(outcome), "") for outcome in (Outcome.ACCEPTED, Outcome.HANDSHAKE, Outcome.OVERSIZED, Outcome.NOT_ALLOWED)),
-    *((str(Outcome.REJECTED), str(reason)) for reason in Refusal),
+    *((str(Outcome.REJECTED), str(reason)) for reason in VerificationFailure),
     *((str(Outcome.BUSY), reason) for reason in _BUSY_REASONS),
 )
 

@@ -21,7 +21,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Final, Protocol
 
-from ingress.sources import Answer, Received, Rejected, Source, Unreadable
+from ingress.sources import Rejected, Source, Unreadable, WebhookRequest, WebhookResponse
 from rules.vocabulary import EventState, LedgerBusyError, LedgerError
 from worker.ledger.rows import Delivery, IncomingEvent, Recorded
 
@@ -55,7 +55,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply(Answer):
+class Reply(WebhookResponse):
     """An answer, with what is to be counted."""
 
     outcome: Outcome
@@ -108,7 +108,7 @@ def keep(recording: Recording, ledger: Recorder, dispatch: EventDispatch) -> Rep
 
 
 def begin(
-    received: Received,
+    received: WebhookRequest,
     source: Source,
     now: datetime,
     new_id: Callable[[], str],
@@ -174,7 +174,7 @@ def _failed(source: Source, fault: Exception) -> Reply:
     return busy(source, "unexpected")
 
 
-def _begin(received: Received, source: Source, now: datetime, new_id: Callable[[], str]) -> Reply | Recording:
+def _begin(received: WebhookRequest, source: Source, now: datetime, new_id: Callable[[], str]) -> Reply | Recording:
     if received.method != "POST":
         asked = source.handshake(received) if received.method in ("GET", "OPTIONS") else None
         return _handshake(asked) if asked else _not_allowed()
@@ -195,7 +195,7 @@ def _begin(received: Received, source: Source, now: datetime, new_id: Callable[[
     return Recording(source=source, delivery=_delivery(received, source, now, new_id), events=events)
 
 
-def _events(received: Received, source: Source, now: datetime, new_id: Callable[[], str]) -> list[IncomingEvent]:
+def _events(received: WebhookRequest, source: Source, now: datetime, new_id: Callable[[], str]) -> list[IncomingEvent]:
     try:
         read = source.read(received, now, new_id)
     except Exception as fault:  # noqa: BLE001 - a verified body must be kept whatever reading it does
@@ -207,7 +207,7 @@ def _events(received: Received, source: Source, now: datetime, new_id: Callable[
     return read
 
 
-def _delivery(received: Received, source: Source, now: datetime, new_id: Callable[[], str]) -> Delivery:
+def _delivery(received: WebhookRequest, source: Source, now: datetime, new_id: Callable[[], str]) -> Delivery:
     headers, body = source.kept(received)
     return Delivery(
         id=f"dl_{new_id().rpartition('_')[2]}",
@@ -252,7 +252,7 @@ def _counts(events: int, duplicates: int, conflicts: int, unreadable: int) -> by
     return _json(status="accepted", events=events, duplicates=duplicates, **given)
 
 
-def _handshake(answer: Answer) -> Reply:
+def _handshake(answer: WebhookResponse) -> Reply:
     return Reply(status=answer.status, body=answer.body, headers=answer.headers, outcome=Outcome.HANDSHAKE)
 
 

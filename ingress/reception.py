@@ -10,7 +10,7 @@ from typing import Final
 
 from ingress.accept import BODY_LIMIT_BYTES, Recording, Reply, begin, busy, no_such_source, oversized
 from ingress.request_counts import UNKNOWN
-from ingress.sources import Received, Source
+from ingress.sources import Source, WebhookRequest
 
 #: Statuses that have no body (RFC 9110 15.3.5 and 15.3.6).
 _RESET: Final = 205
@@ -57,7 +57,7 @@ class Reception:
         self._new_id = new_id
         self._body_limit_bytes = body_limit_bytes
 
-    def begin(self, name: str, read: Callable[[int], Received | None]) -> tuple[str, Reply | Recording]:
+    def begin(self, name: str, read: Callable[[int], WebhookRequest | None]) -> tuple[str, Reply | Recording]:
         """Return under which name a webhook counts, and what its sender is told or what has to be recorded first.
 
         `read` returns the request, or None when its body is larger than it is given. It never waits for the ledger.

@@ -34,7 +34,7 @@ from ingress.accept import EventDispatch, Recording, Reply, busy
 from ingress.connection import Connection
 from ingress.reception import Reception
 from ingress.request_counts import UNKNOWN
-from ingress.sources import Received
+from ingress.sources import WebhookRequest
 from rules.vocabulary import LedgerBusyError
 from worker.ledger.rows import Delivery, IncomingEvent, Recorded
 from worker.ledger.work import Job
@@ -324,9 +324,9 @@ def _headers(scope: Scope) -> dict[str, str]:
     return headers
 
 
-def _received(scope: Scope, body: bytes) -> Received:
+def _received(scope: Scope, body: bytes) -> WebhookRequest:
     """Return a webhook as Flask would hand it on."""
-    return Received(
+    return WebhookRequest(
         method=scope["method"],
         path=_path(scope),
         query_string=scope["query_string"],

@@ -21,7 +21,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from ingress.accept import JSON_TYPE, EventDispatch, Recorder, Reply, busy, keep
 from ingress.reception import GUARDS, Reception
-from ingress.sources import Received
+from ingress.sources import WebhookRequest
 from rules.vocabulary import Problem
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def create_app(reception: Reception, ledger: Storage, publisher: EventDispatch) 
     return app
 
 
-def _read(limit_bytes: int) -> Received | None:
+def _read(limit_bytes: int) -> WebhookRequest | None:
     body = _body(limit_bytes)
     return None if body is None else _received(body)
 
@@ -83,8 +83,8 @@ def _body(limit_bytes: int) -> bytes | None:
     return body if len(body) <= limit_bytes else None
 
 
-def _received(body: bytes) -> Received:
-    return Received(
+def _received(body: bytes) -> WebhookRequest:
+    return WebhookRequest(
         method=request.method,
         path=request.environ.get("SCRIPT_NAME", "") + request.environ.get("PATH_INFO", ""),
         query_string=request.query_string,

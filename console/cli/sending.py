@@ -16,7 +16,7 @@ from console.cli.words import printable
 from console.posting import post, sealed
 from console.samples import Lead, Sample, sample, variants
 from ingress import sources
-from ingress.sources import Received, Source, Unreadable
+from ingress.sources import Source, Unreadable, WebhookRequest
 from ingress.sources.decoders import Format
 from rules.load import load
 from rules.vocabulary import Problem, RuleError
@@ -88,7 +88,7 @@ def _made(source: Source, lead: Lead, event_type: str | None, now: datetime) -> 
 def _types(source: Source, payload: Sample, now: datetime) -> list[str]:
     """Return the types of the events that a payload is understood as."""
     headers = {**payload.headers, "content-type": payload.content_type}
-    received = Received(method="POST", path=f"/webhooks/{source.name}", headers=headers, body=payload.body)
+    received = WebhookRequest(method="POST", path=f"/webhooks/{source.name}", headers=headers, body=payload.body)
     read = source.read(received, now, partial(new_id, "ev"))
     return [] if isinstance(read, Unreadable) else [incoming.event.type for incoming in read]
 

@@ -8,29 +8,29 @@ from __future__ import annotations
 from ingress.sources.assembly import build
 from ingress.sources.presets import PRESETS, preset
 from ingress.sources.request import (
-    Answer,
     CannotSignError,
-    Received,
-    Refusal,
     Rejected,
-    Signed,
+    SignedRequest,
     Unreadable,
+    VerificationFailure,
     Verified,
+    WebhookRequest,
+    WebhookResponse,
 )
 from ingress.sources.source import Ack, Source
 
 __all__ = [
     "PRESETS",
     "Ack",
-    "Answer",
     "CannotSignError",
-    "Received",
-    "Refusal",
     "Rejected",
-    "Signed",
+    "SignedRequest",
     "Source",
     "Unreadable",
+    "VerificationFailure",
     "Verified",
+    "WebhookRequest",
+    "WebhookResponse",
     "build",
     "preset",
 ]

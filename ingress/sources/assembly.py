@@ -25,7 +25,7 @@ from ingress.sources.lookup import Lookup, Scope, parse_steps, text_of
 from ingress.sources.notation import SecretRef
 from ingress.sources.presets import PRESETS, merged, preset
 from ingress.sources.reading import Changed, EventPaths, headers_read
-from ingress.sources.request import Received
+from ingress.sources.request import WebhookRequest
 from ingress.sources.signatures import Signature
 from ingress.sources.source import KEPT_HEADERS, SECRET_HEADERS, Ack, Source
 from ingress.sources.verifiers import Verifier, compile_verifier
@@ -215,7 +215,7 @@ class _Assembly:
     def _verifier(self, doc: SourceDoc, at: Path, entry: EntryDoc, keys: list[Secret]) -> Verifier | None:
         spec = _body_spec(doc)
 
-        def read_body(received: Received, lookup: Lookup) -> str | None:
+        def read_body(received: WebhookRequest, lookup: Lookup) -> str | None:
             try:
                 root = decode(received.body, received.headers.get("content-type", ""), spec)
             except UnreadableBodyError:

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from ingress.sources.event_words import Unit, moment_of
-from ingress.sources.request import Received, Refusal, Rejected
+from ingress.sources.request import Rejected, VerificationFailure, WebhookRequest
 
 #: Digits only: `NaN`, signs, blanks inside and exponents are no timestamps.
 _NUMBER: Final = re.compile(rb"\d{1,15}(\.\d{1,9})?")
@@ -23,22 +23,24 @@ _NUMBER: Final = re.compile(rb"\d{1,15}(\.\d{1,9})?")
 class Freshness:
     """Where a request says when it was made, and how far from now that may be."""
 
-    raw: Callable[[Received], bytes | None]
+    raw: Callable[[WebhookRequest], bytes | None]
     unit: Unit
     max_age: timedelta
     max_future: timedelta
 
-    def check(self, received: Received, now: datetime) -> Rejected | None:
+    def check(self, received: WebhookRequest, now: datetime) -> Rejected | None:
         """Return why the request is too old or too new, or None when it is fresh."""
         raw = self.raw(received)
         seconds = None if raw is None else _seconds(raw, self.unit)
         if seconds is None:
-            return Rejected(reason=Refusal.NO_TIMESTAMP, detail="its timestamp is missing or not one")
+            return Rejected(reason=VerificationFailure.NO_TIMESTAMP, detail="its timestamp is missing or not one")
         age_seconds = now.timestamp() - seconds
         if age_seconds > self.max_age.total_seconds():
-            return Rejected(reason=Refusal.TOO_OLD, detail=f"it was made {_about(age_seconds)} ago")
+            return Rejected(reason=VerificationFailure.TOO_OLD, detail=f"it was made {_about(age_seconds)} ago")
         if -age_seconds > self.max_future.total_seconds():
-            return Rejected(reason=Refusal.TOO_NEW, detail=f"it was made {_about(-age_seconds)} in the future")
+            return Rejected(
+                reason=VerificationFailure.TOO_NEW, detail=f"it was made {_about(-age_seconds)} in the future"
+            )
         return None
 
     def write(self, now: datetime) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ingress.sources.lookup import Lookup, Match, Scope
-from ingress.sources.request import Answer, Received, text_of_header
+from ingress.sources.request import WebhookRequest, WebhookResponse, text_of_header
 from ingress.sources.shared_secrets import same_bytes
 
 #: What may be echoed: Meta sends digits, Slack letters and digits.
@@ -31,7 +31,7 @@ class GetEcho:
     expect: Mapping[str, str]
     tokens: tuple[bytes, ...] = field(repr=False)
 
-    def answer(self, received: Received) -> Answer | None:
+    def answer(self, received: WebhookRequest) -> WebhookResponse | None:
         """Return the challenge, a 403, or None when this request asks nothing."""
         query = received.query()
         if received.method != "GET" or self.param not in query:
@@ -43,8 +43,8 @@ class GetEcho:
         expected = all(query.get(name) == value for name, value in self.expect.items())
         challenge = query[self.param]
         if not known or not expected or not _ECHO.fullmatch(challenge):
-            return Answer(status=403, body=b"refused", headers=_PLAIN)
-        return Answer(status=200, body=challenge.encode("ascii"), headers=_PLAIN)
+            return WebhookResponse(status=403, body=b"refused", headers=_PLAIN)
+        return WebhookResponse(status=200, body=challenge.encode("ascii"), headers=_PLAIN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,18 +53,18 @@ class Options:
 
     rate: int | None
 
-    def answer(self, received: Received) -> Answer | None:
+    def answer(self, received: WebhookRequest) -> WebhookResponse | None:
         """Return leave for the origin that asks, or None when this request asks nothing."""
         origin = received.headers.get("webhook-request-origin")
         if received.method != "OPTIONS" or origin is None:
             return None
         name = text_of_header(origin)
         if not _ECHO.fullmatch(name):
-            return Answer(status=403, body=b"refused", headers=_PLAIN)
+            return WebhookResponse(status=403, body=b"refused", headers=_PLAIN)
         headers = {"webhook-allowed-origin": name, "allow": "POST, GET, OPTIONS"}
         if "webhook-request-rate" in received.headers or self.rate:
             headers["webhook-allowed-rate"] = str(self.rate or "*")
-        return Answer(status=200, headers=headers)
+        return WebhookResponse(status=200, headers=headers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,16 +75,16 @@ class Challenge:
     value: Lookup
     as_json: bool
 
-    def answer(self, scope: Scope) -> Answer | None:
+    def answer(self, scope: Scope) -> WebhookResponse | None:
         """Return the value asked for, or None when this request asks nothing."""
         if not self.match(scope):
             return None
         value = self.value.find(scope)
         if not isinstance(value, str) or not _ECHO.fullmatch(value):
-            return Answer(status=400, body=b"no challenge", headers=_PLAIN)
+            return WebhookResponse(status=400, body=b"no challenge", headers=_PLAIN)
         if self.as_json:
-            return Answer(status=200, body=json.dumps({"challenge": value}).encode(), headers=_JSON)
-        return Answer(status=200, body=value.encode("ascii"), headers=_PLAIN)
+            return WebhookResponse(status=200, body=json.dumps({"challenge": value}).encode(), headers=_JSON)
+        return WebhookResponse(status=200, body=value.encode("ascii"), headers=_PLAIN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +93,9 @@ class Ignore:
 
     match: Match
 
-    def answer(self, scope: Scope) -> Answer | None:
+    def answer(self, scope: Scope) -> WebhookResponse | None:
         """Return success, or None when this is something else."""
-        return Answer(status=200, body=b'{"status":"ignored"}', headers=_JSON) if self.match(scope) else None
+        return WebhookResponse(status=200, body=b'{"status":"ignored"}', headers=_JSON) if self.match(scope) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +105,10 @@ class Handshakes:
     unsigned: Sequence[GetEcho | Options] = ()
     signed: Sequence[Challenge | Ignore] = ()
 
-    def before(self, received: Received) -> Answer | None:
+    def before(self, received: WebhookRequest) -> WebhookResponse | None:
         """Answer a question that carries no signature."""
         return next((answer for one in self.unsigned if (answer := one.answer(received))), None)
 
-    def after(self, scope: Scope) -> Answer | None:
+    def after(self, scope: Scope) -> WebhookResponse | None:
         """Answer a question inside a verified body."""
         return next((answer for one in self.signed if (answer := one.answer(scope))), None)

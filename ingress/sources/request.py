@@ -22,7 +22,7 @@ class CannotSignError(Problem):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Received:
+class WebhookRequest:
     """One HTTP request as it came in.
 
     `path` begins with a slash and holds no query; `query_string` is raw, without the question mark. Header names are lower
@@ -47,7 +47,7 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class WebhookResponse:
     """What the sender is told."""
 
     status: int
@@ -55,7 +55,7 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class Refusal(StrEnum):
+class VerificationFailure(StrEnum):
     """Why a request was not believed; few words, so that they can be counted by source."""
 
     #: The header, parameter or field that carries the proof is not there.
@@ -83,7 +83,7 @@ class Verified:
 class Rejected:
     """The request is not believed. `detail` is for the log: it names what was looked at and never holds its value."""
 
-    reason: Refusal
+    reason: VerificationFailure
     detail: str = ""
 
 
@@ -95,7 +95,7 @@ class Unreadable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Signed:
+class SignedRequest:
     """What a request must carry to be believed: headers, query parameters, and the body (changed by a token inside it)."""
 
     headers: Mapping[str, str] = field(repr=False)

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from ingress.sources.keys import from_base64
 from ingress.sources.lookup import Step
-from ingress.sources.request import CannotSignError, Received, Refusal, Rejected, Signed
+from ingress.sources.request import CannotSignError, Rejected, SignedRequest, VerificationFailure, WebhookRequest
 from ingress.sources.signatures import header_bytes
 from rules.vocabulary import Json
 
@@ -29,8 +29,8 @@ class SharedSecret:
     name: str
     place: str
     keys: tuple[bytes, ...] = field(repr=False)
-    given: Callable[[Received], bytes | None]
-    put: Callable[[Received, bytes], Signed]
+    given: Callable[[WebhookRequest], bytes | None]
+    put: Callable[[WebhookRequest, bytes], SignedRequest]
     #: Whether what is given is right for a key; without it, whether it is the key.
     matches: Callable[[bytes, bytes], bool] | None = None
     headers: tuple[str, ...] = ()
@@ -45,18 +45,18 @@ class SharedSecret:
         """Headers whose value is never stored."""
         return frozenset(self.headers)
 
-    def prove(self, received: Received) -> Rejected | None:
+    def prove(self, received: WebhookRequest) -> Rejected | None:
         """Return why the request does not carry the secret, or None when it does."""
         given = self.given(received)
         if given is None:
-            return Rejected(reason=Refusal.MISSING, detail=f"{self.place} is missing")
+            return Rejected(reason=VerificationFailure.MISSING, detail=f"{self.place} is missing")
         same = self.matches or same_bytes
         holds = False
         for key in self.keys:
             holds |= bool(key) and same(given, key)
-        return None if holds else Rejected(reason=Refusal.MISMATCH, detail=f"{self.place} is wrong")
+        return None if holds else Rejected(reason=VerificationFailure.MISMATCH, detail=f"{self.place} is wrong")
 
-    def sign(self, received: Received, now: datetime) -> Signed:  # noqa: ARG002 - every verifier signs alike
+    def sign(self, received: WebhookRequest, now: datetime) -> SignedRequest:  # noqa: ARG002 - every verifier signs alike
         """Return the request with the secret in its place."""
         return self.put(received, self.keys[0])
 
@@ -71,7 +71,7 @@ def basic(name: str, keys: tuple[bytes, ...], *, user: str | None, any_user: boo
     if user is not None:
         keys = tuple(f"{user}:".encode() + key for key in keys if key)
 
-    def given(received: Received) -> bytes | None:
+    def given(received: WebhookRequest) -> bytes | None:
         value = header_bytes(received, ("authorization",))
         scheme, _, credentials = (value or b"").partition(b" ")
         return from_base64(credentials.strip()) if scheme.lower() == b"basic" else None
@@ -82,10 +82,10 @@ def basic(name: str, keys: tuple[bytes, ...], *, user: str | None, any_user: boo
             holds |= same_bytes(credentials.partition(b":")[2], key)
         return holds
 
-    def put(received: Received, key: bytes) -> Signed:
+    def put(received: WebhookRequest, key: bytes) -> SignedRequest:
         credentials = key if b":" in key or not any_user else b"leadwire:" + key
         value = "Basic " + base64.b64encode(credentials).decode("ascii")
-        return Signed(headers={**received.headers, "authorization": value}, body=received.body)
+        return SignedRequest(headers={**received.headers, "authorization": value}, body=received.body)
 
     return SharedSecret(
         name=name,
@@ -102,15 +102,15 @@ def static_header(name: str, keys: tuple[bytes, ...], *, header: tuple[str, ...]
     """The secret in a header of its own, after a prefix such as `Bearer `."""
     start = prefix.encode()
 
-    def given(received: Received) -> bytes | None:
+    def given(received: WebhookRequest) -> bytes | None:
         value = header_bytes(received, header)
         if value is None or value[: len(start)].lower() != start.lower():
             return None
         return value[len(start) :].strip()
 
-    def put(received: Received, key: bytes) -> Signed:
+    def put(received: WebhookRequest, key: bytes) -> SignedRequest:
         value = (start + key).decode("latin-1")
-        return Signed(headers={**received.headers, header[0]: value}, body=received.body)
+        return SignedRequest(headers={**received.headers, header[0]: value}, body=received.body)
 
     place = f"header {' or '.join(header)}" + (f" ({prefix.strip()})" if prefix.strip() else "")
     return SharedSecret(name=name, place=place, keys=keys, given=given, put=put, headers=header)
@@ -119,29 +119,34 @@ def static_header(name: str, keys: tuple[bytes, ...], *, header: tuple[str, ...]
 def url_token(name: str, keys: tuple[bytes, ...], *, param: str) -> SharedSecret:
     """The secret in the address: `?token=...`."""
 
-    def given(received: Received) -> bytes | None:
+    def given(received: WebhookRequest) -> bytes | None:
         value = received.query().get(param)
         return None if value is None else value.encode("utf-8", "surrogatepass")
 
-    def put(received: Received, key: bytes) -> Signed:
+    def put(received: WebhookRequest, key: bytes) -> SignedRequest:
         query = {param: key.decode("utf-8", "replace")}
-        return Signed(headers=received.headers, query=query, body=received.body)
+        return SignedRequest(headers=received.headers, query=query, body=received.body)
 
     return SharedSecret(name=name, place=f"?{param}= in the address", keys=keys, given=given, put=put)
 
 
 def body_token(
-    name: str, keys: tuple[bytes, ...], *, path: str, steps: tuple[Step, ...], find: Callable[[Received], str | None]
+    name: str,
+    keys: tuple[bytes, ...],
+    *,
+    path: str,
+    steps: tuple[Step, ...],
+    find: Callable[[WebhookRequest], str | None],
 ) -> SharedSecret:
     """The secret in the body, as Zoho echoes it; `find` decodes the body and reads it there."""
 
-    def given(received: Received) -> bytes | None:
+    def given(received: WebhookRequest) -> bytes | None:
         value = find(received)
         return None if value is None else value.encode("utf-8", "surrogatepass")
 
-    def put(received: Received, key: bytes) -> Signed:
+    def put(received: WebhookRequest, key: bytes) -> SignedRequest:
         body = _with_token(received.body, steps, key.decode("utf-8", "replace"))
-        return Signed(headers=received.headers, body=body)
+        return SignedRequest(headers=received.headers, body=body)
 
     return SharedSecret(name=name, place=f"{path} in the body", keys=keys, given=given, put=put)
 

@@ -15,7 +15,14 @@ from typing import Literal
 
 from ingress.sources.freshness import Freshness
 from ingress.sources.keys import from_base64, from_hex, to_text
-from ingress.sources.request import CannotSignError, Received, Refusal, Rejected, Signed, on_the_wire
+from ingress.sources.request import (
+    CannotSignError,
+    Rejected,
+    SignedRequest,
+    VerificationFailure,
+    WebhookRequest,
+    on_the_wire,
+)
 from ingress.sources.signed_parts import Part, join, unescaped
 
 #: Signatures of one header that are tried: rotation needs two or three.
@@ -38,11 +45,11 @@ class Layout:
     scheme: str | None = None
     scheme_separator: str = "="
 
-    def value(self, received: Received) -> bytes | None:
+    def value(self, received: WebhookRequest) -> bytes | None:
         """Return the raw header."""
         return header_bytes(received, self.header)
 
-    def item(self, received: Received, name: str) -> bytes | None:
+    def item(self, received: WebhookRequest, name: str) -> bytes | None:
         """Return an item of a header that is a list, such as `t` in `t=1,v1=ab`."""
         value = self.value(received)
         return next((text for key, text in self._items(value or b"") if key == name.encode()), None)
@@ -112,29 +119,33 @@ class Signature:
         """Headers whose value is never stored."""
         return frozenset(self.layout.header)
 
-    def prove(self, received: Received) -> Rejected | None:
+    def prove(self, received: WebhookRequest) -> Rejected | None:
         """Return why the signature does not hold, or None when it does; its age is the caller's affair."""
         value = self.layout.value(received)
         if value is None:
-            return Rejected(reason=Refusal.MISSING, detail=f"header {' or '.join(self.layout.header)} is missing")
+            return Rejected(
+                reason=VerificationFailure.MISSING, detail=f"header {' or '.join(self.layout.header)} is missing"
+            )
         signatures = self.layout.signatures(value)
         if not signatures:
-            return Rejected(reason=Refusal.MALFORMED, detail=f"header {self.layout.header[0]} holds no signature")
+            return Rejected(
+                reason=VerificationFailure.MALFORMED, detail=f"header {self.layout.header[0]} holds no signature"
+            )
         values = self._values(received)
         missing = next(
             (part for part in self.parts if _key(part) not in values and part.kind not in ("url", "text")), None
         )
         if missing:
-            reason = Refusal.NO_TIMESTAMP if missing.kind == "timestamp" else Refusal.MISSING
+            reason = VerificationFailure.NO_TIMESTAMP if missing.kind == "timestamp" else VerificationFailure.MISSING
             return Rejected(reason=reason, detail=f"{_key(missing)}, which is signed, is missing")
         holds = False
         for message in self._messages(received, values):
             for check in self.checks:
                 for signature in signatures:
                     holds |= check(message, signature)
-        return None if holds else Rejected(reason=Refusal.MISMATCH, detail="the signature does not match")
+        return None if holds else Rejected(reason=VerificationFailure.MISMATCH, detail="the signature does not match")
 
-    def sign(self, received: Received, now: datetime) -> Signed:
+    def sign(self, received: WebhookRequest, now: datetime) -> SignedRequest:
         """Return the headers that make a request pass. Raises CannotSignError where only the sender has the key."""
         if self.make is None:
             raise CannotSignError(f"{self.name}: only its sender has the private key, so no request can be signed here")
@@ -145,7 +156,7 @@ class Signature:
         if self.id_header and not any(name in headers for name in self.id_header):
             headers[self.id_header[0]] = f"msg_{hashlib.sha256(received.body).hexdigest()[:24]}"
         item = (self.timestamp_item, stamp) if self.timestamp_item and stamp is not None else None
-        request = Received(
+        request = WebhookRequest(
             method=received.method,
             path=received.path,
             query_string=received.query_string,
@@ -160,9 +171,9 @@ class Signature:
             raise CannotSignError(f"{self.name}: {', '.join(lacking)} must be given to sign a request")
         message = next(iter(self._messages(request, values)))
         headers[self.layout.header[0]] = self.layout.write(self.make(message), item)
-        return Signed(headers=headers, body=received.body)
+        return SignedRequest(headers=headers, body=received.body)
 
-    def _values(self, received: Received) -> dict[str, bytes]:
+    def _values(self, received: WebhookRequest) -> dict[str, bytes]:
         values = {"method": received.method.upper().encode("latin-1", "replace"), "body": received.body}
         for part in self.parts:
             found = None
@@ -176,7 +187,7 @@ class Signature:
                 values[_key(part)] = found
         return values
 
-    def _messages(self, received: Received, values: Mapping[str, bytes]) -> Sequence[bytes]:
+    def _messages(self, received: WebhookRequest, values: Mapping[str, bytes]) -> Sequence[bytes]:
         if not any(part.kind == "url" for part in self.parts):
             return [join(self.parts, values)]
         url = (self.public_base or "").encode() + received.path.encode("utf-8", "surrogatepass")
@@ -206,7 +217,7 @@ def hash_check(key: bytes, algorithm: str) -> tuple[Check, Make]:
     return _comparing(key, make)
 
 
-def header_bytes(received: Received, names: Sequence[str]) -> bytes | None:
+def header_bytes(received: WebhookRequest, names: Sequence[str]) -> bytes | None:
     """Return the first of these headers that is there, as the bytes that came in."""
     value = next((received.headers[name] for name in names if name in received.headers), None)
     return None if value is None else on_the_wire(value)

@@ -19,7 +19,15 @@ from ingress.sources.handshakes import Handshakes
 from ingress.sources.lookup import Scope, Step, expand, replaced, text_of, walk
 from ingress.sources.notation import Split
 from ingress.sources.reading import EventPaths, hash_of, unreadable
-from ingress.sources.request import Answer, CannotSignError, Received, Rejected, Signed, Unreadable, Verified
+from ingress.sources.request import (
+    CannotSignError,
+    Rejected,
+    SignedRequest,
+    Unreadable,
+    Verified,
+    WebhookRequest,
+    WebhookResponse,
+)
 from ingress.sources.verifiers import Verifier, verify_any
 from rules.vocabulary import Fault, Json
 from worker.ledger.rows import IncomingEvent
@@ -65,15 +73,15 @@ class Source:
     ack: Ack = field(default_factory=Ack)
     warnings: tuple[Fault, ...] = ()
 
-    def verify(self, received: Received, now: datetime) -> Verified | Rejected:
+    def verify(self, received: WebhookRequest, now: datetime) -> Verified | Rejected:
         """Say whether the request is from this source and fresh. Never raises, whatever it holds."""
         return verify_any(self.verifiers, received, now)
 
-    def handshake(self, received: Received) -> Answer | None:
+    def handshake(self, received: WebhookRequest) -> WebhookResponse | None:
         """Answer a question asked without a signature (GET, OPTIONS), or None when this is none."""
         return self.handshakes.before(received)
 
-    def challenge(self, received: Received) -> Answer | None:
+    def challenge(self, received: WebhookRequest) -> WebhookResponse | None:
         """Answer a question inside a verified body, or None when it holds events."""
         if not self.handshakes.signed:
             return None
@@ -83,7 +91,9 @@ class Source:
             return None
         return self.handshakes.after(Scope(item=root, root=root, headers=received.headers))
 
-    def read(self, received: Received, now: datetime, new_id: Callable[[], str]) -> list[IncomingEvent] | Unreadable:
+    def read(
+        self, received: WebhookRequest, now: datetime, new_id: Callable[[], str]
+    ) -> list[IncomingEvent] | Unreadable:
         """Return the events of a verified request.
 
         An item that cannot be read is an event in state UNREADABLE with its reason; its neighbours go on. Unreadable: not
@@ -100,26 +110,26 @@ class Source:
             return found
         return [self._event(scope, now, new_id(), index, len(found)) for index, scope in enumerate(found)]
 
-    def unreadable(self, received: Received, reason: str, now: datetime, event_id: str) -> IncomingEvent:
+    def unreadable(self, received: WebhookRequest, reason: str, now: datetime, event_id: str) -> IncomingEvent:
         """Return a whole request that cannot be read as one event that says why; the delivery keeps the body."""
         return unreadable(self.name, event_id, now, reason, hash_of(received.body.hex()))
 
-    def decode(self, received: Received) -> Json:
+    def decode(self, received: WebhookRequest) -> Json:
         """Return the body as a value. Raises UnreadableBodyError."""
         return decode(received.body, received.headers.get("content-type", ""), self.body)
 
-    def kept(self, received: Received) -> tuple[Mapping[str, str], bytes]:
+    def kept(self, received: WebhookRequest) -> tuple[Mapping[str, str], bytes]:
         """Return the headers and the body as they may be stored: nothing that lets anybody else post."""
         headers = {name: value for name, value in received.headers.items() if name in self.kept_headers}
         return headers, self._without_secrets(received) if self.redact else received.body
 
-    def sign(self, body: bytes, content_type: str, url: str, now: datetime) -> Signed:
+    def sign(self, body: bytes, content_type: str, url: str, now: datetime) -> SignedRequest:
         """Return what a request for `url` must carry to be believed; raises CannotSignError where only the sender can.
 
         The result's headers include the content type; its body is `body`, or with a token inside it.
         """
         parts = urlsplit(url)
-        request = Received(
+        request = WebhookRequest(
             method="POST",
             path=parts.path,
             query_string=parts.query.encode(),
@@ -157,7 +167,7 @@ class Source:
             reason = f"the item cannot be read: {type(fault).__name__}"
             return unreadable(self.name, event_id, now, reason, hash_of([index, received_digest(scope)]))
 
-    def _without_secrets(self, received: Received) -> bytes:
+    def _without_secrets(self, received: WebhookRequest) -> bytes:
         """Return the raw body without the values at the paths to be redacted, in any way they may be written."""
         try:
             root = self.decode(received)

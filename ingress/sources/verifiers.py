@@ -16,22 +16,22 @@ from ingress.sources.event_words import Unit
 from ingress.sources.freshness import Freshness
 from ingress.sources.keys import Secret, decode_key, ed25519_holds, ed25519_key, rsa_holds, rsa_key
 from ingress.sources.lookup import Lookup, compile_lookup, parse_steps
-from ingress.sources.request import Received, Refusal, Rejected, Signed, Verified
+from ingress.sources.request import Rejected, SignedRequest, VerificationFailure, Verified, WebhookRequest
 from ingress.sources.shared_secrets import basic, body_token, static_header, url_token
 from ingress.sources.signatures import Check, Layout, Make, Signature, hash_check, header_bytes, hmac_check
 
 #: Of several refusals the one that came furthest is told: it is the way in that the sender meant.
 _FURTHEST: Final = (
-    Refusal.MISSING,
-    Refusal.MALFORMED,
-    Refusal.MISMATCH,
-    Refusal.NO_TIMESTAMP,
-    Refusal.TOO_NEW,
-    Refusal.TOO_OLD,
+    VerificationFailure.MISSING,
+    VerificationFailure.MALFORMED,
+    VerificationFailure.MISMATCH,
+    VerificationFailure.NO_TIMESTAMP,
+    VerificationFailure.TOO_NEW,
+    VerificationFailure.TOO_OLD,
 )
 
 #: Reads a path in the body of a request, for what stands inside it; None when the body cannot be read.
-ReadBody = Callable[[Received, Lookup], str | None]
+ReadBody = Callable[[WebhookRequest, Lookup], str | None]
 
 
 class Proof(Protocol):
@@ -44,10 +44,10 @@ class Proof(Protocol):
     @property
     def secret_headers(self) -> frozenset[str]: ...
 
-    def prove(self, received: Received) -> Rejected | None:
+    def prove(self, received: WebhookRequest) -> Rejected | None:
         """Return why the request is not believed, or None when it is; never raises."""
 
-    def sign(self, received: Received, now: datetime) -> Signed:
+    def sign(self, received: WebhookRequest, now: datetime) -> SignedRequest:
         """Return what a request must carry to be believed; raises CannotSignError where only the sender can."""
 
 
@@ -58,7 +58,7 @@ class Verifier:
     proof: Proof
     freshness: Freshness | None = None
 
-    def verify(self, received: Received, now: datetime) -> Verified | Rejected:
+    def verify(self, received: WebhookRequest, now: datetime) -> Verified | Rejected:
         """Say whether the request is believed; never raises."""
         refused = self.proof.prove(received)
         if refused is None and self.freshness is not None:
@@ -66,9 +66,9 @@ class Verifier:
         return refused or Verified(by=self.proof.name)
 
 
-def verify_any(verifiers: tuple[Verifier, ...], received: Received, now: datetime) -> Verified | Rejected:
+def verify_any(verifiers: tuple[Verifier, ...], received: WebhookRequest, now: datetime) -> Verified | Rejected:
     """Say whether any verifier believes the request; else why the one that came furthest does not."""
-    refused = Rejected(reason=Refusal.MISSING, detail="the source has no verifier")
+    refused = Rejected(reason=VerificationFailure.MISSING, detail="the source has no verifier")
     for verifier in verifiers:
         found = verifier.verify(received, now)
         if isinstance(found, Verified):
@@ -139,7 +139,7 @@ def _freshness(doc: TimestampDoc | None, layout: Layout | None, read_body: ReadB
     if doc is None:
         return None
 
-    def raw(received: Received) -> bytes | None:
+    def raw(received: WebhookRequest) -> bytes | None:
         if doc.header is not None:
             return header_bytes(received, doc.header)
         if doc.item is not None:

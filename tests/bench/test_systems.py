@@ -8,7 +8,7 @@ from bench.measure import Plan, measure
 from bench.rule_matching import matching
 from bench.systems import RULES, Leadwire, Naive
 from ingress import sources
-from ingress.sources import Received, Rejected
+from ingress.sources import Rejected, WebhookRequest
 from rules.load import load
 from rules.plan import decide
 from rules.vocabulary import TaskState, TaskType
@@ -25,9 +25,9 @@ def test_the_source_believes_the_signature_and_the_rule_makes_a_call():
     assert () == tuple(faults)
     content = body("0a1b2c", 7)
     headers = {SIGNATURE_HEADER.lower(): signature(content), "content-type": "application/json"}
-    received = Received(method="POST", path="/webhooks/crm", headers=headers, body=content)
+    received = WebhookRequest(method="POST", path="/webhooks/crm", headers=headers, body=content)
     assert not isinstance(built["crm"].verify(received, NOW), Rejected)
-    forged = Received(method="POST", path="/webhooks/crm", headers=headers, body=content + b" ")
+    forged = WebhookRequest(method="POST", path="/webhooks/crm", headers=headers, body=content + b" ")
     assert isinstance(built["crm"].verify(forged, NOW), Rejected)
     (found,) = built["crm"].read(received, NOW, lambda: "ev_1")
     (task,) = decide(book, found.event, now=NOW).tasks

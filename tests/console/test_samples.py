@@ -8,7 +8,7 @@ from itertools import count
 import pytest
 
 from console.samples import Lead, sample, sample_body
-from ingress.sources import Received, Unreadable, Verified
+from ingress.sources import Unreadable, Verified, WebhookRequest
 from rules.vocabulary import Problem
 
 ENV = {"KEY": "fake-secret-of-the-tests"}
@@ -28,7 +28,7 @@ def test_a_sample_says_what_was_asked_for(make_source, now, new_id) -> None:
     keys = set()
     for variant in ("lead", "form"):
         made = sample(source, now=now, new_id=new_id, variant=variant, lead=lead)
-        received = Received(method="POST", path="/", headers={"content-type": made.content_type}, body=made.body)
+        received = WebhookRequest(method="POST", path="/", headers={"content-type": made.content_type}, body=made.body)
         (found,) = source.read(received, now, lambda: "ev_1")
         assert ("lead.created", "Luis Soto", "+56922223333") == (
             found.event.type,
@@ -75,7 +75,7 @@ def test_a_source_without_a_sample_gets_one_from_its_paths(text, make_source, no
     made = sample(source, now=now, new_id=new_id, lead=Lead(name="Luis", phone="+56922223333"))
     signed = source.sign(made.body, made.content_type, "http://127.0.0.1/webhooks/crm", now)
     query = "&".join(f"{name}={value}" for name, value in signed.query.items()).encode()
-    received = Received(
+    received = WebhookRequest(
         method="POST",
         path="/webhooks/crm",
         query_string=query,

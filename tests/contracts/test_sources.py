@@ -11,7 +11,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from console.samples import sample, sample_body, variants
-from ingress.sources import PRESETS, Received, Rejected, Source, Unreadable, Verified, build, preset
+from ingress.sources import PRESETS, Rejected, Source, Unreadable, Verified, WebhookRequest, build, preset
 from rules.places import SourceMap
 from rules.rulebook import SourceText
 from rules.vocabulary import EventState, Problem
@@ -35,11 +35,11 @@ def _fresh(source: Source, variant: str | None = None):
     return sample(source, now=NOW, new_id=lambda prefix: f"{prefix}_{next(numbers):020d}", variant=variant)
 
 
-def _signed(source: Source, now: datetime = NOW, variant: str | None = None) -> Received:
+def _signed(source: Source, now: datetime = NOW, variant: str | None = None) -> WebhookRequest:
     made = _fresh(source, variant)
     signed = source.sign(made.body, made.content_type, URL, now)
     query = "&".join(f"{name}={value}" for name, value in signed.query.items()).encode()
-    return Received(
+    return WebhookRequest(
         method=signed.method,
         path="/webhooks/crm",
         query_string=query,
@@ -48,14 +48,14 @@ def _signed(source: Source, now: datetime = NOW, variant: str | None = None) -> 
     )
 
 
-def _proof_headers(source: Source, received: Received) -> list[str]:
+def _proof_headers(source: Source, received: WebhookRequest) -> list[str]:
     first = source.verifiers[0].proof
     return sorted(first.secret_headers & set(received.headers))
 
 
-def _with(received: Received, **changed: object) -> Received:
+def _with(received: WebhookRequest, **changed: object) -> WebhookRequest:
     kept = {name: getattr(received, name) for name in ("method", "path", "query_string", "headers", "body")}
-    return Received(**{**kept, **changed})
+    return WebhookRequest(**{**kept, **changed})
 
 
 def _is_signature(source: Source) -> bool:
@@ -178,5 +178,5 @@ def test_standard_webhooks_agrees_with_the_reference_library() -> None:
     assert json.loads(body) == theirs.verify(body, dict(ours.headers))
     signature = theirs.sign("msg_1", at, body.decode())
     headers = {"webhook-id": "msg_1", "webhook-timestamp": str(int(at.timestamp())), "webhook-signature": signature}
-    received = Received(method="POST", path="/webhooks/crm", headers=headers, body=body)
+    received = WebhookRequest(method="POST", path="/webhooks/crm", headers=headers, body=body)
     assert isinstance(source.verify(received, at), Verified)

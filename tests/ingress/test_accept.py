@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ingress.accept import Outcome, Reply, begin, keep
-from ingress.sources import Received, Source
+from ingress.sources import Source, WebhookRequest
 from rules.vocabulary import EventState, LedgerBusyError, LedgerError
 from worker.ledger.rows import Delivery, IncomingEvent, Recorded
 
@@ -70,13 +70,13 @@ class Post:
         self.ids += ids
 
 
-def _signed(body: bytes, method: str = "POST", **headers: str) -> Received:
+def _signed(body: bytes, method: str = "POST", **headers: str) -> WebhookRequest:
     signature = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Received(method=method, path="/webhooks/crm", headers={"x-sig": signature, **named}, body=body)
+    return WebhookRequest(method=method, path="/webhooks/crm", headers={"x-sig": signature, **named}, body=body)
 
 
-def _accept(received: Received, source: Source, book: Book | None = None, post: Post | None = None):
+def _accept(received: WebhookRequest, source: Source, book: Book | None = None, post: Post | None = None):
     numbers = count(1)
     begun = begin(received, source, NOW, lambda: f"ev_{next(numbers)}")
     return begun if isinstance(begun, Reply) else keep(begun, book or Book(), post or Post())
@@ -127,7 +127,7 @@ def test_what_is_not_verified_is_never_stored(signature, source, caplog) -> None
     """401 with the reason's name, nothing recorded, a line in the log without anything of the request."""
     book = Book()
     headers = {} if signature is None else {"x-sig": signature}
-    received = Received(method="POST", path="/", headers=headers, body=b'{"phone": "+56911112222"}')
+    received = WebhookRequest(method="POST", path="/", headers=headers, body=b'{"phone": "+56911112222"}')
     with caplog.at_level(logging.WARNING):
         reply = _accept(received, source, book)
 
@@ -145,8 +145,8 @@ def test_size_comes_before_everything(source, make_source) -> None:
 
     assert 413 == _accept(_signed(b"x" * (1024 * 1024 + 1)), source, book).status
     assert 202 == _accept(_signed(b"x" * (1024 * 1024)), source, book).status
-    assert 413 == _accept(Received(method="POST", path="/", body=b"x" * 1025), small).status
-    assert 401 == _accept(Received(method="POST", path="/", body=b"x" * 1024), small).status
+    assert 413 == _accept(WebhookRequest(method="POST", path="/", body=b"x" * 1025), small).status
+    assert 401 == _accept(WebhookRequest(method="POST", path="/", body=b"x" * 1024), small).status
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "", "post"])
@@ -164,7 +164,9 @@ def test_questions_inside_a_body_are_answered_after_the_signature(source) -> Non
     assert 200 == _accept(_signed(b'{"event": "ping"}'), source, book).status
     assert b'{"challenge": "abc"}' == _accept(_signed(b'{"event": "ask", "value": "abc"}'), source, book).body
     assert 400 == _accept(_signed(b'{"event": "ask", "value": "<b>"}'), source, book).status
-    assert 401 == _accept(Received(method="POST", path="/", body=b'{"event": "ask", "value": "abc"}'), source).status
+    assert (
+        401 == _accept(WebhookRequest(method="POST", path="/", body=b'{"event": "ask", "value": "abc"}'), source).status
+    )
     assert [] == book.deliveries
 
 
@@ -193,7 +195,7 @@ def test_a_storage_that_is_busy_is_the_sources_busy_status(source, make_source) 
     for fault in (LedgerBusyError("disk full"), LedgerError("broken"), RuntimeError("+56911112222"), RecursionError()):
         reply = _accept(_signed(GOOD), source, Book(fault=fault))
         assert (429, "10", Outcome.BUSY) == (reply.status, reply.headers["retry-after"], reply.outcome)
-    received = Received(method="POST", path="/", headers={"x-webhook-secret": SECRET}, body=b'{"event": "a"}')
+    received = WebhookRequest(method="POST", path="/", headers={"x-webhook-secret": SECRET}, body=b'{"event": "a"}')
     assert 503 == _accept(received, make_source(GENERIC, ENV), Book(fault=LedgerBusyError("x"))).status
 
 
@@ -219,7 +221,7 @@ def test_a_source_may_answer_in_its_own_words(make_source) -> None:
         "{extend: generic, secrets: [{env: KEY}], ack: {status: 201, body: '<Ack>true</Ack>', content_type: text/xml}}",
         ENV,
     )
-    received = Received(method="POST", path="/", headers={"x-webhook-secret": SECRET}, body=b'{"event": "a"}')
+    received = WebhookRequest(method="POST", path="/", headers={"x-webhook-secret": SECRET}, body=b'{"event": "a"}')
     reply = _accept(received, own)
 
     assert (201, b"<Ack>true</Ack>", "text/xml") == (reply.status, reply.body, reply.headers["content-type"])
@@ -290,7 +292,7 @@ def test_no_request_whatever_is_a_5xx(body, content_type, key, method, query, go
         source = make_source(SIGNED.replace("FORMAT", format_), ENV)
         headers = dict(_signed(body).headers) if good else {"x-sig": key}
         headers |= {"content-type": content_type, "idempotency-key": key, "webhook-request-origin": key}
-        received = Received(method=method, path="/webhooks/crm", query_string=query, headers=headers, body=body)
+        received = WebhookRequest(method=method, path="/webhooks/crm", query_string=query, headers=headers, body=body)
         reply = _accept(received, source, book)
         assert reply.status < 500
         assert reply.status != 429

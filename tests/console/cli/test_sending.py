@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from ingress import sources
-from ingress.sources import Received, Verified
+from ingress.sources import Verified, WebhookRequest
 from rules.load import load
 
 STANDARD_SECRET = "whsec_bm90LWEtc2VjcmV0LWJ1dC1sb25nLWVub3VnaA=="
@@ -51,7 +51,9 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.came.append(
-            Received(method="POST", path=parts.path, query_string=parts.query.encode(), headers=headers, body=body)
+            WebhookRequest(
+                method="POST", path=parts.path, query_string=parts.query.encode(), headers=headers, body=body
+            )
         )
         self.send_response(self.server.status)
         self.end_headers()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingress.sources import Received, Unreadable
+from ingress.sources import Unreadable, WebhookRequest
 from rules.vocabulary import EventState
 
 ENV = {"KEY": "ZmFrZS1zZWNyZXQtb2YtdGhlLXRlc3Rz"}
@@ -23,7 +23,7 @@ def read(make_source, now):
     """Return a function that reads a document with a source."""
 
     def do(document, text: str = GENERIC, *, raw: bytes | None = None, **headers: str):
-        received = Received(
+        received = WebhookRequest(
             method="POST",
             path="/",
             headers={name.replace("_", "-"): value for name, value in headers.items()},
@@ -88,7 +88,7 @@ event: {type: event, id: ["header:X-Id", event_id]}
     signed = text.replace("header: X-Sig}", "header: X-Sig, signed: [body, 'header:X-Id']}").replace(", event_id]", "]")
 
     def key(source_text: str, body: bytes, header: str) -> str:
-        received = Received(method="POST", path="/", headers={"x-id": header} if header else {}, body=body)
+        received = WebhookRequest(method="POST", path="/", headers={"x-id": header} if header else {}, body=body)
         (found,) = make_source(source_text, ENV).read(received, now, lambda: "ev_1")
         return found.dedupe_key
 
@@ -248,7 +248,7 @@ NOW = datetime(2026, 3, 2, 13, 0, tzinfo=UTC)
 def test_what_is_redacted_is_never_stored(document, kept, make_source, now) -> None:
     """It is taken out of the data and of the raw body, which is not kept where that cannot be done well."""
     source = make_source("{extend: generic, secrets: [{env: KEY}], redact: 'pin[*]'}", ENV)
-    received = Received(method="POST", path="/", body=json.dumps(document).encode())
+    received = WebhookRequest(method="POST", path="/", body=json.dumps(document).encode())
     found = source.read(received, now, lambda: "ev_1")
 
     assert kept == source.kept(received)[1]
@@ -294,7 +294,7 @@ _JSON = st.recursive(
 def test_any_document_is_read_or_kept_as_unreadable(document, header, make_source) -> None:
     """Reading never raises, and what comes out can be stored and has a key."""
     headers = {"idempotency-key": header, "webhook-id": header}
-    received = Received(method="POST", path="/", headers=headers, body=json.dumps(document).encode())
+    received = WebhookRequest(method="POST", path="/", headers=headers, body=json.dumps(document).encode())
     for text in (GENERIC, HUBSPOT, STANDARD):
         found = make_source(text, ENV).read(received, NOW, lambda: "ev_1")
         again = make_source(text, ENV).read(received, NOW, lambda: "ev_1")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ingress.sources import Received, Rejected, Verified
+from ingress.sources import Rejected, Verified, WebhookRequest
 
 VECTORS = json.loads((Path(__file__).parents[2] / "samples" / "signature_vectors.json").read_text(encoding="utf-8"))
 BY_ID = {vector["id"]: vector for vector in VECTORS}
@@ -40,8 +40,8 @@ def test_a_public_vector_verifies(vector, make_source, now) -> None:
     """The signature that a vendor or library publishes for a key and a message is right here too."""
     source = make_source(_source_text(vector), {"KEY": vector["key"]})
     body = vector["signed"].encode()
-    good = Received(method="POST", path="/", headers={"x-sig": vector["expected"]}, body=body)
-    changed = Received(method="POST", path="/", headers={"x-sig": vector["expected"]}, body=body + b"\n")
+    good = WebhookRequest(method="POST", path="/", headers={"x-sig": vector["expected"]}, body=body)
+    changed = WebhookRequest(method="POST", path="/", headers={"x-sig": vector["expected"]}, body=body + b"\n")
 
     assert isinstance(source.verify(good, now), Verified)
     assert isinstance(source.verify(changed, now), Rejected)
@@ -56,7 +56,7 @@ def test_hubspot_v3_is_put_together_as_hubspot_does(stamp, make_source) -> None:
         "{extend: hubspot, secrets: [{env: KEY}], url: {public_base: 'https://www.example.com'}}",
         {"KEY": vector["key"]},
     )
-    received = Received(
+    received = WebhookRequest(
         method="POST",
         path="/webhook_uri",
         headers={"x-hubspot-signature-v3": vector["expected"], "x-hubspot-request-timestamp": stamp},
@@ -83,7 +83,7 @@ def test_standard_webhooks_v1_and_v1a(make_source) -> None:
                 f"{prefix}-timestamp": "1614265330",
                 f"{prefix}-signature": signature,
             }
-            received = Received(method="POST", path="/", headers=headers, body=b'{"test": 2432232314}')
+            received = WebhookRequest(method="POST", path="/", headers=headers, body=b'{"test": 2432232314}')
             assert Verified(by=by) == source.verify(received, at)
 
 
@@ -101,7 +101,7 @@ event: {type: event, id: event_id}
     )
     headers = {"x-slack-signature": f"v0={vector['expected']}", "x-slack-request-timestamp": "1531420618"}
     body = vector["signed"].split(":", 2)[2].encode()
-    received = Received(method="POST", path="/", headers=headers, body=body)
+    received = WebhookRequest(method="POST", path="/", headers=headers, body=body)
 
     assert isinstance(source.verify(received, datetime.fromtimestamp(1531420618, UTC)), Verified)
 
@@ -119,6 +119,6 @@ event: {{type: event, id: id}}
         {"KEY": BY_ID[vector]["key"]},
     )
     headers = {"x-sig": f"t=1234567890,v0=00,v1={BY_ID[vector]['expected']}"}
-    received = Received(method="POST", path="/", headers=headers, body=b'{"hello":"world"}')
+    received = WebhookRequest(method="POST", path="/", headers=headers, body=b'{"hello":"world"}')
 
     assert isinstance(source.verify(received, datetime.fromtimestamp(1234567890, UTC)), Verified)

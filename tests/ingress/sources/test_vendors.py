@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ingress.sources import Received, Rejected, Source, Unreadable, Verified
+from ingress.sources import Rejected, Source, Unreadable, Verified, WebhookRequest
 
 SECRET = "whsec_fake_secret_of_the_tests"
 ENV = {"KEY": SECRET}
@@ -26,16 +26,16 @@ def _digest(message: bytes, key: bytes = SECRET.encode(), algorithm: str = "sha2
     return hmac.new(key, message, getattr(hashlib, algorithm)).digest()
 
 
-def _post(body: bytes, *, query: bytes = b"", **headers: str) -> Received:
+def _post(body: bytes, *, query: bytes = b"", **headers: str) -> WebhookRequest:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Received(method="POST", path="/webhooks/crm", query_string=query, headers=named, body=body)
+    return WebhookRequest(method="POST", path="/webhooks/crm", query_string=query, headers=named, body=body)
 
 
-def _only(source: Source, received: Received, now: datetime):
+def _only(source: Source, received: WebhookRequest, now: datetime):
     """Return the one event of a request that must pass, and pass again with the same key."""
     assert isinstance(source.verify(received, now), Verified)
     flipped = bytes([received.body[0] ^ 1]) + received.body[1:]
-    tampered = Received(method="POST", path=received.path, headers=received.headers, body=flipped)
+    tampered = WebhookRequest(method="POST", path=received.path, headers=received.headers, body=flipped)
     if not received.query_string and "authorization" not in received.headers:
         assert isinstance(source.verify(tampered, now), Rejected)
     found = source.read(received, now, lambda: "ev_1")
@@ -91,7 +91,7 @@ event: {type: event.type, id: event_id, attempt: "header:X-Slack-Retry-Num"}
     )
     stamp = str(int(now.timestamp()))
 
-    def signed(body: bytes) -> Received:
+    def signed(body: bytes) -> WebhookRequest:
         signature = "v0=" + _digest(b"v0:" + stamp.encode() + b":" + body).hex()
         return _post(body, x_slack_signature=signature, x_slack_request_timestamp=stamp, x_slack_retry_num="2")
 
@@ -284,7 +284,7 @@ contact: {phone: "+{from}", name: "$parent.value.contacts[0].profile.name"}
     )
 
     def ask(query: dict[str, str]) -> tuple[int, bytes] | None:
-        received = Received(method="GET", path="/", query_string=urlencode(query).encode())
+        received = WebhookRequest(method="GET", path="/", query_string=urlencode(query).encode())
         answer = source.handshake(received)
         return (answer.status, answer.body) if answer else None
 
@@ -359,7 +359,7 @@ data: payload
     event = {"event": "invitee.created", "created_at": "2026-03-02T13:00:00.000000Z", "payload": invitee}
     body = json.dumps(event).encode()
 
-    def signed(age_seconds: int) -> Received:
+    def signed(age_seconds: int) -> WebhookRequest:
         stamp = str(int(now.timestamp()) - age_seconds)
         return _post(body, calendly_webhook_signature=f"t={stamp},v1={_digest(stamp.encode() + b'.' + body).hex()}")
 
@@ -392,7 +392,7 @@ ack: {busy_status: 429}
     old = body.replace(b"12:58", b"12:40")
     none = body.replace(b"timestamp", b"timestomp")
 
-    def signed(content: bytes, *, with_rsa: bool = False) -> Received:
+    def signed(content: bytes, *, with_rsa: bool = False) -> WebhookRequest:
         if with_rsa:
             return _post(content, x_wh_signature=base64.b64encode(rsa.sign(content, PKCS1v15(), SHA256())).decode())
         return _post(content, x_ghl_signature=base64.b64encode(ed.sign(content)).decode())
@@ -564,8 +564,8 @@ data: [data, $item]
         found.event.subject.id,
     )
     assert data == found.event.data
-    options = Received(method="OPTIONS", path="/", headers={"webhook-request-origin": "eventemitter.example.com"})
+    options = WebhookRequest(method="OPTIONS", path="/", headers={"webhook-request-origin": "eventemitter.example.com"})
     answer = source.handshake(options)
     assert answer is not None
     assert "eventemitter.example.com" == answer.headers["webhook-allowed-origin"]
-    assert source.handshake(Received(method="OPTIONS", path="/")) is None
+    assert source.handshake(WebhookRequest(method="OPTIONS", path="/")) is None

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingress.sources import Received, Refusal, Rejected, Verified
+from ingress.sources import Rejected, VerificationFailure, Verified, WebhookRequest
 from ingress.sources.signatures import hash_check, hmac_check
 
 SECRET = "fake-secret-of-the-tests"
@@ -45,9 +45,9 @@ def _sig(message: bytes = BODY, key: str = SECRET) -> str:
     return hmac.new(key.encode(), message, hashlib.sha256).hexdigest()
 
 
-def _post(body: bytes = BODY, **headers: str) -> Received:
+def _post(body: bytes = BODY, **headers: str) -> WebhookRequest:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Received(method="POST", path="/webhooks/crm", headers=named, body=body)
+    return WebhookRequest(method="POST", path="/webhooks/crm", headers=named, body=body)
 
 
 def _reason(found: Verified | Rejected) -> str:
@@ -61,22 +61,22 @@ def _reason(found: Verified | Rejected) -> str:
         (_sig().upper(), "verified"),
         (f" {_sig()} ", "verified"),
         (_sig(key=ENV["OLD"]), "verified"),
-        (None, Refusal.MISSING),
-        ("", Refusal.MALFORMED),
-        ("N/A", Refusal.MALFORMED),
-        ("null", Refusal.MALFORMED),
-        (_sig()[:-1], Refusal.MALFORMED),
-        (_sig()[:-2], Refusal.MISMATCH),
-        (_sig() + "00", Refusal.MISMATCH),
-        (" ".join(_sig()), Refusal.MALFORMED),
-        ("sha256=" + _sig(), Refusal.MALFORMED),
-        (_sig() + ", " + _sig(), Refusal.MALFORMED),
-        ("ñ" * 64, Refusal.MALFORMED),
-        ("\u0661" * 64, Refusal.MALFORMED),
-        ("\ud800" * 64, Refusal.MALFORMED),
-        ("\x00" * 64, Refusal.MALFORMED),
-        ("a" * 1_000_000, Refusal.MISMATCH),
-        (base64.b64encode(bytes.fromhex(_sig())).decode(), Refusal.MALFORMED),
+        (None, VerificationFailure.MISSING),
+        ("", VerificationFailure.MALFORMED),
+        ("N/A", VerificationFailure.MALFORMED),
+        ("null", VerificationFailure.MALFORMED),
+        (_sig()[:-1], VerificationFailure.MALFORMED),
+        (_sig()[:-2], VerificationFailure.MISMATCH),
+        (_sig() + "00", VerificationFailure.MISMATCH),
+        (" ".join(_sig()), VerificationFailure.MALFORMED),
+        ("sha256=" + _sig(), VerificationFailure.MALFORMED),
+        (_sig() + ", " + _sig(), VerificationFailure.MALFORMED),
+        ("ñ" * 64, VerificationFailure.MALFORMED),
+        ("\u0661" * 64, VerificationFailure.MALFORMED),
+        ("\ud800" * 64, VerificationFailure.MALFORMED),
+        ("\x00" * 64, VerificationFailure.MALFORMED),
+        ("a" * 1_000_000, VerificationFailure.MISMATCH),
+        (base64.b64encode(bytes.fromhex(_sig())).decode(), VerificationFailure.MALFORMED),
     ],
 )
 def test_a_plain_signature(value, reason, make_source, now) -> None:
@@ -95,7 +95,7 @@ def test_another_body_is_refused(body, make_source, now) -> None:
     """A signature is for its bytes: the same JSON written differently is another body."""
     source = make_source(PLAIN, ENV)
 
-    assert Refusal.MISMATCH == _reason(source.verify(_post(body, x_sig=_sig()), now))
+    assert VerificationFailure.MISMATCH == _reason(source.verify(_post(body, x_sig=_sig()), now))
     assert "verified" == _reason(source.verify(_post(body, x_sig=_sig(body)), now))
 
 
@@ -105,8 +105,8 @@ def test_a_prefix_is_required_where_the_source_has_one(make_source, now) -> None
 
     assert "verified" == _reason(source.verify(_post(x_sig="sha256=" + _sig()), now))
     assert "verified" == _reason(source.verify(_post(x_sig="SHA256=" + _sig().upper()), now))
-    assert Refusal.MALFORMED == _reason(source.verify(_post(x_sig=_sig()), now))
-    assert Refusal.MALFORMED == _reason(source.verify(_post(x_sig="sha1=" + _sig()), now))
+    assert VerificationFailure.MALFORMED == _reason(source.verify(_post(x_sig=_sig()), now))
+    assert VerificationFailure.MALFORMED == _reason(source.verify(_post(x_sig="sha1=" + _sig()), now))
 
 
 @pytest.mark.parametrize("unit", ["s", "ms"])
@@ -115,10 +115,10 @@ def test_a_prefix_is_required_where_the_source_has_one(make_source, now) -> None
     [
         (0, "verified"),
         (300, "verified"),
-        (301, Refusal.TOO_OLD),
+        (301, VerificationFailure.TOO_OLD),
         (-300, "verified"),
-        (-301, Refusal.TOO_NEW),
-        (10**9, Refusal.TOO_OLD),
+        (-301, VerificationFailure.TOO_NEW),
+        (10**9, VerificationFailure.TOO_OLD),
     ],
 )
 def test_a_timestamp_is_checked_both_ways(unit, age_seconds, reason, make_source, now) -> None:
@@ -133,12 +133,12 @@ def test_the_wrong_unit_is_refused(make_source, now) -> None:
     """Seconds where milliseconds are expected are too old, and the other way round too new."""
     seconds, milliseconds = str(int(now.timestamp())), str(int(now.timestamp() * 1000))
 
-    assert Refusal.TOO_OLD == _reason(
+    assert VerificationFailure.TOO_OLD == _reason(
         make_source(TIMED.replace("UNIT", "ms"), ENV).verify(
             _post(x_sig=_sig(seconds.encode() + b"." + BODY), x_time=seconds), now
         )
     )
-    assert Refusal.TOO_NEW == _reason(
+    assert VerificationFailure.TOO_NEW == _reason(
         make_source(TIMED.replace("UNIT", "s"), ENV).verify(
             _post(x_sig=_sig(milliseconds.encode() + b"." + BODY), x_time=milliseconds), now
         )
@@ -153,14 +153,16 @@ def test_a_timestamp_that_is_none_is_refused(stamp, make_source, now) -> None:
     raw = stamp.encode("latin-1") if stamp.isascii() or stamp == "ñ" else stamp.encode("utf-8", "surrogatepass")
     received = _post(x_sig=_sig(raw + b"." + BODY), x_time=stamp)
 
-    assert Refusal.NO_TIMESTAMP == _reason(make_source(TIMED.replace("UNIT", "s"), ENV).verify(received, now))
+    assert VerificationFailure.NO_TIMESTAMP == _reason(
+        make_source(TIMED.replace("UNIT", "s"), ENV).verify(received, now)
+    )
 
 
 def test_a_signed_timestamp_that_is_missing_is_refused(make_source, now) -> None:
     """Nothing stands in for it."""
     source = make_source(TIMED.replace("UNIT", "s"), ENV)
 
-    assert Refusal.NO_TIMESTAMP == _reason(source.verify(_post(x_sig=_sig(b"." + BODY)), now))
+    assert VerificationFailure.NO_TIMESTAMP == _reason(source.verify(_post(x_sig=_sig(b"." + BODY)), now))
 
 
 def test_any_signature_of_a_list_may_be_the_right_one(make_source, now) -> None:
@@ -171,11 +173,11 @@ def test_any_signature_of_a_list_may_be_the_right_one(make_source, now) -> None:
 
     assert "verified" == _reason(source.verify(_post(x_sig=f"t={stamp},v1={'0' * 64},v1={good}"), now))
     assert "verified" == _reason(source.verify(_post(x_sig=f"v1={good}, t={stamp}"), now))
-    assert Refusal.MALFORMED == _reason(source.verify(_post(x_sig=f"t={stamp},v0={good}"), now))
-    assert Refusal.MALFORMED == _reason(source.verify(_post(x_sig=f"t={stamp},v1="), now))
-    assert Refusal.MALFORMED == _reason(source.verify(_post(x_sig=f"t={stamp}"), now))
-    assert Refusal.NO_TIMESTAMP == _reason(source.verify(_post(x_sig=f"v1={good}"), now))
-    assert Refusal.MISMATCH == _reason(source.verify(_post(x_sig=f"t={int(stamp) + 1},v1={good}"), now))
+    assert VerificationFailure.MALFORMED == _reason(source.verify(_post(x_sig=f"t={stamp},v0={good}"), now))
+    assert VerificationFailure.MALFORMED == _reason(source.verify(_post(x_sig=f"t={stamp},v1="), now))
+    assert VerificationFailure.MALFORMED == _reason(source.verify(_post(x_sig=f"t={stamp}"), now))
+    assert VerificationFailure.NO_TIMESTAMP == _reason(source.verify(_post(x_sig=f"v1={good}"), now))
+    assert VerificationFailure.MISMATCH == _reason(source.verify(_post(x_sig=f"t={int(stamp) + 1},v1={good}"), now))
 
 
 @pytest.mark.parametrize("check", [hmac_check, hash_check])
@@ -196,27 +198,27 @@ def test_an_empty_key_verifies_nothing(check) -> None:
         ({"authorization": "Basic " + base64.b64encode(f"any:{SECRET}".encode()).decode()}, b"", "verified"),
         ({}, b"token=" + SECRET.encode(), "verified"),
         ({}, b"a=1&token=" + SECRET.encode() + b"&token=x", "verified"),
-        ({}, b"token=x&token=" + SECRET.encode(), Refusal.MISMATCH),
-        ({}, b"", Refusal.MISSING),
-        ({}, b"token=", Refusal.MISMATCH),
-        ({}, b"token=%ff%fe", Refusal.MISMATCH),
-        ({}, b"&" * 5000, Refusal.MISSING),
-        ({}, b"token", Refusal.MISMATCH),
-        ({"x-webhook-secret": ""}, b"", Refusal.MISMATCH),
-        ({"x-webhook-secret": "ñandú"}, b"", Refusal.MISMATCH),
-        ({"x-webhook-secret": "\ud800"}, b"", Refusal.MISMATCH),
-        ({"x-webhook-secret": SECRET[:-1]}, b"", Refusal.MISMATCH),
-        ({"authorization": SECRET}, b"", Refusal.MISSING),
-        ({"authorization": "Basic !!!"}, b"", Refusal.MISSING),
-        ({"authorization": "Basic " + base64.b64encode(b"any:").decode()}, b"", Refusal.MISMATCH),
-        ({"authorization": "Basic " + base64.b64encode(b"\xff\xfe").decode()}, b"", Refusal.MISMATCH),
-        ({"authorization": "Bearer"}, b"", Refusal.MISSING),
+        ({}, b"token=x&token=" + SECRET.encode(), VerificationFailure.MISMATCH),
+        ({}, b"", VerificationFailure.MISSING),
+        ({}, b"token=", VerificationFailure.MISMATCH),
+        ({}, b"token=%ff%fe", VerificationFailure.MISMATCH),
+        ({}, b"&" * 5000, VerificationFailure.MISSING),
+        ({}, b"token", VerificationFailure.MISMATCH),
+        ({"x-webhook-secret": ""}, b"", VerificationFailure.MISMATCH),
+        ({"x-webhook-secret": "ñandú"}, b"", VerificationFailure.MISMATCH),
+        ({"x-webhook-secret": "\ud800"}, b"", VerificationFailure.MISMATCH),
+        ({"x-webhook-secret": SECRET[:-1]}, b"", VerificationFailure.MISMATCH),
+        ({"authorization": SECRET}, b"", VerificationFailure.MISSING),
+        ({"authorization": "Basic !!!"}, b"", VerificationFailure.MISSING),
+        ({"authorization": "Basic " + base64.b64encode(b"any:").decode()}, b"", VerificationFailure.MISMATCH),
+        ({"authorization": "Basic " + base64.b64encode(b"\xff\xfe").decode()}, b"", VerificationFailure.MISMATCH),
+        ({"authorization": "Bearer"}, b"", VerificationFailure.MISSING),
     ],
 )
 def test_the_quick_start_takes_its_secret_in_four_places(headers, query, reason, make_source, now) -> None:
     """A header, a bearer token, a password or a token in the address; nothing else, and nothing raises."""
     source = make_source("{extend: generic, secrets: [{env: KEY}]}", ENV)
-    received = Received(method="POST", path="/webhooks/crm", query_string=query, headers=headers, body=BODY)
+    received = WebhookRequest(method="POST", path="/webhooks/crm", query_string=query, headers=headers, body=BODY)
 
     assert reason == _reason(source.verify(received, now))
 
@@ -230,7 +232,7 @@ def test_basic_credentials(make_source, now) -> None:
 
     for source in (whole, split):
         assert "verified" == _reason(source.verify(_post(authorization=good), now))
-        assert Refusal.MISMATCH == _reason(source.verify(_post(authorization=bad), now))
+        assert VerificationFailure.MISMATCH == _reason(source.verify(_post(authorization=bad), now))
 
 
 def test_a_token_in_the_body(make_source, now) -> None:
@@ -241,13 +243,13 @@ def test_a_token_in_the_body(make_source, now) -> None:
         return _reason(source.verify(_post(json.dumps(document).encode()), now))
 
     assert "verified" == verify({"auth": {"token": SECRET}})
-    assert Refusal.MISMATCH == verify({"auth": {"token": "other"}})
-    assert Refusal.MISMATCH == verify({"auth": {"token": "\ud800"}})
-    assert Refusal.MISSING == verify({"auth": {"token": ""}})
-    assert Refusal.MISSING == verify({"auth": {"token": None}})
-    assert Refusal.MISSING == verify({"auth": [SECRET]})
-    assert Refusal.MISSING == verify([])
-    assert Refusal.MISSING == _reason(source.verify(_post(b"\xff" + SECRET.encode()), now))
+    assert VerificationFailure.MISMATCH == verify({"auth": {"token": "other"}})
+    assert VerificationFailure.MISMATCH == verify({"auth": {"token": "\ud800"}})
+    assert VerificationFailure.MISSING == verify({"auth": {"token": ""}})
+    assert VerificationFailure.MISSING == verify({"auth": {"token": None}})
+    assert VerificationFailure.MISSING == verify({"auth": [SECRET]})
+    assert VerificationFailure.MISSING == verify([])
+    assert VerificationFailure.MISSING == _reason(source.verify(_post(b"\xff" + SECRET.encode()), now))
 
 
 def test_a_public_key_is_never_taken_for_a_shared_one(make_source, now) -> None:
@@ -278,7 +280,7 @@ def test_no_request_whatever_raises_or_passes(value, other, query, body, make_so
     """Arbitrary headers, addresses and bodies are refused by every kind of verifier."""
     headers = dict.fromkeys(("x-sig", "authorization", "x-webhook-secret", "webhook-signature"), value)
     headers |= dict.fromkeys(("x-time", "webhook-id", "webhook-timestamp", "content-type"), other)
-    received = Received(method="POST", path="/webhooks/crm", query_string=query, headers=headers, body=body)
+    received = WebhookRequest(method="POST", path="/webhooks/crm", query_string=query, headers=headers, body=body)
     texts = (
         PLAIN,
         PREFIXED,
