@@ -19,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from console import overview
 from console.overview import Values, View
-from worker.ledger.tallying import BUCKETS, Tally
+from worker.ledger.counters import BUCKETS, Tally
 
 VERSION: Final = metadata.version("leadwire")
 #: The ends of classes as Prometheus writes numbers.

@@ -31,7 +31,7 @@ from console.scraping import Readings
 from ingress.request_counts import RequestCounts, Requests
 from rules.vocabulary import LedgerError, ProviderName, instant
 from worker.ledger import Ledger, Measures
-from worker.ledger.rows import ProviderState
+from worker.ledger.types import ProviderState
 from worker.settings import Secret
 
 log = logging.getLogger(__name__)

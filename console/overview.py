@@ -15,7 +15,7 @@ from ingress.accept import Outcome
 from ingress.sources import VerificationFailure
 from rules.vocabulary import TERMINAL_TASK_STATES, EventState, ProviderName, TaskState, TaskType
 from worker.ledger import Due, Measures, PauseKind
-from worker.ledger.tallying import Tally
+from worker.ledger.counters import Tally
 
 #: Numbers by the values of a family's labels.
 Values = Mapping[tuple[str, ...], float]

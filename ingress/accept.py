@@ -23,7 +23,7 @@ from typing import Final, Protocol
 
 from ingress.sources import Rejected, Source, Unreadable, WebhookRequest, WebhookResponse
 from rules.vocabulary import EventState, LedgerBusyError, LedgerError
-from worker.ledger.rows import Delivery, IncomingEvent, Recorded
+from worker.ledger.types import Delivery, IncomingEvent, Recorded
 
 log = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from ingress.reception import Reception
 from ingress.request_counts import UNKNOWN
 from ingress.sources import WebhookRequest
 from rules.vocabulary import LedgerBusyError
-from worker.ledger.rows import Delivery, IncomingEvent, Recorded
+from worker.ledger.types import Delivery, IncomingEvent, Recorded
 from worker.ledger.work import Job
 from worker.ledger.writer import IN_DOUBT, WITHDRAWN
 

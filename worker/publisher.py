@@ -18,7 +18,7 @@ from celery import Celery
 
 from rules.vocabulary import TaskType
 from worker.broker import EVENTS_QUEUE, QUEUE_OF, depth_of, why
-from worker.ledger.rows import TaskRef
+from worker.ledger.types import TaskRef
 
 log = logging.getLogger(__name__)
 

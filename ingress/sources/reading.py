@@ -18,7 +18,7 @@ from ingress.sources.contacts import ID_LIMIT, LABEL_LIMIT, ContactPaths, bounde
 from ingress.sources.event_words import Dedupe, TypeMap, When, canonical
 from ingress.sources.lookup import Lookup, Scope, replaced, text_of
 from rules.vocabulary import Event, EventState, Json, Subject
-from worker.ledger.rows import IncomingEvent
+from worker.ledger.types import IncomingEvent
 
 #: How long an event without an id is recognised by its content alone.
 CONTENT_MEMORY: Final = timedelta(minutes=10)

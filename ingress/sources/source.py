@@ -30,7 +30,7 @@ from ingress.sources.request import (
 )
 from ingress.sources.verifiers import Verifier, verify_any
 from rules.vocabulary import Fault, Json
-from worker.ledger.rows import IncomingEvent
+from worker.ledger.types import IncomingEvent
 
 #: Events one request may carry: Meta sends up to 1,000.
 EVENTS_LIMIT: Final = 1_000

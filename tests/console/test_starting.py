@@ -13,7 +13,7 @@ import pytest
 from console.starting import bind_public_port, build_front_door, check_start
 from rules.vocabulary import RuleError, SettingsError
 from worker.ledger import migrate, open_ledger
-from worker.ledger.tallying import Tally
+from worker.ledger.counters import Tally
 from worker.settings import Settings
 
 GOOD = "rules: [{id: a, when: lead.created, then: [{team_task: {title: Hi, priority: low, assign: [someone]}}]}]\n"

@@ -11,7 +11,7 @@ from rules.vocabulary import EventState, TaskState
 from tests.deploy import manifests
 from tests.servers.postgres import PostgresServer
 from worker.ledger.encoding import micros
-from worker.ledger.tables import events, tasks
+from worker.ledger.schema import events, tasks
 from worker.wiring import utc_now
 
 HOUR = 3_600_000_000

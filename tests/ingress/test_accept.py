@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ingress.accept import Outcome, Reply, begin, keep
 from ingress.sources import Source, WebhookRequest
 from rules.vocabulary import EventState, LedgerBusyError, LedgerError
-from worker.ledger.rows import Delivery, IncomingEvent, Recorded
+from worker.ledger.types import Delivery, IncomingEvent, Recorded
 
 SECRET = "fake-secret-of-the-tests"
 ENV = {"KEY": SECRET}

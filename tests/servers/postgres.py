@@ -24,7 +24,7 @@ from pathlib import Path
 import psycopg
 
 from worker.ledger import migrate
-from worker.ledger.tables import metadata
+from worker.ledger.schema import metadata
 
 USER = "leadwire"
 PASSWORD = "fake-p@ss/w:rd"

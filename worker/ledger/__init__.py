@@ -7,7 +7,8 @@ from worker.ledger.ledger import Ledger
 from worker.ledger.measuring import Due, Measures
 from worker.ledger.opening import migrate, move_ledger, open_ledger, undo_move
 from worker.ledger.replaying import Replayed, never_left, renamed, why_not_replayed
-from worker.ledger.rows import (
+from worker.ledger.selecting import EventSelection, TaskSelection
+from worker.ledger.types import (
     AttemptRow,
     Claim,
     ClaimTerms,
@@ -28,7 +29,6 @@ from worker.ledger.rows import (
     StoredTask,
     TaskRef,
 )
-from worker.ledger.selecting import EventSelection, TaskSelection
 from worker.ledger.workload import UNTIL_RESUMED, Workload
 
 __all__ = [

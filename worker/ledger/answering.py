@@ -17,12 +17,11 @@ from sqlalchemy import Connection, and_, bindparam, delete, select, update
 
 from rules.vocabulary import FAILURE, Task, TaskState
 from worker.ledger import planning
-from worker.ledger.encoding import dump, load, micros, micros_or_none, moment, sentence
-from worker.ledger.mapping import stored_event, stored_task
+from worker.ledger.encoding import dump, load, micros, micros_or_none, moment, sentence, stored_event, stored_task
 from worker.ledger.reacting import FAILED_STATES, UNDONE
-from worker.ledger.rows import Reaction, TaskRef
+from worker.ledger.schema import attempts, events, outcomes, reactions, tasks
 from worker.ledger.statements import ForIds, Statement
-from worker.ledger.tables import attempts, events, outcomes, reactions, tasks
+from worker.ledger.types import Reaction, TaskRef
 
 #: After so many tries an end is put aside.
 TRIES_LIMIT: Final = 5

@@ -18,8 +18,8 @@ from rules.vocabulary import Task, TaskState
 from worker.ledger import claiming
 from worker.ledger.claiming import Taken
 from worker.ledger.gates import Gates
-from worker.ledger.rows import ClaimTerms, NotClaimed
-from worker.ledger.tables import tasks
+from worker.ledger.schema import tasks
+from worker.ledger.types import ClaimTerms, NotClaimed
 
 #: A task that is to be recorded: for which of several callers, and the row that it becomes.
 New = tuple[int, Task, Mapping[str, Any]]

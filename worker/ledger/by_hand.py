@@ -13,15 +13,14 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, delete, select, update
 
 from rules.vocabulary import LedgerError, TaskState, Verdict, instant
-from worker.ledger import listing, outcomes, tallying
+from worker.ledger import counters, listing, outcomes
+from worker.ledger.counters import Tally
 from worker.ledger.doubts import Begun
 from worker.ledger.doubts import begin as begin_doubts
-from worker.ledger.encoding import label, micros, sentence
-from worker.ledger.mapping import stored_task
-from worker.ledger.rows import StoredTask
+from worker.ledger.encoding import label, micros, sentence, stored_task
+from worker.ledger.schema import attempts, doubts, tasks
 from worker.ledger.statements import ForIds, Statement
-from worker.ledger.tables import attempts, doubts, tasks
-from worker.ledger.tallying import Tally
+from worker.ledger.types import StoredTask
 
 _THIS: Final = tasks.c.id == bindparam("task_id")
 _FOUND: Final = Statement(select(tasks).where(_THIS).with_for_update(key_share=True))
@@ -102,7 +101,7 @@ def settle(task_id: str, delivered: bool, external_id: str | None, now: datetime
             raise LedgerError(f"task {task.id} is {task.state}: only an unknown task can be settled by hand")
         _END_DOUBT.run(connection, {"task_id": task.id})
         if delivered:
-            tallying.of(connection).count(Tally.TASKS_ENDED, task.type, TaskState.DELIVERED)
+            counters.of(connection).count(Tally.TASKS_ENDED, task.type, TaskState.DELIVERED)
             known = external_id if external_id is not None else task.external_id
             changed: dict[str, Any] = {
                 "state": TaskState.DELIVERED,
@@ -182,7 +181,7 @@ def cancelled_there(
         remark = f"asked to be cancelled at {task.provider} at {instant(now)}: {answer}"
         changed: dict[str, Any] = {"note": _noted(task, remark)}
         if taken and task.state == TaskState.DELIVERED:
-            tallying.of(connection).count(Tally.TASKS_ENDED, task.type, TaskState.CANCELLED)
+            counters.of(connection).count(Tally.TASKS_ENDED, task.type, TaskState.CANCELLED)
             reason = _because(f"cancelled at {task.provider} by a person at {instant(now)}", why)
             changed |= {"state": TaskState.CANCELLED, "reason": sentence(reason)}
             outcomes.leave(connection, task.id)
@@ -232,7 +231,7 @@ def _cancelled(connection: Connection, task: StoredTask, why: str | None, now: d
     if task.state == TaskState.UNKNOWN:
         _END_DOUBT.run(connection, {"task_id": task.id})
         reason = f"{reason}; it may have been executed before: {task.reason}"
-    tallying.of(connection).count(Tally.TASKS_ENDED, task.type, TaskState.CANCELLED)
+    counters.of(connection).count(Tally.TASKS_ENDED, task.type, TaskState.CANCELLED)
     return {"state": TaskState.CANCELLED, "reason": sentence(reason)}
 
 

@@ -16,15 +16,23 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from rules.vocabulary import TERMINAL_TASK_STATES, ProviderName, TaskState, instant
-from worker.ledger import pauses, reacting, tallying
-from worker.ledger.encoding import label, micros, micros_or_none, moment, moment_or_none, sentence
+from worker.ledger import counters, pauses, reacting
+from worker.ledger.counters import Tally
+from worker.ledger.encoding import (
+    label,
+    micros,
+    micros_or_none,
+    moment,
+    moment_or_none,
+    reactions_of,
+    sentence,
+    stored_task,
+)
 from worker.ledger.gates import Gates
 from worker.ledger.limits import Refusal
-from worker.ledger.mapping import reactions_of, stored_task
-from worker.ledger.rows import Claim, Held, Limits, NotClaimed, ProviderState
+from worker.ledger.schema import attempts, tasks
 from worker.ledger.statements import ForIds, Statement, columns_of
-from worker.ledger.tables import attempts, tasks
-from worker.ledger.tallying import Tally
+from worker.ledger.types import Claim, Held, Limits, NotClaimed, ProviderState
 from worker.ledger.work import Shared
 from worker.ledger.workload import UNTIL_RESUMED
 
@@ -250,7 +258,7 @@ def _answer(task_id: str, row: Any, terms: _Terms, ended: list[dict[str, Any]]) 
         reacting.note_ends(terms.connection, [(row.id, reactions_of(row))], terms.at)
     if why is not None:
         ended.append(_change(row, TaskState.SUPPRESSED, row.due_at, why, terms))
-        tallying.of(terms.connection).count(Tally.TASKS_ENDED, row.type, TaskState.SUPPRESSED)
+        counters.of(terms.connection).count(Tally.TASKS_ENDED, row.type, TaskState.SUPPRESSED)
         return NotClaimed(task_id=task_id, state=TaskState.SUPPRESSED, why=why)
     if row.due_at > terms.at:
         due_at = moment(row.due_at)

@@ -14,15 +14,15 @@ from sqlalchemy import Engine
 from rules.vocabulary import EventState, ProviderName, TaskState, TaskType
 from worker.ledger import (
     by_hand,
+    counters,
     listing,
     measuring,
     replaying,
     selecting,
-    tallying,
     workload,
 )
 from worker.ledger.engine import reading, snapshot
-from worker.ledger.rows import AttemptRow, Counts, StoredEvent, StoredTask
+from worker.ledger.types import AttemptRow, Counts, StoredEvent, StoredTask
 from worker.ledger.writer import Writer
 
 
@@ -99,7 +99,7 @@ class AdminQueries:
 
     def count_requests(self, requests: Mapping[tuple[str, str, str], int]) -> None:
         """Add so many webhook requests by source, outcome and reason to the counts."""
-        self._writer.write(tallying.count_requests(requests))
+        self._writer.write(counters.count_requests(requests))
 
     def counts(self) -> Counts:
         """Return how many events and tasks are in each state."""

@@ -13,11 +13,10 @@ from typing import Final
 from sqlalchemy import Connection, and_, bindparam, func, select, update
 
 from rules.vocabulary import ProviderName, TaskState, TaskType
-from worker.ledger.encoding import micros, moment
-from worker.ledger.mapping import task_ref
-from worker.ledger.rows import TaskRef
+from worker.ledger.encoding import micros, moment, task_ref
+from worker.ledger.schema import EVENT_OPEN, TASK_QUEUED, TASK_TIMED, events, tasks
 from worker.ledger.statements import ForIds, Statement
-from worker.ledger.tables import EVENT_OPEN, TASK_QUEUED, TASK_TIMED, events, tasks
+from worker.ledger.types import TaskRef
 
 _EVENT_OVERDUE: Final = and_(
     EVENT_OPEN, events.c.due_at <= bindparam("now"), events.c.dispatched_at <= bindparam("cutoff")

@@ -17,11 +17,10 @@ from typing import Any, Final
 from sqlalchemy import Connection, and_, bindparam, delete, exists, func, insert, or_, select, update
 
 from rules.vocabulary import ProviderName, TaskState, Verdict
-from worker.ledger.encoding import micros, micros_or_none, moment, moment_or_none
-from worker.ledger.mapping import stored_task
-from worker.ledger.rows import PendingReconciliation
+from worker.ledger.encoding import micros, micros_or_none, moment, moment_or_none, stored_task
+from worker.ledger.schema import attempts, doubts, providers, tasks
 from worker.ledger.statements import ForIds, Statement, columns_of, upsert
-from worker.ledger.tables import attempts, doubts, providers, tasks
+from worker.ledger.types import PendingReconciliation
 
 #: How long after it became unknown a task is looked up at the soonest.
 FIRST_LOOK: Final = timedelta(seconds=5)

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from rules.vocabulary import PROVIDER_OF, ProviderName, Task
 from worker.ledger import answering, outcomes
 from worker.ledger.engine import reading
-from worker.ledger.rows import Poll, Reaction, TaskRef
+from worker.ledger.types import Poll, Reaction, TaskRef
 from worker.ledger.writer import Writer
 
 #: So many missed deliveries are taken up at once, of each type.

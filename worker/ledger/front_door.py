@@ -13,13 +13,12 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, insert, select
 
 from rules.vocabulary import EventState
-from worker.ledger import tallying
-from worker.ledger.encoding import dump, label, micros, micros_or_none, sentence_or_none
-from worker.ledger.mapping import event_document
-from worker.ledger.rows import Delivery, IncomingEvent, Recorded
+from worker.ledger import counters
+from worker.ledger.counters import Tally
+from worker.ledger.encoding import dump, event_document, label, micros, micros_or_none, sentence_or_none
+from worker.ledger.schema import deliveries, events, seen
 from worker.ledger.statements import Statement, columns_of, upsert
-from worker.ledger.tables import deliveries, events, seen
-from worker.ledger.tallying import Tally
+from worker.ledger.types import Delivery, IncomingEvent, Recorded
 from worker.ledger.work import Shared
 
 #: Stands between key and content hash; `label` lets it into no key.
@@ -122,9 +121,9 @@ def _recorded(places: range, kept: Mapping[int, _Candidate], against: Mapping[in
 
 
 def _count(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    counted = tallying.of(connection)
+    counted = counters.of(connection)
     for row in rows:
-        counted.count(Tally.EVENTS_RECEIVED, row["source"], tallying.type_label(row["type"]))
+        counted.count(Tally.EVENTS_RECEIVED, row["source"], counters.type_label(row["type"]))
         if row["state"] != EventState.RECEIVED:
             counted.count(Tally.EVENTS_ENDED, row["state"])
 

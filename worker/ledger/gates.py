@@ -17,9 +17,9 @@ from rules.vocabulary import ProviderName
 from worker.ledger import limits as decide
 from worker.ledger.encoding import micros, micros_or_none, moment, moment_or_none
 from worker.ledger.limits import Refusal, Use
-from worker.ledger.rows import Limits
+from worker.ledger.schema import TASK_SENDING, TASK_TIMED, attempts, providers, tasks
 from worker.ledger.statements import Statement, upsert
-from worker.ledger.tables import TASK_SENDING, TASK_TIMED, attempts, providers, tasks
+from worker.ledger.types import Limits
 
 _LOCK: Final = Statement(
     select(providers).where(providers.c.name == bindparam("provider")).with_for_update(key_share=True)

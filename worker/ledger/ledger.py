@@ -32,7 +32,7 @@ from worker.ledger import (
 from worker.ledger.desk import AdminQueries
 from worker.ledger.engine import reading
 from worker.ledger.following import FollowUps
-from worker.ledger.rows import (
+from worker.ledger.types import (
     Claim,
     ClaimTerms,
     Delivery,

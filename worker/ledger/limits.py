@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import Final
 
 from rules.vocabulary import Verdict, instant
-from worker.ledger.rows import Held, Limits, PauseKind
+from worker.ledger.types import Held, Limits, PauseKind
 
 #: How long a task may come after the place in line that it was given.
 SLOT_HOLDS: Final = timedelta(seconds=5)

@@ -8,12 +8,11 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, Row, Select, Table, bindparam, func, select
 
 from rules.vocabulary import EventState, LedgerError, TaskState
-from worker.ledger.encoding import label
+from worker.ledger.encoding import attempt_row, label, stored_event, stored_task
 from worker.ledger.engine import reading
-from worker.ledger.mapping import attempt_row, stored_event, stored_task
-from worker.ledger.rows import AttemptRow, Counts, StoredEvent, StoredTask
+from worker.ledger.schema import attempts, decisions, deliveries, events, outcomes, tasks
 from worker.ledger.statements import Statement
-from worker.ledger.tables import attempts, decisions, deliveries, events, outcomes, tasks
+from worker.ledger.types import AttemptRow, Counts, StoredEvent, StoredTask
 
 #: Rows read at once.
 PAGE: Final = 500

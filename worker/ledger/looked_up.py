@@ -14,12 +14,12 @@ from typing import Final
 from sqlalchemy import Connection, and_, bindparam, func, select, update
 
 from rules.vocabulary import TERMINAL_TASK_STATES, TaskState
-from worker.ledger import doubts, outcomes, reacting, settling, tallying
+from worker.ledger import counters, doubts, outcomes, reacting, settling
+from worker.ledger.counters import Tally
 from worker.ledger.encoding import label, micros, micros_or_none, sentence_or_none
-from worker.ledger.rows import PendingReconciliation, Settlement
+from worker.ledger.schema import tasks
 from worker.ledger.statements import Statement
-from worker.ledger.tables import tasks
-from worker.ledger.tallying import Tally
+from worker.ledger.types import PendingReconciliation, Settlement
 
 _LOCK: Final = Statement(select(tasks.c.id).where(tasks.c.id == bindparam("this_id")).with_for_update(key_share=True))
 _DECIDE: Final = Statement(
@@ -67,7 +67,7 @@ def end(doubt: PendingReconciliation, settlement: Settlement, now: datetime) -> 
             _LOCK.rows(connection, row)  # the task before its doubt, as everybody does: no two wait for each other
             fits = ended = doubts.end(connection, doubt) and _DECIDE.run(connection, row) == 1
         if ended and settlement.state in TERMINAL_TASK_STATES:
-            tallying.of(connection).count(Tally.TASKS_ENDED, doubt.task.type, settlement.state)
+            counters.of(connection).count(Tally.TASKS_ENDED, doubt.task.type, settlement.state)
         if ended and settlement.state in reacting.FAILED_STATES:
             reacting.note_ends(connection, [(doubt.task.id, doubt.task.reactions)], micros(now))
         return fits

@@ -16,11 +16,11 @@ from sqlalchemy import Connection, bindparam, func, select, text
 
 from rules.vocabulary import PROVIDER_OF, EventState, ProviderName, TaskState, TaskType
 from worker.ledger import pauses
+from worker.ledger.counters import LABELS, Tally
 from worker.ledger.encoding import micros, moment, moment_or_none
-from worker.ledger.rows import ProviderState
+from worker.ledger.schema import EVENT_OPEN, REVISIONS, events, rule_sets, tallies, tasks
 from worker.ledger.statements import Statement
-from worker.ledger.tables import EVENT_OPEN, REVISIONS, events, rule_sets, tallies, tasks
-from worker.ledger.tallying import LABELS, Tally
+from worker.ledger.types import ProviderState
 
 _TALLIES: Final = Statement(
     select(tallies.c.name, tallies.c.labels, func.sum(tallies.c.value).label("value")).group_by(

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, inspect, text
 from rules.vocabulary import LedgerError
 from worker.ledger.engine import BUSY_TIMEOUT, Storage, as_ledger_error, cause_of, storage_faults
 from worker.ledger.moved import refuse_moved
-from worker.ledger.tables import REVISIONS
+from worker.ledger.schema import REVISIONS
 
 _FOLDER: Final = Path(__file__).with_name("migrations")
 _MAY_NOT: Final = "42501"

@@ -29,8 +29,8 @@ from worker.ledger.engine import BUSY_TIMEOUT, as_ledger_error, storage_faults, 
 from worker.ledger.migrating import bring_forward, upgrade
 from worker.ledger.moved import MOVED, MOVING, Moved, Progress, moves
 from worker.ledger.postgres import PostgresDatabase
+from worker.ledger.schema import metadata
 from worker.ledger.sqlite import SqliteFile
-from worker.ledger.tables import metadata
 
 #: Rows copied or compared between two words about how far it is.
 BATCH: Final = 2000

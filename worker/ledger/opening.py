@@ -10,7 +10,7 @@ from rules.vocabulary import LedgerError
 from worker.ledger.engine import BUSY_TIMEOUT, as_ledger_error, cause_of, reading, storage_faults, storage_of
 from worker.ledger.ledger import Ledger
 from worker.ledger.moved import Moved, Progress, refuse_moved
-from worker.ledger.tables import REVISIONS
+from worker.ledger.schema import REVISIONS
 from worker.ledger.writer import GATHERING, WAIT, Writer
 
 #: PostgreSQL's word for a table that is not there; SQLite has only a sentence for it.

@@ -16,9 +16,9 @@ from sqlalchemy import Connection, and_, bindparam, null, select, update
 from rules.vocabulary import ProviderName, TaskState, outcome_trigger
 from worker.ledger import reacting
 from worker.ledger.encoding import label, load, micros, moment
-from worker.ledger.rows import Poll
+from worker.ledger.schema import outcomes, tasks
 from worker.ledger.statements import Statement, columns_of, upsert
-from worker.ledger.tables import outcomes, tasks
+from worker.ledger.types import Poll
 
 #: How long after the last of its moments (delivered, due, expired) a task is asked about.
 ASKED_FOR: Final = timedelta(days=7)

@@ -15,14 +15,14 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, or_, select, update
 
 from rules.vocabulary import ProviderName, Verdict
-from worker.ledger import gates, tallying
+from worker.ledger import counters, gates
 from worker.ledger import limits as decide
+from worker.ledger.counters import Tally
 from worker.ledger.encoding import micros, micros_or_none, moment, moment_or_none, sentence_or_none
 from worker.ledger.limits import Outcome, Sign, Standing
-from worker.ledger.rows import Claim, PauseKind, ProviderState, Settlement
+from worker.ledger.schema import TASK_TIMED, providers, tasks
 from worker.ledger.statements import Statement
-from worker.ledger.tables import TASK_TIMED, providers, tasks
-from worker.ledger.tallying import Tally
+from worker.ledger.types import Claim, PauseKind, ProviderState, Settlement
 
 _OF: Final = providers.c.name == bindparam("provider")
 _STATES: Final = Statement(select(providers).order_by(providers.c.name))
@@ -215,7 +215,7 @@ def _stand(connection: Connection, provider: ProviderName, found: Standing, new:
     if new.kind is None:
         began = False
     elif began:
-        tallying.of(connection).count(Tally.PAUSES, provider, new.kind)
+        counters.of(connection).count(Tally.PAUSES, provider, new.kind)
     paused = new.kind is not None
     # What began before this moment says nothing about a pause that begins with it; so one that goes on keeps its moment.
     since_at = new.since_at if paused and new.since_at else now

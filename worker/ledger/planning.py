@@ -16,16 +16,25 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, select, update
 
 from rules.vocabulary import EventState, Plan, Task, TaskState
-from worker.ledger import reacting, replaying, tallying
+from worker.ledger import counters, reacting, replaying
 from worker.ledger.at_once import Caller, New, claim_at_once, gates_of
 from worker.ledger.claiming import Taken
-from worker.ledger.encoding import dump, micros, micros_or_none, sentence, sentence_or_none
+from worker.ledger.counters import Tally
+from worker.ledger.encoding import (
+    contact_text,
+    decisions_text,
+    dump,
+    micros,
+    micros_or_none,
+    retry_text,
+    sentence,
+    sentence_or_none,
+    stored_event,
+)
 from worker.ledger.gates import Gates
-from worker.ledger.mapping import contact_text, decisions_text, retry_text, stored_event
-from worker.ledger.rows import ClaimTerms, NotClaimed, StoredEvent, TaskRef
+from worker.ledger.schema import EVENT_OPEN, decisions, events, tasks, turns
 from worker.ledger.statements import ForIds, Statement, columns_of, upsert
-from worker.ledger.tables import EVENT_OPEN, decisions, events, tasks, turns
-from worker.ledger.tallying import Tally
+from worker.ledger.types import ClaimTerms, NotClaimed, StoredEvent, TaskRef
 from worker.ledger.work import Shared
 
 #: After so many tries an event is `failed`.
@@ -147,7 +156,7 @@ def count_tries(ids: Sequence[str], now: datetime) -> Callable[[Connection], Map
     def work(connection: Connection) -> Mapping[str, int]:
         at = {"now": micros(now), "lease_end": micros(now + PLANNING_LEASE)}
         for _ in _GIVE_UP.rows(connection, ids, at):
-            tallying.of(connection).count(Tally.EVENTS_ENDED, EventState.FAILED)
+            counters.of(connection).count(Tally.EVENTS_ENDED, EventState.FAILED)
         return {row.id: row.tries for row in _COUNT_TRY.rows(connection, ids, at)}
 
     return work
@@ -217,7 +226,7 @@ def _add_tasks(
         pairs = [(number, task, claimed.rows.get(task.id, row)) for number, task, row in pairs]
     is_new = _ADD_TASK.run_each(connection, [row for _, _, row in pairs]) if pairs else []
     added = [pair for pair, count in zip(pairs, is_new, strict=True) if count]
-    tallying.of(connection).planned(plans, [task for _, task, _ in added])
+    counters.of(connection).planned(plans, [task for _, task, _ in added])
     for _, task, row in added:
         if task.reactions and task.state in reacting.FAILED_STATES:
             reacting.note_ends(connection, [(task.id, task.reactions)], row["created_at"])
@@ -277,7 +286,7 @@ def event_failed(event_id: str, error: str, now: datetime) -> Callable[[Connecti
         }
         _SET_FAILED.run(connection, changed)
         if over:
-            tallying.of(connection).count(Tally.EVENTS_ENDED, EventState.FAILED)
+            counters.of(connection).count(Tally.EVENTS_ENDED, EventState.FAILED)
 
     return work
 

@@ -11,8 +11,8 @@ from typing import Final
 
 from sqlalchemy import Connection, delete, insert
 
+from worker.ledger.schema import probes
 from worker.ledger.statements import Statement, columns_of
-from worker.ledger.tables import probes
 
 #: Whoever asks for readiness gets an answer in this time.
 WAIT: Final = timedelta(seconds=3)

@@ -13,8 +13,8 @@ from typing import Any, Final
 from sqlalchemy import Connection, select
 
 from rules.vocabulary import FAILURE, TaskState
+from worker.ledger.schema import reactions, tasks
 from worker.ledger.statements import ForIds, Statement, columns_of, upsert
-from worker.ledger.tables import reactions, tasks
 
 #: The ends that `on_failure` answers. Not one that a person decided: cancelled.
 FAILED_STATES: Final = frozenset({TaskState.DEAD, TaskState.SUPPRESSED})

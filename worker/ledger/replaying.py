@@ -20,11 +20,10 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from rules.vocabulary import EventState, TaskState, instant
-from worker.ledger.encoding import micros, sentence
-from worker.ledger.mapping import stored_event
-from worker.ledger.rows import StoredEvent, StoredTask
+from worker.ledger.encoding import micros, sentence, stored_event
+from worker.ledger.schema import events, tasks
 from worker.ledger.statements import ForIds, Statement, columns_of
-from worker.ledger.tables import events, tasks
+from worker.ledger.types import StoredEvent, StoredTask
 
 #: Stands between an event's id and the number of its generation; no fresh id holds it.
 _DOT: Final = "."

@@ -9,8 +9,8 @@ from typing import Final
 from sqlalchemy import Connection, bindparam, select
 
 from worker.ledger.encoding import dump, load, micros
+from worker.ledger.schema import rule_sets
 from worker.ledger.statements import Statement, columns_of, upsert
-from worker.ledger.tables import rule_sets
 
 _NEW: Final = upsert(rule_sets)
 _STORE: Final = Statement(

@@ -15,13 +15,12 @@ from typing import Any, Final, Literal
 from sqlalchemy import ColumnElement, Engine, Table, select
 
 from rules.vocabulary import EventState, ProviderName, TaskState, TaskType
-from worker.ledger.encoding import label, micros
+from worker.ledger.encoding import label, micros, stored_event, stored_task
 from worker.ledger.engine import reading
-from worker.ledger.mapping import stored_event, stored_task
 from worker.ledger.replaying import IS_GENERATION
-from worker.ledger.rows import StoredEvent, StoredTask
+from worker.ledger.schema import events, tasks
 from worker.ledger.statements import ForIds
-from worker.ledger.tables import events, tasks
+from worker.ledger.types import StoredEvent, StoredTask
 
 #: Rows read at once.
 PAGE: Final = 500

@@ -18,12 +18,12 @@ from typing import Any, Final
 from sqlalchemy import Connection, and_, bindparam, case, func, null, or_, select, update
 
 from rules.vocabulary import TERMINAL_TASK_STATES, ProviderName, TaskState, TaskType, Verdict
-from worker.ledger import doubts, gates, outcomes, pauses, reacting, tallying
+from worker.ledger import counters, doubts, gates, outcomes, pauses, reacting
+from worker.ledger.counters import Tally
 from worker.ledger.encoding import label, micros, micros_or_none, sentence, sentence_or_none
-from worker.ledger.rows import Claim, ProviderState, Settlement
+from worker.ledger.schema import TASK_SENDING, attempts, events, tasks
 from worker.ledger.statements import ForIds, Statement
-from worker.ledger.tables import TASK_SENDING, attempts, events, tasks
-from worker.ledger.tallying import Tally
+from worker.ledger.types import Claim, ProviderState, Settlement
 from worker.ledger.work import Shared
 
 _THIS: Final = tasks.c.id == bindparam("this_id")
@@ -313,11 +313,11 @@ def deliver_late(connection: Connection, row: dict[str, Any]) -> tuple[bool, boo
 
 def _count(connection: Connection, settled: Sequence[tuple[_Settled, bool]]) -> None:
     """Count attempts, the ends of tasks that came with them (the flag), and how long deliveries took in all."""
-    counted = tallying.of(connection)
+    counted = counters.of(connection)
     delivered = []
     for each, ended in settled:
         task, settlement = each.claim.task, each.settlement
-        status = tallying.status_label(settlement.status)
+        status = counters.status_label(settlement.status)
         counted.count(Tally.ATTEMPTS, task.provider, settlement.verdict, status)
         if ended and settlement.state in _COUNTED:
             counted.count(Tally.TASKS_ENDED, task.type, settlement.state)
@@ -380,10 +380,10 @@ def _give_up(connection: Connection, held: Sequence[Any], why: str, at: int, sti
         }
         for row in held
     ]
-    counted = tallying.of(connection)
+    counted = counters.of(connection)
     for row in held:
         counted.count(Tally.TASKS_ENDED, TaskType(row.type), TaskState.UNKNOWN)
-        counted.count(Tally.ATTEMPTS, ProviderName(row.provider), Verdict.UNKNOWN, tallying.LOST)
+        counted.count(Tally.ATTEMPTS, ProviderName(row.provider), Verdict.UNKNOWN, counters.LOST)
     _GIVE_UP.run_many(connection, rows)
     _GIVE_UP_ATTEMPT.run_many(connection, rows)
     begun = [

@@ -11,8 +11,8 @@ from sqlalchemy import Connection, bindparam, func, select
 
 from rules.vocabulary import TERMINAL_TASK_STATES, ProviderName, TaskState
 from worker.ledger.encoding import micros
+from worker.ledger.schema import attempts, tasks
 from worker.ledger.statements import Statement
-from worker.ledger.tables import attempts, tasks
 
 #: The moment of a pause that a person ordered without an end: only `resume_provider` ends it.
 UNTIL_RESUMED: Final = datetime(9999, 1, 1, tzinfo=UTC)

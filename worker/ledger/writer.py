@@ -29,8 +29,8 @@ from sqlalchemy import Connection, Engine
 
 from rules.vocabulary import LedgerBusyError, LedgerError, LedgerInDoubtError
 from worker.ledger import transactions
+from worker.ledger.counters import Tallies
 from worker.ledger.engine import as_ledger_error, cause_of, in_a_line, storage_faults
-from worker.ledger.tallying import Tallies
 from worker.ledger.turnstile import WriterFileLock
 from worker.ledger.work import Job, Shared, size_of
 

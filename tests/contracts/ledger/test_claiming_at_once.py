@@ -14,8 +14,8 @@ from sqlalchemy import select
 from rules.vocabulary import Contact, EventState, ProviderName, RetryPolicy, Rotation, TaskState, TaskType, Verdict
 from worker.ledger import Claim, ClaimTerms, Held, Limits, NotClaimed, PauseKind, open_ledger, planning
 from worker.ledger.claiming import Taken
-from worker.ledger.tables import metadata
-from worker.ledger.tallying import Tally
+from worker.ledger.counters import Tally
+from worker.ledger.schema import metadata
 
 VAMBE, MINDHUNTERS = ProviderName.VAMBE, ProviderName.MINDHUNTERS
 TEAM, CALL = TaskType.TEAM_TASK, TaskType.MAKE_CALL

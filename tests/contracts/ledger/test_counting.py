@@ -18,7 +18,7 @@ from rules.vocabulary import (
     Verdict,
 )
 from worker.ledger import NotClaimed, Settlement, open_ledger
-from worker.ledger.tallying import LOST, OTHER, RULES_LIMIT, Tally
+from worker.ledger.counters import LOST, OTHER, RULES_LIMIT, Tally
 
 TEAM = TaskType.TEAM_TASK
 VAMBE = ProviderName.VAMBE

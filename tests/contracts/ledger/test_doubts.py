@@ -7,8 +7,8 @@ import pytest
 from rules.vocabulary import ProviderName, TaskState, TaskType, Verdict
 from worker.attempt import ATTEMPT_SECONDS
 from worker.ledger import Limits, PauseKind, Settlement
+from worker.ledger.counters import Tally
 from worker.ledger.settling import STILL_SENDING
-from worker.ledger.tallying import Tally
 
 VAMBE, MINDHUNTERS = ProviderName.VAMBE, ProviderName.MINDHUNTERS
 HOLD = timedelta(seconds=45)

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from rules.vocabulary import EventState, ProviderName, TaskState, TaskType, Verdict
 from worker.ledger import Due
-from worker.ledger.tables import REVISIONS
+from worker.ledger.schema import REVISIONS
 
 CALL = {"type": TaskType.MAKE_CALL, "provider": ProviderName.MINDHUNTERS}
 VAMBE, MINDHUNTERS = ProviderName.VAMBE, ProviderName.MINDHUNTERS

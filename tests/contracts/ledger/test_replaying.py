@@ -6,7 +6,7 @@ import pytest
 
 from rules.vocabulary import EventState, Rotation, TaskState
 from worker.ledger import renamed, why_not_replayed
-from worker.ledger.tallying import Tally
+from worker.ledger.counters import Tally
 
 GRACE = timedelta(seconds=5)
 

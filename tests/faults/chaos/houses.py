@@ -26,7 +26,7 @@ from tests.faults.chaos.provider import Providers
 from tests.servers.needs import free_ports
 from worker.ledger import Ledger, StoredTask, open_ledger
 from worker.ledger.engine import reading
-from worker.ledger.tables import attempts, doubts
+from worker.ledger.schema import attempts, doubts
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY
 from worker.wiring import utc_now
 

@@ -15,9 +15,9 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.pool import StaticPool
 
 from worker.ledger import migrate
+from worker.ledger.counters import Tallies
 from worker.ledger.ledger import Ledger
 from worker.ledger.sqlite import sqlite_module
-from worker.ledger.tallying import Tallies
 
 
 class Storage:

@@ -16,8 +16,8 @@ from rules.vocabulary import LedgerBusyError, LedgerError
 from worker.ledger import migrate, open_ledger
 from worker.ledger.engine import BUSY_TIMEOUT, reading, storage_of
 from worker.ledger.migrating import _FOLDER
+from worker.ledger.schema import REVISIONS, metadata
 from worker.ledger.sqlite import is_safe, sqlite_module
-from worker.ledger.tables import REVISIONS, metadata
 
 
 def test_a_ledger_is_made_for_its_owner_only(tmp_path):

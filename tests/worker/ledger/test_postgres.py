@@ -17,7 +17,7 @@ from tests.servers.postgres import PASSWORD, QUOTED_PASSWORD, PostgresServer
 from worker.ledger import migrate, open_ledger
 from worker.ledger.engine import BUSY_TIMEOUT, reading, snapshot, storage_of
 from worker.ledger.postgres import PostgresDatabase
-from worker.ledger.tables import tasks, turns
+from worker.ledger.schema import tasks, turns
 
 TIMEOUT = timedelta(milliseconds=700)
 

@@ -13,8 +13,8 @@ from sqlalchemy import bindparam, insert, select, text, update
 
 from rules.vocabulary import LedgerBusyError
 from worker.ledger.engine import storage_of
+from worker.ledger.schema import turns
 from worker.ledger.statements import Statement, columns_of
-from worker.ledger.tables import turns
 from worker.ledger.work import Shared
 from worker.ledger.writer import Writer
 

@@ -12,10 +12,10 @@ from alembic.config import Config
 from sqlalchemy import text
 
 from rules.vocabulary import LedgerBusyError
-from worker.ledger import migrate, open_ledger, tallying
+from worker.ledger import counters, migrate, open_ledger
+from worker.ledger.counters import BUCKETS, LABELS, Tallies, Tally
 from worker.ledger.engine import storage_of
 from worker.ledger.migrating import _FOLDER
-from worker.ledger.tallying import BUCKETS, LABELS, Tallies, Tally
 
 NOW = datetime(2026, 3, 2, tzinfo=UTC)
 ROWS = "SELECT name, labels, sum(value) FROM tallies GROUP BY name, labels ORDER BY labels"
@@ -23,7 +23,7 @@ ROWS = "SELECT name, labels, sum(value) FROM tallies GROUP BY name, labels ORDER
 
 def counts(number):
     """Return a work that counts planned tasks."""
-    return lambda connection: tallying.of(connection).count(Tally.TASKS_PLANNED, "make_call", by=number)
+    return lambda connection: counters.of(connection).count(Tally.TASKS_PLANNED, "make_call", by=number)
 
 
 def test_a_job_that_fails_counts_nothing(ledger, elsewhere):
@@ -81,8 +81,8 @@ def test_what_a_group_counts_is_written_once(url):
             driver.set_trace_callback(statements.append)
             tallies.begin(connection)
             for _ in range(number):
-                tallying.of(connection).count(Tally.DECISIONS, "a rule", "matched")
-                tallying.of(connection).count(Tally.TASKS_PLANNED, "make_call")
+                counters.of(connection).count(Tally.DECISIONS, "a rule", "matched")
+                counters.of(connection).count(Tally.TASKS_PLANNED, "make_call")
             tallies.write(connection)
             driver.set_trace_callback(None)
             connection.commit()

@@ -11,7 +11,7 @@ from sqlalchemy import event, insert, select, text
 
 from rules.vocabulary import LedgerBusyError, LedgerError
 from worker.ledger.engine import storage_of
-from worker.ledger.tables import turns
+from worker.ledger.schema import turns
 from worker.ledger.turnstile import WriterFileLock
 from worker.ledger.work import Shared
 from worker.ledger.writer import GATHERING, GROUP_LIMIT, TURN_SIZE, Writer

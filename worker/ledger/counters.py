@@ -22,8 +22,8 @@ from sqlalchemy import Connection, bindparam, delete, select
 
 from rules.vocabulary import CANONICAL_EVENT_TYPES, Plan, Task, TaskState, TaskType
 from worker.ledger.encoding import dump, label
+from worker.ledger.schema import tallies
 from worker.ledger.statements import Statement, columns_of, upsert
-from worker.ledger.tables import tallies
 
 #: Where a connection keeps the tallies of its transaction.
 _KEY: Final = "leadwire.tallies"

@@ -245,7 +245,7 @@ probes = Table(
     Column("filler", LargeBinary, nullable=False),
 )
 
-#: How often what happened, in rows of the process that saw it; see `tallying.py`. PostgreSQL is told to leave room in the
+#: How often what happened, in rows of the process that saw it; see `counters.py`. PostgreSQL is told to leave room in the
 #: pages, because these few rows are written again with every transaction.
 tallies = Table(
     "tallies",

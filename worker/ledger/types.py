@@ -1,6 +1,6 @@
 """What goes into the ledger and comes out of it, as values.
 
-The columns behind them are the affair of `tables.py`; callers never see a row, a connection or a statement.
+The columns behind them are the affair of `schema.py`; callers never see a row, a connection or a statement.
 """
 
 from __future__ import annotations
