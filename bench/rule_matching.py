@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from rules.load import load
-from rules.plan import decide
-from rules.rulebook import RuleBook
+from rules.engine import decide
+from rules.loader import load
+from rules.rule_set import RuleSet
 from rules.vocabulary import Contact, Event
 
 FEW: Final = 10
@@ -57,15 +57,15 @@ def events(count: int, *, rules_a_type: int) -> Iterator[Event]:
 def decided_per_second(count: int, *, rules_a_type: int, seconds: float) -> dict[str, Any]:
     """Decide events against so many rules for so long."""
     begin = time.perf_counter()
-    book: RuleBook = load(rule_texts(count, rules_a_type=rules_a_type), {})
+    rule_set: RuleSet = load(rule_texts(count, rules_a_type=rules_a_type), {})
     load_seconds = time.perf_counter() - begin
     source = events(count, rules_a_type=rules_a_type)
-    made = decide(book, next(source), now=_NOW).tasks
+    made = decide(rule_set, next(source), now=_NOW).tasks
     if len(made) != 1:
         raise RuntimeError(f"an event should match one rule of {count} and matched {len(made)}")
     done, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < seconds:
-        decide(book, next(source), now=_NOW)
+        decide(rule_set, next(source), now=_NOW)
         done += 1
     return {"rules": count, "per_s": done / (time.perf_counter() - begin), "load_s": load_seconds}
 

@@ -19,9 +19,9 @@ from ingress.request_counts import RequestCounts
 from ingress.serving import Server, listen
 from ingress.siblings import bind
 from ingress.web import Readiness, create_app
-from rules.load import SECTIONS
-from rules.rulebook import RuleBook, SourceText
-from rules.vocabulary import Fault, LedgerError, RuleError, SettingsError
+from rules.loader import SECTIONS
+from rules.rule_set import RuleSet, SourceText
+from rules.vocabulary import LedgerError, RuleError, RuleFault, SettingsError
 from worker.broker import QueueDepths, celery_app
 from worker.ledger import Ledger, open_ledger
 from worker.publisher import Publisher
@@ -87,7 +87,7 @@ def check_start(settings: Settings) -> bool:
     return True
 
 
-def _source_faults(settings: Settings, texts: Sequence[SourceText]) -> Sequence[Fault]:
+def _source_faults(settings: Settings, texts: Sequence[SourceText]) -> Sequence[RuleFault]:
     return sources.build(texts, settings.environment, public_url=settings.public_url)[1]
 
 
@@ -126,7 +126,7 @@ def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, op
             undone.callback(sock.close)
         ledger = open_ledger(settings.database_url, busy_timeout=BUSY_AFTER, wait=BUSY_AFTER)
         undone.callback(ledger.close)
-        book = rules_in_force(
+        rule_set = rules_in_force(
             settings.rules,
             ledger,
             settings.environment,
@@ -134,7 +134,7 @@ def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, op
             now=utc_now(),
             faults_of=partial(_source_faults, settings),
         )
-        built, faults = sources.build(book.sources, settings.environment, public_url=settings.public_url)
+        built, faults = sources.build(rule_set.sources, settings.environment, public_url=settings.public_url)
         if faults:
             raise RuleError(faults)
         publisher = Publisher(celery_app(broker_url))
@@ -149,7 +149,7 @@ def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, op
                 now=utc_now,
                 queues=QueueDepths(celery_app(broker_url)).read,
                 sources=built,
-                refused=_is_refused(settings, book),
+                refused=_is_refused(settings, rule_set),
             )
             operator = _operator_port(settings, watch, Readiness(ledger))
             undone.callback(operator.close)
@@ -183,9 +183,9 @@ def _operator_port(settings: Settings, watch: Watch, readiness: Readiness) -> Op
         ) from error
 
 
-def _is_refused(settings: Settings, book: RuleBook) -> bool:
+def _is_refused(settings: Settings, rule_set: RuleSet) -> bool:
     """Say whether the rules in force are not those of the folder: it could not be accepted, or is not named."""
     try:
-        return settings.rules is None or read_files(settings.rules) != dict(book.files)
+        return settings.rules is None or read_files(settings.rules) != dict(rule_set.files)
     except SettingsError:
         return True

@@ -17,13 +17,13 @@ from rules.conditions import compile_conditions, present_paths
 from rules.consistency import Reading, names_beside
 from rules.document import DefaultsText, DueOn, Entry, RuleTest, RuleText, Section, TeamTask, TeamText
 from rules.document import Retry as RetryText
-from rules.moments import At
-from rules.places import Path, SourceMap
-from rules.rulebook import Action, Defaults, Dynamic, Member, Proof, Rule, Team, Test
-from rules.rulebook import DueOn as DueDate
+from rules.rule_set import Action, Defaults, Dynamic, Member, Proof, Rule, Team, Test
+from rules.rule_set import DueOn as DueDate
 from rules.templates import Template, compile_template, is_template
+from rules.times import At
 from rules.variables import Constant, Numeral, Pending
 from rules.vocabulary import OUTCOMES, Json, RetryPolicy, TaskType
+from rules.yaml_reader import Path, SourceMap
 
 #: Keys of a task that `Action` has fields for; the others make up its body.
 _FIELDS: Final = frozenset({"at", "expires", "due", "assign", "timezone"})
@@ -123,7 +123,7 @@ class Compiler:
             timezone=_text(rule.timezone),
             file=self.reading.file,
             place=self._place(path),
-            proofs=tuple(
+            tests=tuple(
                 self._proof(test, rule, (*path, "tests", index)) for index, test in enumerate(rule.tests or ())
             ),
         )

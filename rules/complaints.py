@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rules.document import TAGS, Document, Entry, OtherTask, RuleText, Section, TeamTask, WhatsappTemplate
-from rules.places import Path, SourceMap
+from rules.messages import did_you_mean, kind, listed
 from rules.shapes import EMPTY
 from rules.vocabulary import Json
-from rules.wording import did_you_mean, kind, listed
+from rules.yaml_reader import Path, SourceMap
 
 #: A type as it stands at a field of a model: a class, or something of `typing`.
 Annotation = Any

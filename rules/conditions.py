@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from rules import paths
+from rules.messages import as_json, cut, nearest
 from rules.operators import OPERATORS, Holds
-from rules.places import Path, SourceMap
-from rules.showing import as_json, cut
 from rules.vocabulary import FailedTest, Json
-from rules.wording import nearest
+from rules.yaml_reader import Path, SourceMap
 
 #: A compiled `if:`; returns the first test that failed, or None when all of it holds. The argument is `Event.view()`
 #: with the moment of processing under `now`.

@@ -13,14 +13,14 @@ from itertools import islice
 from typing import Final
 
 from rules.document import Document
-from rules.moments import parse_at, parse_span
-from rules.places import Path, SourceMap
+from rules.messages import did_you_mean, nearest, shown
 from rules.provider_shapes import UUID_PATTERN
 from rules.shapes import SCHEDULES
 from rules.templates import is_template
+from rules.times import parse_at, parse_span
 from rules.variables import Constant, Pending
-from rules.vocabulary import CANONICAL_EVENT_TYPES, OUTCOMES, PROVIDER_OF, Fault, Json, ProviderName, TaskType
-from rules.wording import did_you_mean, nearest, shown
+from rules.vocabulary import CANONICAL_EVENT_TYPES, OUTCOMES, PROVIDER_OF, Json, ProviderName, RuleFault, TaskType
+from rules.yaml_reader import Path, SourceMap
 
 #: So many times may a task follow on the end of another that followed itself: call, then message, then person.
 ANSWER_LEVELS: Final = 3
@@ -70,7 +70,7 @@ class Reading:
     #: How many faults there were before the grammar was asked: of the text itself and of its variables.
     early_faults: int = 0
 
-    def telling(self) -> Iterator[Fault]:
+    def telling(self) -> Iterator[RuleFault]:
         """Yield the faults, without those that only follow from an early one at the very same place."""
         early = self.places.faults[: self.early_faults]
         taken = {(fault.line, fault.column) for fault in early}

@@ -19,7 +19,7 @@ import phonenumbers
 from jinja2 import pass_context
 from jinja2.runtime import Context, Undefined
 
-from rules.showing import as_json
+from rules.messages import as_json
 from rules.times import is_date, is_zone, read_moment, to_local
 from rules.vocabulary import Json, Problem
 

@@ -18,7 +18,7 @@ from typing import Final
 
 import re2  # type: ignore[import-untyped]  # google-re2 ships no types
 
-from rules.showing import as_json
+from rules.messages import as_json
 from rules.times import parse_span, read_instant, read_moment
 from rules.vocabulary import Json
 

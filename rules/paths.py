@@ -12,9 +12,8 @@ from dataclasses import fields
 from enum import Enum
 from typing import Final
 
-from rules.showing import as_json
+from rules.messages import as_json, nearest
 from rules.vocabulary import Contact, Json
-from rules.wording import nearest
 
 #: A key, or for digits an index of a list (and the key of those digits in a mapping).
 Step = str | int

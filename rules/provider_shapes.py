@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from rules.messages import did_you_mean, kind, listed, shown
 from rules.shapes import EMPTY, Check, UnfitError, dynamic, each, text, whole
 from rules.vocabulary import Json
-from rules.wording import did_you_mean, kind, listed, shown
 
 UUID_PATTERN: Final = r"[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}"
 PHONE_PATTERN: Final = r"\+[1-9][0-9]{6,14}"

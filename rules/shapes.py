@@ -11,13 +11,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
-from rules.moments import At, parse_at, parse_span
-from rules.places import Path
+from rules.messages import did_you_mean, kind, nearest, shown
 from rules.templates import is_template
-from rules.times import is_zone, parse_date, read_moment, zone_names
+from rules.times import At, is_zone, parse_at, parse_date, parse_span, read_moment, zone_names
 from rules.variables import Constant, Numeral, Pending
 from rules.vocabulary import Json
-from rules.wording import did_you_mean, kind, nearest, shown
+from rules.yaml_reader import Path
 
 Check = Callable[[Json], Json]
 

@@ -16,7 +16,7 @@ from jinja2.runtime import Context, Undefined
 from jinja2.visitor import NodeTransformer
 
 from rules.filters import TemplateError
-from rules.showing import as_json
+from rules.messages import as_json
 from rules.vocabulary import Json
 
 #: The name under which a rendering carries its Budget; no template can name it.

@@ -21,7 +21,7 @@ from jinja2.utils import missing
 
 from rules import filters
 from rules.filters import TemplateError
-from rules.showing import as_json
+from rules.messages import as_json
 from rules.template_budget import Bounding, budget_of, charged, counted, paid
 from rules.vocabulary import Json
 

@@ -19,7 +19,7 @@ from jinja2.runtime import Undefined
 
 from rules import paths
 from rules.filters import TEXT_LIMIT, ZONE, TemplateError
-from rules.places import Path, SourceMap, written
+from rules.messages import nearest
 from rules.template_budget import BUDGET, Budget
 from rules.template_complaints import about_missing, about_rendering, about_syntax
 from rules.template_sandbox import (
@@ -32,8 +32,8 @@ from rules.template_sandbox import (
     MissingNameError,
     MissingValue,
 )
-from rules.vocabulary import Fault, Json
-from rules.wording import nearest
+from rules.vocabulary import Json, RuleFault
+from rules.yaml_reader import Path, SourceMap, written
 
 __all__ = ["ZONE", "Template", "TemplateError", "compile_template", "is_template"]
 
@@ -99,7 +99,7 @@ def compile_template(text: str, places: SourceMap, path: Path, beside: tuple[str
         below = line if place.literal else 0
         inside = f"line {line} of the text: " if "\n" in text else ""
         places.faults.append(
-            Fault(
+            RuleFault(
                 file=place.file,
                 line=place.line + below,
                 column=1 if below else place.column,

@@ -2,19 +2,35 @@
 
 Spans are `90s 15m 2h 3d 2w`. Moments are ISO 8601: a date, or a date and a time with or without an offset. Zones are
 the names of the IANA database as the `tzdata` package lists them, so that a rule means the same on every machine.
+
+When a task is to be made: what `at` and `due` mean, in which zone, and what the clocks' changes do to it.
+
+A moment without an offset is local time in the contact's zone; where several zones are possible, the latest of them
+counts, so that it is not too early anywhere. A local time that the clocks skip moves forward by what they skip; one that
+they show twice is the first of the two. A moment in the past means now. Arithmetic is in UTC.
+
+In which time zone a contact is, from what an event says of them.
+
+First that is known: the contact's own `timezone`; the only zone of the country of their phone; the only zone of their
+country; what `country_zones` says for those countries; else all zones of the country, and whoever asks must hold in all.
+Source of the zones of a country: `zone.tab` of the IANA time zone database, in the `tzdata` package.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from importlib.resources import files
-from typing import Final
+from typing import Final, Protocol
 from zoneinfo import ZoneInfo
 
-from rules.showing import as_json
-from rules.wording import nearest
+import phonenumbers
+
+from rules.messages import as_json, nearest
+from rules.vocabulary import Contact
 
 _SPAN: Final = re.compile(r"\+?([0-9]{1,9})([smhdw])", re.ASCII)
 _UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
@@ -142,3 +158,183 @@ def to_local(moment: datetime, name: str) -> datetime:
         return moment.astimezone(zone(name))
     except OverflowError:
         raise ValueError(f"{moment.isoformat()} in {name} is outside of the calendar") from None
+
+
+_NEXT: Final = re.compile(r"next +(\S+)", re.ASCII)
+_MINUTE: Final = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """A point in time as written: aware, or naive local time."""
+
+    at: datetime
+
+    @property
+    def is_local(self) -> bool:
+        return self.at.tzinfo is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class At:
+    """When a task is to be made: a span from now, the next time a clock shows `clock`, or a moment; exactly one is set."""
+
+    after: timedelta | None = None
+    clock: time | None = None
+    moment: Moment | None = None
+
+    @property
+    def needs_zone(self) -> bool:
+        """Whether the answer depends on where the contact is."""
+        return self.clock is not None or (self.moment is not None and self.moment.is_local)
+
+    def resolve(self, now: datetime, zones: Sequence[str]) -> datetime:
+        """Return the moment as aware UTC, never before `now`.
+
+        `zones` are all the zones the contact may be in; the latest candidate wins. None at all means UTC. Raises ValueError
+        for a zone that is none and at the ends of the calendar.
+        """
+        now = now.astimezone(UTC)
+        if self.after is not None:
+            return _plus(now, self.after)
+        places = tuple(zones) or ("UTC",)
+        if self.clock is not None:
+            return next_clock(now, self.clock, places)
+        assert self.moment is not None
+        written = self.moment.at
+        if not self.moment.is_local:
+            return max(now, written.astimezone(UTC))
+        return max(now, *(to_utc(written, zone) for zone in places))
+
+
+def parse_at(text: object) -> At:
+    """Read `now`, `+10m`, `next 09:00` or a moment; ValueError with a message for the author of the rule."""
+    words = text.strip() if isinstance(text, str) else ""
+    if words == "now":
+        return At(after=timedelta())
+    if words.startswith("+"):
+        return At(after=parse_span(words))
+    following = _NEXT.fullmatch(words)
+    if following:
+        return At(clock=parse_clock(following[1].strip("\"'")))
+    try:
+        return At(moment=Moment(at=read_moment(words)))
+    except ValueError:
+        raise ValueError(f"{as_json(text)} is no moment: {_FORMS}") from None
+
+
+_FORMS: Final = 'write now, a span such as +10m, "next 09:00", or a moment such as 2026-12-01T14:00:00-03:00'
+
+
+def parse_moment(text: object, zone: str) -> datetime:
+    """Read a moment as aware UTC; one without an offset is local time in `zone`. Raises ValueError."""
+    moment = read_moment(text)
+    return moment if moment.tzinfo else to_utc(moment, zone)
+
+
+def next_clock(now: datetime, clock: time, zones: Sequence[str]) -> datetime:
+    """Return the first moment after `now`, aware UTC, by which the clocks of all these zones have shown a time of day.
+
+    It is taken day by day, the latest zone of each day: with zones five hours apart, "next 09:00" is 09:00 in the last of
+    them and never before 09:00 in any. On a day on which clocks skip the time, it is later by what they skip. Raises
+    ValueError for no zones and at the ends of the calendar.
+    """
+    try:
+        today = min(to_local(now, zone).date() for zone in zones)
+        # From yesterday, whose skipped time can lie after midnight; a whole day has been skipped too (Apia, 2011).
+        for days in range(-1, 5):
+            local = datetime.combine(today + timedelta(days=days), clock)
+            candidate = max(to_utc(local, zone) for zone in zones)
+            if candidate > now:
+                return candidate
+    except OverflowError:
+        pass
+    raise ValueError(f"after {now.isoformat()} there is no {clock.isoformat('minutes')} within the calendar")
+
+
+def local_minute(moment: datetime, zone: str) -> datetime:
+    """Return a moment as local time in a zone, rounded up to the whole minute, so that it is not earlier than asked."""
+    rounded = moment.astimezone(UTC).replace(second=0, microsecond=0)
+    return to_local(rounded if rounded == moment else _plus(rounded, _MINUTE), zone)
+
+
+def _plus(moment: datetime, span: timedelta) -> datetime:
+    try:
+        return moment + span
+    except OverflowError:
+        raise ValueError(f"{moment.isoformat()} and {span} more is outside of the calendar") from None
+
+
+class ZoneDefaults(Protocol):
+    """What zones_of needs to know of the rule set: `rule_set.Defaults` has it."""
+
+    @property
+    def country_zones(self) -> Mapping[str, str]:
+        """The zone to assume in a country, by ISO 3166-1 alpha-2 code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZoneChoice:
+    """The zones a contact may be in: one, several, or none at all; `note` says where that comes from."""
+
+    zones: tuple[str, ...]
+    note: str
+
+    @property
+    def only(self) -> str | None:
+        """The zone, when exactly one is possible."""
+        return self.zones[0] if len(self.zones) == 1 else None
+
+
+def zones_of(contact: Contact, defaults: ZoneDefaults) -> ZoneChoice:
+    """Return the zones a contact may be in, and why these."""
+    ignored = ""
+    if contact.timezone is not None:
+        if is_zone(contact.timezone):
+            return ZoneChoice(zones=(contact.timezone,), note=f"zone {contact.timezone} from contact.timezone")
+        ignored = f"; contact.timezone {as_json(contact.timezone, 60)} is no zone name and was ignored"
+    countries = {
+        "the country of the phone": country_of(contact.phone) if isinstance(contact.phone, str) else None,
+        "contact.country": contact.country.strip().upper() if isinstance(contact.country, str) else None,
+    }
+    named = [(origin, country) for origin, country in countries.items() if country]
+    for origin, country in named:
+        zones = country_zones().get(country, ())
+        if len(zones) == 1:
+            return ZoneChoice(zones=zones, note=f"zone {zones[0]} from {origin} ({country}){ignored}")
+    for _, country in named:
+        assumed = defaults.country_zones.get(country)
+        if assumed:
+            return ZoneChoice(zones=(assumed,), note=f"zone {assumed} from country_zones ({country}){ignored}")
+    for origin, country in named:
+        zones = country_zones().get(country, ())
+        if zones:
+            note = (
+                f"{country} ({origin}) has {len(zones)} zones, all of them count; country_zones can name one{ignored}"
+            )
+            return ZoneChoice(zones=zones, note=note)
+    return ZoneChoice(zones=(), note=f"no zone is known for the contact{ignored}")
+
+
+@lru_cache(maxsize=4096)
+def country_of(phone: str) -> str | None:
+    """Return the country of an E.164 number as ISO 3166-1 alpha-2, or None where it has none or several fit."""
+    try:
+        number = phonenumbers.parse(phone)
+    except phonenumbers.NumberParseException:
+        return None
+    exact = phonenumbers.region_code_for_number(number)
+    regions = phonenumbers.region_codes_for_country_code(number.country_code or 0)
+    region = exact or (regions[0] if len(regions) == 1 else None)
+    return None if region in {None, "001", "ZZ"} else region
+
+
+@lru_cache(maxsize=1)
+def country_zones() -> Mapping[str, tuple[str, ...]]:
+    """Return the zones of every country, by ISO 3166-1 alpha-2 code."""
+    table: dict[str, tuple[str, ...]] = {}
+    for line in (files("tzdata") / "zoneinfo" / "zone.tab").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            country, _, zone = line.split("\t")[:3]
+            table[country] = (*table.get(country, ()), zone)
+    return table

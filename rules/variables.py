@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from rules.places import Path, SourceMap
+from rules.messages import did_you_mean, shown
 from rules.templates import is_template
 from rules.vocabulary import Json
-from rules.wording import did_you_mean, shown
+from rules.yaml_reader import Path, SourceMap
 
 _REFERENCE: Final = re.compile(r"\$\$\{|\$\{(?P<inside>[^}\n]*)(?P<end>\}?)")
 _ALONE: Final = re.compile(r"\$\{[^}\n]*\}")

@@ -215,7 +215,7 @@ class Task:
     """One touch to be made, as planned.
 
     `key` is the hash of event, rule and name, unique for ever; `id` is its readable beginning. `fields` is what the
-    provider is to be told, rendered, in Leadwire's own words (see `rules/plan.py`); the provider's file turns it into the
+    provider is to be told, rendered, in Leadwire's own words (see `rules/engine.py`); the provider's file turns it into the
     wire. `state` is PLANNED, or DEAD or SUPPRESSED with `reason` when planning itself ended it. `note` says what was
     assumed (the time zone used, say). `parent` is the id of the task whose end this one answers; `reactions` are the ends of
     this one that its rule answers with further tasks.
@@ -304,7 +304,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
+class RuleFault:
     """One thing wrong with a file, at its place. Lines and columns count from 1."""
 
     file: str
@@ -326,7 +326,7 @@ class Problem(Exception):  # noqa: N818 - the root's name is read by operators, 
 class RuleError(Problem):
     """Rule files that cannot be accepted: all faults of all files."""
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
+    def __init__(self, faults: Sequence[RuleFault]) -> None:
         super().__init__("\n".join(str(fault) for fault in faults))
         self.faults = tuple(faults)
 

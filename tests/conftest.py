@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ingress.sources import Source, build
-from rules.rulebook import SourceText
-from rules.vocabulary import Fault
-from rules.yaml_text import read
+from rules.rule_set import SourceText
+from rules.vocabulary import RuleFault
+from rules.yaml_reader import read
 from tests.servers.needs import missing
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def rabbitmq_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rabbit
 
 
 MakeSource = Callable[..., Source]
-FindFaults = Callable[..., list[Fault]]
+FindFaults = Callable[..., list[RuleFault]]
 
 
 def _texts(name: str, text: str) -> list[SourceText]:
@@ -116,7 +116,7 @@ def find_faults() -> FindFaults:
         *,
         name: str = "crm",
         public_url: str | None = "https://hooks.example.com",
-    ) -> list[Fault]:
+    ) -> list[RuleFault]:
         sources, faults = build(_texts(name, text), environment or {}, public_url=public_url)
         assert not (sources and faults)
         return faults

@@ -12,8 +12,8 @@ import pytest
 
 from console.cli import COMMANDS, leadwire, main
 from ingress import sources
-from rules.load import load
-from rules.prove import prove
+from rules.loader import load
+from rules.rule_tests import run_rule_tests
 from worker.settings import PREFIX, VARIABLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,12 +93,12 @@ def test_the_rule_shown_is_accepted(now: datetime) -> None:
     assert shown
     environment = {"SALES_AGENT": "11111111-1111-4111-8111-111111111111", "CRM_SECRET": "fake-secret-for-tests"}
 
-    book = load({"README.yaml": shown[1]}, environment)
-    _, faults = sources.build(book.sources, environment, public_url=None)
+    rule_set = load({"README.yaml": shown[1]}, environment)
+    _, faults = sources.build(rule_set.sources, environment, public_url=None)
 
-    assert [] == list(book.warnings)
+    assert [] == list(rule_set.warnings)
     assert [] == list(faults)
-    assert [] == prove(book, now=now)
+    assert [] == run_rule_tests(rule_set, now=now)
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "CHANGELOG.md"])

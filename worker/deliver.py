@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Final, TypeVar
 
-from rules.drafting import mark
+from rules.engine import correlation_tag
 from rules.vocabulary import (
     LedgerBusyError,
     LedgerInDoubtError,
@@ -262,7 +262,7 @@ def _settlement(clock: Clock, claim: Claim, made: Attempted, poll: timedelta) ->
     step = next_step(reading, claim.task.retry, history, now=clock.now(), chance=clock.chance(), status=made.status)
     reason = step.reason
     if step.state is TaskState.UNKNOWN:
-        reason = f"{reason} Its mark is {mark(claim.task.key)}."
+        reason = f"{reason} Its mark is {correlation_tag(claim.task.key)}."
     return Settlement(
         verdict=reading.verdict,
         state=TaskState.SUPPRESSED if made.too_late else step.state,

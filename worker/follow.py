@@ -12,7 +12,7 @@ import threading
 from datetime import datetime, timedelta
 from typing import Final
 
-from rules.rulebook import Action, RuleBook
+from rules.rule_set import Action, RuleSet
 from rules.vocabulary import LedgerError, ProviderName
 from worker.asking import ThrottledClient
 from worker.ledger import Limits, Poll
@@ -63,7 +63,7 @@ class Follow:
         """Begin, if the settings ask for it; say so when a rule waits for what nobody will ask."""
         if self._first:
             self._thread.start()
-        elif answers_outcomes(self._services.book):
+        elif answers_outcomes(self._services.rule_set):
             log.warning("rules have on_outcome, and nobody asks for outcomes: set LEADWIRE_MINDHUNTERS_POLL, to 60 say")
 
     def stop(self) -> None:
@@ -128,9 +128,9 @@ class Follow:
         return min(self._first * (1 << min(times, 20)), max(self._first, LONGEST_PAUSE))
 
 
-def answers_outcomes(book: RuleBook) -> bool:
+def answers_outcomes(rule_set: RuleSet) -> bool:
     """Say whether a rule waits for an outcome."""
-    open_: list[Action] = [action for rule in book.rules for action in rule.actions]
+    open_: list[Action] = [action for rule in rule_set.rules for action in rule.actions]
     while open_:
         action = open_.pop()
         if action.on_outcome:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from rules.plan import decide
+from rules.engine import decide
 from rules.vocabulary import EventState, LedgerBusyError, Plan, Task
 from worker.first_attempts import Batch, InlineDelivery, TellOf
 from worker.ledger import StoredEvent
@@ -94,7 +94,7 @@ def _plan(services: WorkerContext, stored: StoredEvent) -> Plan | None:
     """Return the event's plan; an event whose planning fails is noted in the ledger, and its neighbours go on."""
     services.ledger.give_way()
     try:
-        return decide(services.book, stored.event, now=services.clock.now())
+        return decide(services.rule_set, stored.event, now=services.clock.now())
     except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this event alone
         _failed(services, stored.event.id, "planning", error)
         return None

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from rules.plan import Ended, react
+from rules.engine import Ended, react
 from rules.vocabulary import FAILURE, LedgerBusyError, LedgerError, Problem, Task, TaskState
 from worker.deliver import Delivered
 from worker.ledger import Reaction
@@ -36,7 +36,7 @@ class React:
     def __init__(self, services: WorkerContext, show: Callable[[Sequence[Task]], None] = lambda _: None) -> None:
         self._services = services
         self._show = show
-        self._sets = KeptRuleSets(services.ledger, services.book, services.settings.environment, WORKER_SECTIONS)
+        self._sets = KeptRuleSets(services.ledger, services.rule_set, services.settings.environment, WORKER_SECTIONS)
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="react", daemon=True)
@@ -89,9 +89,9 @@ class React:
     def _answer(self, reaction: Reaction) -> None:
         services, task = self._services, reaction.task
         try:
-            book = self._sets.book(task.rule_set)
+            rule_set = self._sets.rule_set(task.rule_set)
             now = services.clock.now()
-            planned, note = react(book, reaction.event, _ended(reaction), reaction.trigger, now=now)
+            planned, note = react(rule_set, reaction.event, _ended(reaction), reaction.trigger, now=now)
             due = services.ledger.follow_ups.answer(reaction, planned, now, note)
         except LedgerBusyError:
             raise  # nothing is wrong with the answer: it is taken again

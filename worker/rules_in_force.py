@@ -16,9 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from rules.load import Files, in_order, inspect, load
-from rules.rulebook import RuleBook, SourceText
-from rules.vocabulary import Fault, RuleError, SettingsError
+from rules.loader import Files, in_order, inspect, load
+from rules.rule_set import RuleSet, SourceText
+from rules.vocabulary import RuleError, RuleFault, SettingsError
 from worker.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _KINDS: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
 )
 
 
-def read_files(place: Path, *, shown_as: str | None = None) -> dict[str, str | Fault]:
+def read_files(place: Path, *, shown_as: str | None = None) -> dict[str, str | RuleFault]:
     """Return the text of every `.yaml` and `.yml` file of a folder, or of the one file `place` is, by name.
 
     Files come in the order of their names; hidden ones are left out. Names are as messages print them: relative to the
@@ -66,7 +66,7 @@ def read_files(place: Path, *, shown_as: str | None = None) -> dict[str, str | F
     return {prefix + one: _text_of(place / one, prefix + one) for one in names}
 
 
-def unread_folders(place: Path, *, shown_as: str | None = None) -> list[Fault]:
+def unread_folders(place: Path, *, shown_as: str | None = None) -> list[RuleFault]:
     """Return a warning for each sub-folder that holds rule files: only the folder itself is read."""
     prefix = _prefix(shown_as)
     try:
@@ -94,7 +94,7 @@ def _prefix(shown_as: str | None) -> str:
     return f"{shown_as.rstrip('/')}/" if shown_as else ""
 
 
-def _text_of(path: Path, name: str) -> str | Fault:
+def _text_of(path: Path, name: str) -> str | RuleFault:
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
@@ -108,11 +108,11 @@ def _text_of(path: Path, name: str) -> str | Fault:
         return _unread(name, f"cannot be read: {error.strerror}{target}")
 
 
-def _unread(name: str, message: str) -> Fault:
-    return Fault(file=name, line=1, column=1, path="", message=message)
+def _unread(name: str, message: str) -> RuleFault:
+    return RuleFault(file=name, line=1, column=1, path="", message=message)
 
 
-def _nothing_more(_: Sequence[SourceText]) -> Sequence[Fault]:
+def _nothing_more(_: Sequence[SourceText]) -> Sequence[RuleFault]:
     return ()
 
 
@@ -123,8 +123,8 @@ def rules_in_force(
     *,
     resolve: frozenset[str],
     now: datetime,
-    faults_of: Callable[[Sequence[SourceText]], Sequence[Fault]] = _nothing_more,
-) -> RuleBook:
+    faults_of: Callable[[Sequence[SourceText]], Sequence[RuleFault]] = _nothing_more,
+) -> RuleSet:
     """Return the rule set to decide with, and keep it in the ledger.
 
     `resolve` names the sections whose variables this process needs; `faults_of` is its own word on the sources. Raises
@@ -133,7 +133,7 @@ def rules_in_force(
     try:
         if place is None:
             raise SettingsError("LEADWIRE_RULES is not set: it names the folder with your rule files")
-        book = accepted(read_files(place), environment, resolve=resolve, faults_of=faults_of)
+        rule_set = accepted(read_files(place), environment, resolve=resolve, faults_of=faults_of)
     except (RuleError, SettingsError) as fault:
         kept = ledger.latest_rule_set()
         if kept is None:
@@ -141,8 +141,8 @@ def rules_in_force(
         version, files = kept
         log.error("the rules in %s cannot be accepted; the last good set %s stays in force:\n%s", place, version, fault)
         return load(files, environment, resolve=resolve)
-    ledger.store_rule_set(book.version, book.files, now)
-    return book
+    ledger.store_rule_set(rule_set.version, rule_set.files, now)
+    return rule_set
 
 
 def accepted(
@@ -150,17 +150,17 @@ def accepted(
     environment: Mapping[str, str],
     *,
     resolve: frozenset[str],
-    faults_of: Callable[[Sequence[SourceText]], Sequence[Fault]],
-) -> RuleBook:
-    """Return the rule book of these files; raises RuleError with the faults of rules and sources together."""
+    faults_of: Callable[[Sequence[SourceText]], Sequence[RuleFault]],
+) -> RuleSet:
+    """Return the rule set of these files; raises RuleError with the faults of rules and sources together."""
     found = inspect(files, environment, resolve=resolve)
     faults = together(found.faults, faults_of(found.sources), files)
-    if faults or found.book is None:
+    if faults or found.rule_set is None:
         raise RuleError(faults)
-    return found.book
+    return found.rule_set
 
 
-def together(first: Sequence[Fault], then: Sequence[Fault], files: Files) -> tuple[Fault, ...]:
+def together(first: Sequence[RuleFault], then: Sequence[RuleFault], files: Files) -> tuple[RuleFault, ...]:
     """Return faults of two kinds in the order of the files; where both are at one place, the first counts."""
     taken = {(fault.file, fault.line, fault.column) for fault in first}
     more = (fault for fault in then if (fault.file, fault.line, fault.column) not in taken)
@@ -171,14 +171,14 @@ class KeptRuleSets:
     """The rule sets that planned what is still under way, compiled as this process reads them; the latest are remembered."""
 
     def __init__(
-        self, ledger: Ledger, current: RuleBook, environment: Mapping[str, str], resolve: frozenset[str]
+        self, ledger: Ledger, current: RuleSet, environment: Mapping[str, str], resolve: frozenset[str]
     ) -> None:
         self._ledger = ledger
         self._environment = environment
         self._resolve = resolve
         self._books = {current.version: current}
 
-    def book(self, version: str) -> RuleBook:
+    def rule_set(self, version: str) -> RuleSet:
         """Return a rule set by its version; SettingsError when it is gone, RuleError when it cannot be read any more.
 
         The latter is mostly a variable that is not set any more.
@@ -189,8 +189,8 @@ class KeptRuleSets:
         files = self._ledger.rule_set(version)
         if files is None:
             raise SettingsError(f"rule set {version} is not in the ledger any more")
-        book = load(files, self._environment, resolve=self._resolve)
+        rule_set = load(files, self._environment, resolve=self._resolve)
         if len(self._books) > REMEMBERED_SETS:
             del self._books[list(self._books)[1]]  # the oldest but the one in force
-        self._books[version] = book
-        return book
+        self._books[version] = rule_set
+        return rule_set

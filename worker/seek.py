@@ -21,7 +21,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
-from rules.drafting import mark
+from rules.engine import correlation_tag
 from rules.vocabulary import LedgerError, ProviderName, TaskState, Verdict
 from worker.asking import Sender, ThrottledClient
 from worker.awake import Steadiness
@@ -151,7 +151,7 @@ class Reconciler:
         open_: dict[Hashable, list[Group]] = {}
         for doubt in sorted(doubts, key=lambda doubt: doubt.began_at):
             sought = Sought(
-                task=doubt.task, mark=mark(doubt.task.key), began_at=doubt.began_at, ended_at=doubt.ended_at
+                task=doubt.task, mark=correlation_tag(doubt.task.key), began_at=doubt.began_at, ended_at=doubt.ended_at
             )
             listing = self._provider.listing_of(sought)
             if isinstance(listing, CannotTell):
@@ -296,6 +296,6 @@ def _for_a_person(doubt: PendingReconciliation, why: str, provider: ProviderName
     task_id = doubt.task.id
     return (
         f"It may have been executed, and Leadwire cannot tell: {why} (asked {doubt.look_ups + 1} times). Look for its mark "
-        f"{mark(doubt.task.key)} at {provider}, then: leadwire settle {task_id} --delivered [EXTERNAL_ID] | "
+        f"{correlation_tag(doubt.task.key)} at {provider}, then: leadwire settle {task_id} --delivered [EXTERNAL_ID] | "
         f"leadwire settle {task_id} --not-delivered"
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from rules.rulebook import RuleBook
+from rules.rule_set import RuleSet
 from rules.vocabulary import ProviderName, SettingsError
 from worker import providers
 from worker.awake import awake_seconds
@@ -160,7 +160,7 @@ class WorkerContext:
     settings: Settings
     ledger: Ledger
     publisher: Publisher
-    book: RuleBook
+    rule_set: RuleSet
     hands: Mapping[ProviderName, ProviderClient]
     owner: str
     #: Set when the process is to end: waits inside an attempt give up early.
@@ -186,12 +186,12 @@ def build_worker(settings: Settings, *, owner: str) -> WorkerContext:
     credentials = _credentials(settings)
     ledger = open_ledger(settings.database_url, yielding=YIELDING)
     ledger.lift_answers_pauses(utc_now())
-    book = rules_in_force(settings.rules, ledger, settings.environment, resolve=WORKER_SECTIONS, now=utc_now())
+    rule_set = rules_in_force(settings.rules, ledger, settings.environment, resolve=WORKER_SECTIONS, now=utc_now())
     return WorkerContext(
         settings=settings,
         ledger=ledger,
         publisher=Publisher(celery_app(broker_url)),
-        book=book,
+        rule_set=rule_set,
         hands={
             name: _hand(name, url, credential, slots=max(1, settings.worker_threads // 2))
             for name, (url, credential) in credentials.items()

@@ -20,12 +20,12 @@ from console.cli.documents import (
 from console.cli.words import as_json, counted, decision_lines, document, person, printable, shortened
 from rules.complaints import complaints
 from rules.document import Given
-from rules.load import load
-from rules.places import written
-from rules.plan import decide
-from rules.prove import event_of
-from rules.rulebook import RuleBook
+from rules.engine import decide
+from rules.loader import load
+from rules.rule_set import RuleSet
+from rules.rule_tests import event_of
 from rules.vocabulary import Event, EventState, Json, Plan, Problem, RuleError, Task, TaskState, instant
+from rules.yaml_reader import written
 from worker.ledger import StoredEvent, StoredTask
 
 #: No webhook is larger, and a file without an end is never read on.
@@ -75,11 +75,11 @@ def explain_stored(
     return _text(lines)
 
 
-def explain_file(path: Path, book: RuleBook, *, now: datetime, json_wanted: bool) -> str:
+def explain_file(path: Path, rule_set: RuleSet, *, now: datetime, json_wanted: bool) -> str:
     """Explain an event read from a JSON file under a rule set; nothing is recorded. Raises Problem for a bad file."""
-    event = _event_in(path, book, now)
-    plan = decide(book, event, now=now)
-    listened = _types_of(book)
+    event = _event_in(path, rule_set, now)
+    plan = decide(rule_set, event, now=now)
+    listened = _types_of(rule_set)
     if json_wanted:
         return document(
             {
@@ -91,7 +91,7 @@ def explain_file(path: Path, book: RuleBook, *, now: datetime, json_wanted: bool
                 "listened_types": list(listened),
             }
         )
-    lines = [f"{event.type} as given, under {book.version}; nothing is recorded and nothing is made"]
+    lines = [f"{event.type} as given, under {rule_set.version}; nothing is recorded and nothing is made"]
     if plan.state is EventState.IGNORED:
         lines += [_ignored(event.type, listened)]
     lines += _plan_lines(plan)
@@ -107,14 +107,14 @@ def _plan_lines(plan: Plan) -> Iterable[str]:
                 yield from _planned_lines(task)
 
 
-def _event_in(path: Path, book: RuleBook, now: datetime) -> Event:
+def _event_in(path: Path, rule_set: RuleSet, now: datetime) -> Event:
     name = "standard input" if str(path) == "-" else shortened(str(path))
     given = _json_in(path, name)
     if not isinstance(given, dict) or not given.get("type"):
         raise Problem(f'{name}: must be an object such as {{"type": "lead.created", "contact": {{}}, "data": {{}}}}')
     try:
         Given.model_validate(given)
-        return event_of(given, at=now, zone=book.defaults.timezone or "UTC")
+        return event_of(given, at=now, zone=rule_set.defaults.timezone or "UTC")
     except ValidationError as error:
         told = (f"{name}: {written(at)}: {message}" for at, message, _ in complaints(error, Given))
         raise Problem("\n".join(told)) from error
@@ -196,8 +196,8 @@ def _listened_types(files: Mapping[str, str] | None, environment: Mapping[str, s
         return ()
 
 
-def _types_of(book: RuleBook) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(pattern for rule in book.rules for pattern in rule.when))
+def _types_of(rule_set: RuleSet) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(pattern for rule in rule_set.rules for pattern in rule.when))
 
 
 def _task_lines(task: StoredTask) -> Iterable[str]:

@@ -18,9 +18,9 @@ from console.cli.ledger_views import as_document
 from console.cli.selecting import SHOWN, agree, between, chunks, one_way, some, with_care
 from console.cli.surroundings import existing_ledger, settings_in_force
 from console.cli.words import counted, document, printable, shortened
-from rules.load import load
-from rules.plan import decide
-from rules.rulebook import RuleBook
+from rules.engine import decide
+from rules.loader import load
+from rules.rule_set import RuleSet
 from rules.vocabulary import EventState, Problem, RuleError, Task, TaskState, instant
 from worker.ledger import (
     EventSelection,
@@ -84,8 +84,8 @@ def replay(
     with existing_ledger(settings) as ledger:
         ask = _Asked(failed_too=failed, new_keys=new_keys, now=utc_now())
         found = _selected(ledger, state, chosen) if selected else _named(ledger, event_ids)
-        book = _book(ledger, settings)
-        looks = [_look(ledger, one, book, ask) for one in found]
+        rule_set = _book(ledger, settings)
+        looks = [_look(ledger, one, rule_set, ask) for one in found]
         if dry_run:
             _tell_dry(looks, json_wanted=json_wanted)
             return
@@ -178,12 +178,12 @@ def _selected(ledger: Ledger, state: str | None, chosen: dict[str, Any]) -> Iter
     return ledger.select_events(EventSelection(states=(EventState(state or EventState.PROCESSED),), **chosen))
 
 
-def _look(ledger: Ledger, stored: StoredEvent, book: RuleBook | None, ask: _Asked) -> _Look:
+def _look(ledger: Ledger, stored: StoredEvent, rule_set: RuleSet | None, ask: _Asked) -> _Look:
     """Decide an event as a worker would, and compare with what exists of it."""
     refusal = why_not_replayed(stored, failed_too=ask.failed_too)
-    if refusal or book is None:
+    if refusal or rule_set is None:
         return _Look(stored, refusal and printable(refusal), ())
-    planned = decide(book, stored.event, now=ask.now).tasks
+    planned = decide(rule_set, stored.event, now=ask.now).tasks
     if ask.new_keys:
         return _Look(stored, None, [(task, None) for task in planned])
     made = {(task.rule, task.name): task for task in ledger.tasks_of(stored.id) if task.parent is None}
@@ -193,19 +193,19 @@ def _look(ledger: Ledger, stored: StoredEvent, book: RuleBook | None, ask: _Aske
     return _Look(stored, refusal and printable(refusal), [(task, made.get((task.rule, task.name))) for task in planned])
 
 
-def _book(ledger: Ledger, settings: Settings) -> RuleBook | None:
+def _book(ledger: Ledger, settings: Settings) -> RuleSet | None:
     """Return the rule set that the ledger took last, or None with a word about it: then the worker alone compares."""
     kept = ledger.latest_rule_set()
     for environment, resolve in ((settings.environment, WORKER_SECTIONS), ({}, frozenset[str]())):
         try:
-            book = load(kept[1], environment, resolve=resolve) if kept else None
+            rule_set = load(kept[1], environment, resolve=resolve) if kept else None
         except RuleError:
             continue
-        if book is not None and not resolve:
+        if rule_set is not None and not resolve:
             click.echo(
                 "note: some variables are not set here: ${NAME} stands for them; the worker has its own", err=True
             )
-        return book
+        return rule_set
     click.echo("note: the rules in force cannot be read here; the worker decides by its own", err=True)
     return None
 

@@ -17,11 +17,11 @@ from console.cli.surroundings import existing_ledger, settings_in_force
 from console.cli.words import counted, document, printable, shortened
 from ingress import sources
 from ingress.sources.schema import definitions as source_definitions
-from rules.load import Files, in_order, inspect, load
-from rules.prove import prove
-from rules.rulebook import RuleBook
+from rules.loader import Files, in_order, inspect, load
+from rules.rule_set import RuleSet
+from rules.rule_tests import run_rule_tests
 from rules.schema import schema as rules_schema
-from rules.vocabulary import Fault, Problem, RuleError
+from rules.vocabulary import Problem, RuleError, RuleFault
 from worker.rules_in_force import read_files, together, unread_folders
 from worker.settings import Settings
 from worker.wiring import WORKER_SECTIONS, utc_now
@@ -41,18 +41,18 @@ def check(ctx: click.Context, path: str | None, *, json_wanted: bool, require_ru
     settings = settings_in_force()
     place, shown_as = rules_place(settings, path)
     files = read_files(place, shown_as=shown_as)
-    book, faults, warnings = _read(files, settings)
+    rule_set, faults, warnings = _read(files, settings)
     warnings = [*warnings, *unread_folders(place, shown_as=shown_as)]
-    if require_rules and book is not None:
-        faults = [*faults, *_nothing_to_do(book, shown_as)]
+    if require_rules and rule_set is not None:
+        faults = [*faults, *_nothing_to_do(rule_set, shown_as)]
     if json_wanted:
-        click.echo(document(_result(files, book, faults, warnings)))
+        click.echo(document(_result(files, rule_set, faults, warnings)))
     else:
         for warning in warnings:
             click.echo(f"warning: {printable(str(warning))}")
         for fault in faults:
             click.echo(printable(str(fault)))
-        click.echo(_closing(shown_as, files, book, faults))
+        click.echo(_closing(shown_as, files, rule_set, faults))
     ctx.exit(1 if faults else 0)
 
 
@@ -73,8 +73,8 @@ def explain(what: str | None, rules_path: str | None, *, last: bool, json_wanted
     settings = settings_in_force()
     if what and (what == "-" or _is_there(Path(what)) or what.endswith(".json") or "/" in what):
         place, shown_as = rules_place(settings, rules_path)
-        book = _to_explain_with(read_files(place, shown_as=shown_as), settings)
-        click.echo(explain_file(Path(what), book, now=utc_now(), json_wanted=json_wanted))
+        rule_set = _to_explain_with(read_files(place, shown_as=shown_as), settings)
+        click.echo(explain_file(Path(what), rule_set, now=utc_now(), json_wanted=json_wanted))
         return
     if rules_path:
         raise click.UsageError("--rules goes with FILE: an event of the ledger keeps the decisions it was given")
@@ -122,72 +122,74 @@ def _is_there(place: Path) -> bool:
     return True
 
 
-def _to_explain_with(files: Files, settings: Settings) -> RuleBook:
+def _to_explain_with(files: Files, settings: Settings) -> RuleSet:
     """Return the rule set; where all that is wrong is unset variables, with them as written, and a word about it."""
     try:
         return load(files, settings.environment, resolve=WORKER_SECTIONS)
     except RuleError as error:
         try:
-            book = load(files, {}, resolve=frozenset())
+            rule_set = load(files, {}, resolve=frozenset())
         except RuleError:
             raise error from None
     click.echo(
         "note: some variables are not set here: ${NAME} stands for them, also where values are compared", err=True
     )
-    return book
+    return rule_set
 
 
-def _read(files: Files, settings: Settings) -> tuple[RuleBook | None, list[Fault], list[Fault]]:
+def _read(files: Files, settings: Settings) -> tuple[RuleSet | None, list[RuleFault], list[RuleFault]]:
     """Return the rule set, all that keeps it from being put in force, and what its author should know."""
     found = inspect(files, settings.environment)
     built, source_faults = sources.build(found.sources, settings.environment, public_url=settings.public_url)
-    proved = prove(found.book, now=utc_now()) if found.book else []
+    proved = run_rule_tests(found.rule_set, now=utc_now()) if found.rule_set else []
     faults = together(found.faults, [*source_faults, *proved], files)
     warned = [*found.warnings, *(warning for source in built.values() for warning in source.warnings)]
-    return found.book, list(faults), list(in_order(warned, files))
+    return found.rule_set, list(faults), list(in_order(warned, files))
 
 
-def _nothing_to_do(book: RuleBook, shown_as: str) -> list[Fault]:
+def _nothing_to_do(rule_set: RuleSet, shown_as: str) -> list[RuleFault]:
     """Return what a folder lacks that somebody wants to work with: an empty one is good, and never what was meant."""
     lacking = {
-        "no rules: every event would be recorded and ignored: put your rule files here": book.rules,
-        "no sources: every webhook would be answered with 404: say under `sources` who may post": book.sources,
+        "no rules: every event would be recorded and ignored: put your rule files here": rule_set.rules,
+        "no sources: every webhook would be answered with 404: say under `sources` who may post": rule_set.sources,
     }
     return [
-        Fault(file=shown_as, line=1, column=1, path="", message=message)
+        RuleFault(file=shown_as, line=1, column=1, path="", message=message)
         for message, there in lacking.items()
         if not there
     ]
 
 
-def _tests(book: RuleBook) -> int:
-    return sum(len(rule.proofs) for rule in book.rules)
+def _tests(rule_set: RuleSet) -> int:
+    return sum(len(rule.tests) for rule in rule_set.rules)
 
 
-def _result(files: Files, book: RuleBook | None, faults: list[Fault], warnings: list[Fault]) -> dict[str, object]:
+def _result(
+    files: Files, rule_set: RuleSet | None, faults: list[RuleFault], warnings: list[RuleFault]
+) -> dict[str, object]:
     return {
         "good": not faults,
         "files": list(files),
-        "rules": [rule.id for rule in book.rules] if book else None,
-        "sources": [source.name for source in book.sources] if book else None,
-        "tests": _tests(book) if book else None,
-        "rule_set": book.version if book else None,
+        "rules": [rule.id for rule in rule_set.rules] if rule_set else None,
+        "sources": [source.name for source in rule_set.sources] if rule_set else None,
+        "tests": _tests(rule_set) if rule_set else None,
+        "rule_set": rule_set.version if rule_set else None,
         "faults": [asdict(fault) for fault in faults],
         "warnings": [asdict(warning) for warning in warnings],
     }
 
 
-def _closing(shown_as: str, files: Files, book: RuleBook | None, faults: list[Fault]) -> str:
-    if faults or book is None:
+def _closing(shown_as: str, files: Files, rule_set: RuleSet | None, faults: list[RuleFault]) -> str:
+    if faults or rule_set is None:
         of = counted(len({fault.file for fault in faults}), "file")
         return (
             f"{counted(len(faults), 'fault')} in {of}: mend them and run `leadwire check {printable(shown_as)}` again."
         )
     if not files:
         return f"{printable(shown_as)} holds no rule files: their names end in .yaml. Nothing listens to anything."
-    rules, own = counted(len(book.rules), "rule"), counted(len(book.sources), "source")
+    rules, own = counted(len(rule_set.rules), "rule"), counted(len(rule_set.sources), "source")
     return (
-        f"{counted(len(files), 'file')} good: {rules}, {own}, {counted(_tests(book), 'test')} passed. "
+        f"{counted(len(files), 'file')} good: {rules}, {own}, {counted(_tests(rule_set), 'test')} passed. "
         f"`LEADWIRE_RULES={printable(shown_as)} leadwire up` puts them to work."
     )
 

@@ -18,7 +18,7 @@ from console.samples import Lead, Sample, sample, variants
 from ingress import sources
 from ingress.sources import Source, Unreadable, WebhookRequest
 from ingress.sources.decoders import Format
-from rules.load import load
+from rules.loader import load
 from rules.vocabulary import Problem, RuleError
 from worker.rules_in_force import read_files
 from worker.settings import Settings
@@ -99,14 +99,14 @@ def _told(source: Source, payload: Sample, now: datetime) -> str:
 
 def _source(settings: Settings, name: str) -> Source:
     place, shown_as = rules_place(settings, None)
-    book = load(read_files(place, shown_as=shown_as), settings.environment, resolve=FRONT_DOOR_SECTIONS)
-    built, faults = sources.build(book.sources, settings.environment, public_url=settings.public_url)
+    rule_set = load(read_files(place, shown_as=shown_as), settings.environment, resolve=FRONT_DOOR_SECTIONS)
+    built, faults = sources.build(rule_set.sources, settings.environment, public_url=settings.public_url)
     source = built.get(name)
     if source is not None:
         return source
-    if any(text.name == name for text in book.sources):
+    if any(text.name == name for text in rule_set.sources):
         raise RuleError(faults)
-    names = ", ".join(text.name for text in book.sources) or "none"
+    names = ", ".join(text.name for text in rule_set.sources) or "none"
     raise Problem(f"{printable(name)}: no such source in {shown_as}; there are: {names}")
 
 

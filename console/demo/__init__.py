@@ -23,7 +23,7 @@ from console.demo.story import Posting, environment, postings
 from console.posting import Posted, post, sealed
 from ingress import sources
 from ingress.sources import Source
-from rules.load import load
+from rules.loader import load
 from rules.vocabulary import Problem
 from worker.ledger import open_ledger
 from worker.rules_in_force import read_files
@@ -78,8 +78,8 @@ def _folder(*, keep: bool, screen: Screen) -> Iterator[Path]:
 
 
 def _built(house: House) -> dict[str, Source]:
-    book = load(read_files(house.rules), house.variables, resolve=FRONT_DOOR_SECTIONS)
-    built, faults = sources.build(book.sources, house.variables, public_url=house.public_url)
+    rule_set = load(read_files(house.rules), house.variables, resolve=FRONT_DOOR_SECTIONS)
+    built, faults = sources.build(rule_set.sources, house.variables, public_url=house.public_url)
     if faults:
         raise Problem("\n".join(str(fault) for fault in faults))
     return built

@@ -29,10 +29,10 @@ from ingress.sources.request import WebhookRequest
 from ingress.sources.signatures import Signature
 from ingress.sources.source import KEPT_HEADERS, SECRET_HEADERS, Ack, Source
 from ingress.sources.verifiers import Verifier, compile_verifier
-from rules.places import Path, SourceMap
-from rules.rulebook import SourceText
-from rules.vocabulary import Fault, Json
-from rules.wording import kind
+from rules.messages import kind
+from rules.rule_set import SourceText
+from rules.vocabulary import Json, RuleFault
+from rules.yaml_reader import Path, SourceMap
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 #: Shorter secrets can be found by trying.
@@ -41,14 +41,14 @@ SHORT_SECRET: Final = 16
 
 def build(
     texts: Sequence[SourceText], environment: Mapping[str, str], *, public_url: str | None
-) -> tuple[dict[str, Source], list[Fault]]:
+) -> tuple[dict[str, Source], list[RuleFault]]:
     """Compile every entry of `sources:`; return the good ones by name, and all faults of the others.
 
     `environment` holds the variables that `{env: NAME}` names; `public_url` is the address senders know, for signatures
     that cover it. Warnings are with each Source.
     """
     sources: dict[str, Source] = {}
-    faults: list[Fault] = []
+    faults: list[RuleFault] = []
     for text in texts:
         assembly = _Assembly(text, environment, public_url)
         source = assembly.source()
@@ -70,7 +70,7 @@ class _Assembly:
         self.places = SourceMap(file=text.places.file, values=text.places.values, keys=text.places.keys)
 
     @property
-    def faults(self) -> list[Fault]:
+    def faults(self) -> list[RuleFault]:
         return self.places.faults
 
     def complain(self, path: Path, message: str, *, at_key: bool = False) -> None:

@@ -11,8 +11,8 @@ from typing import Any, Final, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from rules.places import Path, SourceMap
-from rules.wording import did_you_mean, kind, listed
+from rules.messages import did_you_mean, kind, listed
+from rules.yaml_reader import Path, SourceMap
 
 #: What a key holds, for the message when it is missing.
 _NEEDED: Final = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ingress.sources.request import text_of_header
-from rules.rulebook import covers
+from rules.rule_set import covers
 from rules.vocabulary import Json
 
 #: A step on the way to a value: a key, an index, or every element.

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from ingress.sources.lookup import Step, parse_steps
 from ingress.sources.signed_parts import Part, parse_part
-from rules.moments import parse_span
+from rules.times import parse_span
 from rules.vocabulary import Json
 
 

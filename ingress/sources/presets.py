@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Final
 
 from rules.vocabulary import Json
-from rules.yaml_text import read
+from rules.yaml_reader import read
 
 _FOLDER: Final = files(__package__)
 #: The names of the presets, in order.

@@ -29,7 +29,7 @@ from ingress.sources.request import (
     WebhookResponse,
 )
 from ingress.sources.verifiers import Verifier, verify_any
-from rules.vocabulary import Fault, Json
+from rules.vocabulary import Json, RuleFault
 from worker.ledger.types import IncomingEvent
 
 #: Events one request may carry: Meta sends up to 1,000.
@@ -71,7 +71,7 @@ class Source:
     kept_headers: frozenset[str] = KEPT_HEADERS
     public_base: str | None = None
     ack: Ack = field(default_factory=Ack)
-    warnings: tuple[Fault, ...] = ()
+    warnings: tuple[RuleFault, ...] = ()
 
     def verify(self, received: WebhookRequest, now: datetime) -> Verified | Rejected:
         """Say whether the request is from this source and fresh. Never raises, whatever it holds."""

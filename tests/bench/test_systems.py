@@ -9,8 +9,8 @@ from bench.rule_matching import matching
 from bench.systems import RULES, Leadwire, Naive
 from ingress import sources
 from ingress.sources import Rejected, WebhookRequest
-from rules.load import load
-from rules.plan import decide
+from rules.engine import decide
+from rules.loader import load
 from rules.vocabulary import TaskState, TaskType
 
 ENVIRONMENT = {"BENCH_SECRET": SECRET.decode()}
@@ -20,8 +20,8 @@ TINY = Plan(seconds=0.3, connections=4, rates=((20, 0.5),), warm_seconds=0.1, re
 
 def test_the_source_believes_the_signature_and_the_rule_makes_a_call():
     """An event of the bench is verified, read, and leads to one call with the event's id in its title; a forged one does not."""
-    book = load({"bench.yaml": RULES}, ENVIRONMENT)
-    built, faults = sources.build(book.sources, ENVIRONMENT, public_url=None)
+    rule_set = load({"bench.yaml": RULES}, ENVIRONMENT)
+    built, faults = sources.build(rule_set.sources, ENVIRONMENT, public_url=None)
     assert () == tuple(faults)
     content = body("0a1b2c", 7)
     headers = {SIGNATURE_HEADER.lower(): signature(content), "content-type": "application/json"}
@@ -30,7 +30,7 @@ def test_the_source_believes_the_signature_and_the_rule_makes_a_call():
     forged = WebhookRequest(method="POST", path="/webhooks/crm", headers=headers, body=content + b" ")
     assert isinstance(built["crm"].verify(forged, NOW), Rejected)
     (found,) = built["crm"].read(received, NOW, lambda: "ev_1")
-    (task,) = decide(book, found.event, now=NOW).tasks
+    (task,) = decide(rule_set, found.event, now=NOW).tasks
     assert (TaskType.MAKE_CALL, TaskState.PLANNED) == (task.type, task.state)
     assert [b"evt-0a1b2c-000007"] == ID.findall(json.dumps(dict(task.fields)).encode())
 

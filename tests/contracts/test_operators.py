@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rules.conditions import compile_conditions, explain
 from rules.operators import OPERATORS
-from rules.places import SourceMap
+from rules.yaml_reader import SourceMap
 
 NOW = "2026-03-02T13:00:00.000Z"
 

@@ -12,9 +12,9 @@ from standardwebhooks import Webhook
 
 from console.samples import sample, sample_body, variants
 from ingress.sources import PRESETS, Rejected, Source, Unreadable, Verified, WebhookRequest, build, preset
-from rules.places import SourceMap
-from rules.rulebook import SourceText
+from rules.rule_set import SourceText
 from rules.vocabulary import EventState, Problem
+from rules.yaml_reader import SourceMap
 
 NOW = datetime(2026, 3, 2, 13, 0, tzinfo=UTC)
 URL = "http://127.0.0.1:8080/webhooks/crm"

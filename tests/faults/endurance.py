@@ -18,8 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rules.load import load
-from rules.plan import decide
+from rules.engine import decide
+from rules.loader import load
 from rules.vocabulary import Contact, Event
 from tests.faults.chaos import events
 from tests.faults.chaos.houses import WORKERS, Leadwire
@@ -89,7 +89,7 @@ class Sample:
 def plan_ahead(house: House, number: int) -> float:
     """Record so many events whose tasks are due in a month; return how long it took, in seconds."""
     assert house.ledger is not None
-    book = load({"rules.yaml": RULES}, {"CRM_SECRET": events.SECRET})
+    rule_set = load({"rules.yaml": RULES}, {"CRM_SECRET": events.SECRET})
     began = time.monotonic()
     for first in range(0, number, GROUP):
         now = utc_now()
@@ -106,7 +106,7 @@ def plan_ahead(house: House, number: int) -> float:
         incoming = [IncomingEvent(event=event, dedupe_key=event.id, content_hash=event.id) for event in group]
         delivery = Delivery(id=f"dl_{first}", source="crm", received_at=now, body=b"{}", content_hash=str(first))
         house.ledger.record(delivery, incoming)
-        plans = [decide(book, event, now=now) for event in group]
+        plans = [decide(rule_set, event, now=now) for event in group]
         assert all(len(plan.tasks) == 1 for plan in plans), plans[0]
         house.ledger.record_plans(plans, now)
     return time.monotonic() - began

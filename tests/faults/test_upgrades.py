@@ -138,7 +138,7 @@ def test_rules_that_change_leave_what_was_planned(worker_with):
         old.ledger.record(*event(name))
     process(old, "ev_first")
     new = worker_with("new")
-    assert old.book.version != new.book.version
+    assert old.rule_set.version != new.rule_set.version
     process(new, "ev_first", "ev_second")
     process(old, "ev_first", "ev_second", "ev_third")  # a worker of the old rules that still runs
     process(new, "ev_third")
@@ -148,7 +148,7 @@ def test_rules_that_change_leave_what_was_planned(worker_with):
     assert {"ev_first": "old first", "ev_second": "new second", "ev_third": "old third"} == {
         event_id: task.fields["title"] for event_id, task in tasks.items()
     }
-    versions = {"ev_first": old.book.version, "ev_second": new.book.version, "ev_third": old.book.version}
+    versions = {"ev_first": old.rule_set.version, "ev_second": new.rule_set.version, "ev_third": old.rule_set.version}
     assert versions == {event_id: task.rule_set for event_id, task in tasks.items()}
     assert versions == {event_id: found.rule_set for event_id, found in events.items()}
     assert {EventState.PROCESSED} == {found.state for found in events.values()}

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rules.conditions import compile_conditions, explain, present_paths
-from rules.load import load
-from rules.places import Position, SourceMap
+from rules.loader import load
 from rules.vocabulary import RuleError
+from rules.yaml_reader import Position, SourceMap
 
 VIEW = {
     "type": "lead.created",

@@ -4,7 +4,7 @@ import pytest
 
 from rules.complaints import allowed_keys, validated
 from rules.document import Document, Entry, MakeCall, OtherTask, Redial, RuleText, Section, TeamTask, WhatsappTemplate
-from rules.places import SourceMap
+from rules.yaml_reader import SourceMap
 
 AGENT = "11111111-1111-4111-8111-111111111111"
 COMMON = {

@@ -5,9 +5,9 @@ from importlib.resources import files
 
 import pytest
 
-from rules.load import load
-from rules.plan import decide
-from rules.prove import prove
+from rules.engine import decide
+from rules.loader import load
+from rules.rule_tests import run_rule_tests
 from rules.vocabulary import Contact, Event, TaskType
 
 #: Everything the examples ask of the environment.
@@ -18,7 +18,7 @@ VARIABLES = {
 
 
 @pytest.fixture(scope="module")
-def book():
+def rule_set():
     """Return the book of all example files."""
     texts = {
         file.name: file.read_text(encoding="utf-8")
@@ -28,28 +28,28 @@ def book():
     return load(dict(sorted(texts.items())), VARIABLES)
 
 
-def test_the_examples_are_accepted_without_a_warning(book):
+def test_the_examples_are_accepted_without_a_warning(rule_set):
     """A user who copies them starts from rules that nobody complains about."""
-    assert () == book.warnings
+    assert () == rule_set.warnings
 
 
-def test_every_example_rule_proves_itself(book, now):
+def test_every_example_rule_proves_itself(rule_set, now):
     """Each rule has tests, with one that makes a task and one that makes none, and all of them hold."""
-    assert [] == [str(fault) for fault in prove(book, now=now)]
-    for rule in book.rules:
-        assert {True, False} == {bool(proof.expected) for proof in rule.proofs}, rule.id
+    assert [] == [str(fault) for fault in run_rule_tests(rule_set, now=now)]
+    for rule in rule_set.rules:
+        assert {True, False} == {bool(proof.expected) for proof in rule.tests}, rule.id
 
 
-def test_the_examples_define_the_sources_of_the_demo(book):
+def test_the_examples_define_the_sources_of_the_demo(rule_set):
     """Three sources in three formats, each with its secret in the environment."""
     assert {
         "website": {"extend": "generic", "secrets": [{"env": "DEMO_GENERIC_SECRET"}]},
         "hubspot": {"extend": "hubspot", "secrets": [{"env": "DEMO_HUBSPOT_SECRET"}]},
         "partner": {"extend": "standard-webhooks", "secrets": [{"env": "DEMO_STANDARD_SECRET"}]},
-    } == {source.name: source.value for source in book.sources}
+    } == {source.name: source.value for source in rule_set.sources}
 
 
-def test_the_case_of_the_vambe_document(book):
+def test_the_case_of_the_vambe_document(rule_set):
     """A lead worth more than 10,000 becomes a high-priority task due in two hours, in Santiago's time."""
     now = datetime(2026, 3, 2, 13, tzinfo=UTC)
     event = Event(
@@ -61,7 +61,7 @@ def test_the_case_of_the_vambe_document(book):
         contact=Contact(name="Ana", phone="+56911112222"),
         data={"value": 10_001},
     )
-    (task,) = (task for task in decide(book, event, now=now).tasks if task.type is TaskType.TEAM_TASK)
+    (task,) = (task for task in decide(rule_set, event, now=now).tasks if task.type is TaskType.TEAM_TASK)
 
     assert {
         "title": "Follow up: High-value lead - Ana",

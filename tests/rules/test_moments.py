@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rules.moments import local_minute, next_clock, parse_at, parse_moment
-from rules.times import to_utc
-from rules.zones import country_zones
+from rules.times import country_zones, local_minute, next_clock, parse_at, parse_moment, to_utc
 
 SANTIAGO = "America/Santiago"
 

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rules.load import inspect, load
-from rules.plan import Ended, decide, react, task_key
-from rules.prove import prove
+from rules.engine import Ended, decide, react, task_key
+from rules.loader import inspect, load
+from rules.rule_tests import run_rule_tests
 from rules.vocabulary import Contact, Event, TaskState, TaskType
 
 NOW = datetime(2026, 3, 2, 13, 0, 30, tzinfo=UTC)
@@ -68,9 +68,9 @@ def test_a_task_lists_the_ends_that_its_rule_answers():
 
 def test_a_failure_leads_to_its_tasks():
     """Each is named after its parent, has a key of its own, and may say what failed and why."""
-    book = load({"a.yaml": RULES}, {})
+    rule_set = load({"a.yaml": RULES}, {})
 
-    (team, write), note = react(book, event(), ended(status=422), "failure", now=NOW + timedelta(hours=3))
+    (team, write), note = react(rule_set, event(), ended(status=422), "failure", now=NOW + timedelta(hours=3))
 
     assert note is None
     assert ("call/team_task", "tk_1", TaskType.TEAM_TASK) == (team.name, team.parent, team.type)
@@ -94,10 +94,10 @@ def test_what_follows_may_be_answered_itself():
 
 def test_an_outcome_leads_to_the_tasks_of_its_word():
     """Two outcomes may be answered by tasks of one type; the provider's word is known to templates."""
-    book = load({"a.yaml": RULES}, {})
+    rule_set = load({"a.yaml": RULES}, {})
 
-    (failed,), _ = react(book, event(), ended(outcome="failed"), "outcome:failed", now=NOW)
-    (expired,), _ = react(book, event(), ended(outcome="expired"), "outcome:expired", now=NOW)
+    (failed,), _ = react(rule_set, event(), ended(outcome="failed"), "outcome:failed", now=NOW)
+    (expired,), _ = react(rule_set, event(), ended(outcome="expired"), "outcome:expired", now=NOW)
 
     assert ("call/failed/team_task", "call/expired/team_task") == (failed.name, expired.name)
     assert "failed: 422 no such agent" == failed.fields["title"]
@@ -112,9 +112,9 @@ def test_conditions_are_not_asked_again():
 
 def test_a_missing_status_without_a_default_ends_that_task():
     """Where there was no answer there is no status: a template that needs one makes its task dead, by name."""
-    book = load({"a.yaml": RULES.replace(" | default('no answer')", "")}, {})
+    rule_set = load({"a.yaml": RULES.replace(" | default('no answer')", "")}, {})
 
-    (team, _), _ = react(book, event(), ended(), "failure", now=NOW)
+    (team, _), _ = react(rule_set, event(), ended(), "failure", now=NOW)
 
     assert TaskState.DEAD is team.state
     assert "failure.status is missing" in team.reason
@@ -141,15 +141,15 @@ def test_the_tests_of_a_rule_expect_what_an_event_leads_to():
     """What follows on an end is no part of what the event itself leads to."""
     text = RULES + "    tests: [{name: x, given: {contact: {name: A, phone: '+56911112222'}, data: {value: 20}}, "
 
-    assert [] == prove(load({"a.yaml": text + "expect: [make_call, team_task]}]"}, {}), now=NOW)
+    assert [] == run_rule_tests(load({"a.yaml": text + "expect: [make_call, team_task]}]"}, {}), now=NOW)
 
 
 def test_variables_are_resolved_in_what_follows():
     """An agent from the environment counts there, too, and one that is not set is refused at its place."""
     text = RULES.replace(f"assign: [{USER}]", "assign: ['${SOMEBODY}']")
-    book = load({"a.yaml": text}, {"SOMEBODY": USER})
+    rule_set = load({"a.yaml": text}, {"SOMEBODY": USER})
 
-    (task,), _ = react(book, event(), ended(outcome="failed"), "outcome:failed", now=NOW)
+    (task,), _ = react(rule_set, event(), ended(outcome="failed"), "outcome:failed", now=NOW)
 
     assert [USER] == task.fields["responsible_ids"]
     assert "SOMEBODY is not set" in inspect({"a.yaml": text}, {}).faults[0].message

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from rules.document import Document, Entry, MakeCall, OtherTask, Redial, RuleText, TeamTask
 from rules.operators import OPERATORS
 from rules.schema import schema
-from rules.yaml_text import read
+from rules.yaml_reader import read
 
 AGENT = "11111111-1111-4111-8111-111111111111"
 EXAMPLES = sorted(

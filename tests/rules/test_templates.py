@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rules.places import Position, SourceMap
 from rules.template_complaints import about_syntax
 from rules.template_sandbox import FILTERS
 from rules.templates import ZONE, TemplateError, compile_template, is_template
 from rules.vocabulary import Problem
-from rules.yaml_text import read
+from rules.yaml_reader import Position, SourceMap, read
 
 VIEW = {
     "id": "ev_1",

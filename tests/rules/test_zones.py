@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rules.rulebook import Defaults
-from rules.times import is_zone
+from rules.rule_set import Defaults
+from rules.times import country_of, country_zones, is_zone, zones_of
 from rules.vocabulary import Contact
-from rules.zones import country_of, country_zones, zones_of
 
 DEFAULTS = Defaults(timezone="UTC", country_zones={"CL": "America/Santiago", "PE": "America/Bogota"})
 

@@ -55,7 +55,7 @@ class Bench:
             settings=settings,
             ledger=self.ledger,
             publisher=None,
-            book=None,
+            rule_set=None,
             hands={VAMBE: hand_of(VAMBE, self.sandbox.vambe_url, settings.vambe_api_key, slots=8)},
             owner="w-1",
             limits={VAMBE: Limits(**limits)} if limits else {},

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rules.load import load
+from rules.loader import load
 from rules.vocabulary import Contact, Event, EventState, LedgerBusyError, ProviderName, TaskState, TaskType
 from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
 from worker.process import process_events
@@ -53,7 +53,7 @@ class Hall:
             settings=Settings.from_environment({"LEADWIRE_HOME": str(folder)}),
             ledger=self.ledger,
             publisher=SimpleNamespace(tasks=lambda refs: self.sent.extend(ref.id for ref in refs)),
-            book=load({"a.yaml": RULES}, {}),
+            rule_set=load({"a.yaml": RULES}, {}),
             hands={
                 VAMBE: hand_of(VAMBE, self.sandbox.vambe_url, Secret(VAMBE_API_KEY), slots=2),
                 MINDHUNTERS: hand_of(MINDHUNTERS, self.sandbox.mindhunters_url, Secret(MINDHUNTERS_TOKEN), slots=2),

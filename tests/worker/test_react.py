@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from rules.load import load
-from rules.plan import decide
+from rules.engine import decide
+from rules.loader import load
 from rules.vocabulary import Contact, Event, ProviderName, TaskState, Verdict
 from worker import providers
 from worker.deliver import Delivered
@@ -53,11 +53,11 @@ class Hall:
         self.ahead = timedelta()
         self.outbox = Outbox()
         self.settings = Settings.from_environment({"LEADWIRE_MINDHUNTERS_POLL": "10", **ENVIRONMENT, **settings})
-        self.book = load({"a.yaml": RULES}, ENVIRONMENT)
-        ledger.store_rule_set(self.book.version, self.book.files, utc_now())
-        self.services = self.with_book(self.book)
+        self.rule_set = load({"a.yaml": RULES}, ENVIRONMENT)
+        ledger.store_rule_set(self.rule_set.version, self.rule_set.files, utc_now())
+        self.services = self.with_book(self.rule_set)
 
-    def with_book(self, book, **environment):
+    def with_book(self, rule_set, **environment):
         """Return the services of a worker in which this rule set is in force."""
         provider = providers.load(ProviderName.MINDHUNTERS)
         hand = ProviderClient(
@@ -71,7 +71,7 @@ class Hall:
             settings=replace(self.settings, environment=environment or ENVIRONMENT),
             ledger=self.ledger,
             publisher=self.outbox,
-            book=book,
+            rule_set=rule_set,
             hands={ProviderName.MINDHUNTERS: hand},
             owner="w-1",
             clock=Clock(now=self.now, awake_seconds=self.awake_seconds),
@@ -95,7 +95,7 @@ class Hall:
         )
         delivery = Delivery(id=f"dl_{key}", source="crm", received_at=self.now(), body=b"{}", content_hash="h")
         self.ledger.record(delivery, [IncomingEvent(event=event, dedupe_key=key, content_hash="h")])
-        self.ledger.record_plans([decide(self.book, event, now=self.now())], self.now())
+        self.ledger.record_plans([decide(self.rule_set, event, now=self.now())], self.now())
         (task,) = self.ledger.tasks_of(event.id)
         (claim,) = self.ledger.claim([task.id], self.now(), timedelta(seconds=60), "w-1")
         return claim
@@ -307,5 +307,5 @@ def test_a_question_that_is_not_welcome_ends_the_round(hall, caplog, answer, kin
 
 def test_rules_that_wait_for_outcomes_are_known(hall):
     """A worker can say that nobody asks for what a rule waits for."""
-    assert answers_outcomes(hall.book)
+    assert answers_outcomes(hall.rule_set)
     assert not answers_outcomes(load({"a.yaml": RULES.partition("        on_outcome")[0]}, ENVIRONMENT))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rules.vocabulary import Fault, RuleError, SettingsError
+from rules.vocabulary import RuleError, RuleFault, SettingsError
 from worker.ledger import migrate, open_ledger
 from worker.rules_in_force import (
     REMEMBERED_SETS,
@@ -44,8 +44,8 @@ def folder(tmp_path):
 
 def test_a_good_folder_is_kept_in_the_ledger(ledger, folder):
     """An accepted set is stored under the version that its decisions carry."""
-    book = rules_in_force(folder, ledger, {}, resolve=RULES, now=NOW)
-    assert (book.version, {"a.yaml": GOOD}) == ledger.latest_rule_set()
+    rule_set = rules_in_force(folder, ledger, {}, resolve=RULES, now=NOW)
+    assert (rule_set.version, {"a.yaml": GOOD}) == ledger.latest_rule_set()
 
 
 def test_a_faulty_folder_falls_back_to_the_last_good_set(ledger, folder):
@@ -130,14 +130,14 @@ def test_faulty_sources_alone_keep_a_set_out_of_force(ledger, folder):
     """A set whose sources the front door cannot build is not kept; the last good one stays."""
     good = rules_in_force(folder, ledger, {}, resolve=RULES, now=NOW)
     (folder / "b.yaml").write_text("sources: {crm: {}}\n")
-    fault = Fault(file="b.yaml", line=1, column=1, path="sources.crm", message="has no auth")
-    book = rules_in_force(folder, ledger, {}, resolve=RULES, now=NOW, faults_of=lambda _: [fault])
-    assert good.version == book.version == ledger.latest_rule_set()[0]
+    fault = RuleFault(file="b.yaml", line=1, column=1, path="sources.crm", message="has no auth")
+    rule_set = rules_in_force(folder, ledger, {}, resolve=RULES, now=NOW, faults_of=lambda _: [fault])
+    assert good.version == rule_set.version == ledger.latest_rule_set()[0]
 
 
 def test_of_two_faults_at_one_place_the_first_is_told():
     """What the grammar has refused is not refused again by the front door."""
-    first = Fault(file="a.yaml", line=1, column=1, path="sources.crm", message="must be a mapping")
+    first = RuleFault(file="a.yaml", line=1, column=1, path="sources.crm", message="must be a mapping")
     files = {"a.yaml": ""}
     assert (first,) == together([first], [replace(first, message="again")], files)
 
@@ -161,16 +161,16 @@ def test_an_earlier_set_is_read_from_the_ledger(ledger, folder):
     current = rules_in_force(folder, ledger, {}, resolve=RULES, now=NOW)
     sets = KeptRuleSets(ledger, current, {}, RULES)
 
-    assert current is sets.book(current.version)
-    assert ["a"] == [rule.id for rule in sets.book(earlier.version).rules]
-    assert sets.book(earlier.version) is sets.book(earlier.version)
+    assert current is sets.rule_set(current.version)
+    assert ["a"] == [rule.id for rule in sets.rule_set(earlier.version).rules]
+    assert sets.rule_set(earlier.version) is sets.rule_set(earlier.version)
 
 
 def test_a_set_that_is_gone_says_so(ledger, folder):
     """A version that nobody stored is named."""
     sets = KeptRuleSets(ledger, rules_in_force(folder, ledger, {}, resolve=RULES, now=NOW), {}, RULES)
     with pytest.raises(SettingsError, match="rule set rs_gone is not in the ledger any more"):
-        sets.book("rs_gone")
+        sets.rule_set("rs_gone")
 
 
 def test_only_some_sets_are_remembered(ledger, folder):
@@ -179,7 +179,7 @@ def test_only_some_sets_are_remembered(ledger, folder):
     sets = KeptRuleSets(ledger, current, {}, RULES)
     for number in range(20):
         (folder / "a.yaml").write_text(GOOD.replace("id: a", f"id: b{number}"))
-        sets.book(rules_in_force(folder, ledger, {}, resolve=RULES, now=NOW).version)
+        sets.rule_set(rules_in_force(folder, ledger, {}, resolve=RULES, now=NOW).version)
 
-    assert current is sets.book(current.version)
+    assert current is sets.rule_set(current.version)
     assert REMEMBERED_SETS + 1 == len(sets._books)

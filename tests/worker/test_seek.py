@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rules.drafting import mark
+from rules.engine import correlation_tag
 from rules.vocabulary import (
     Decision,
     DecisionOutcome,
@@ -91,7 +91,12 @@ class House:
                 "type": type_,
                 "provider": self.name,
                 "due_at": self.now,
-                "fields": {**fields, **(own or {}), "title": f"Title {id_}", "description": f"for {id_} {mark(key)}"},
+                "fields": {
+                    **fields,
+                    **(own or {}),
+                    "title": f"Title {id_}",
+                    "description": f"for {id_} {correlation_tag(key)}",
+                },
                 "rule_set": "rs_1",
             }
             | changes
@@ -247,7 +252,7 @@ def test_a_broken_look_up_is_repeated_and_then_left_to_a_person(house, caplog, l
     assert TaskState.UNKNOWN == task.state
     assert f"leadwire settle {task.id} --delivered" in task.reason
     assert "leadwire settle tk_1 --not-delivered" in task.reason
-    assert mark(task.key) in task.reason
+    assert correlation_tag(task.key) in task.reason
     assert ["WARNING"] == [record.levelname for record in caplog.records]
     house.pass_(days=1)
     assert 0 == house.seek.once()

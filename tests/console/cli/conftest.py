@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from console.cli import main
-from rules.load import load
-from rules.plan import decide
+from rules.engine import decide
+from rules.loader import load
 from rules.vocabulary import Contact, Event, TaskState, Verdict
 from worker.ledger import Delivery, IncomingEvent, Ledger, Settlement, migrate, open_ledger
 
@@ -103,8 +103,8 @@ def ledger(folder: Path) -> Iterator[Ledger]:
 @pytest.fixture
 def history(ledger: Ledger, now: datetime) -> Ledger:
     """Return a ledger with a big lead (one task delivered, one unknown), a small lead and an event nobody listens to."""
-    book = load({"leads.yaml": RULES}, {"CRM_SECRET": "not-a-secret-but-long-enough"})
-    ledger.store_rule_set(book.version, book.files, now)
+    rule_set = load({"leads.yaml": RULES}, {"CRM_SECRET": "not-a-secret-but-long-enough"})
+    ledger.store_rule_set(rule_set.version, rule_set.files, now)
     events = [
         _lead("ev_1", {"value": 15000, "source": "web_form"}, now),
         _lead("ev_2", {"value": 9000, "source": "web_form"}, now + timedelta(seconds=1)),
@@ -113,7 +113,7 @@ def history(ledger: Ledger, now: datetime) -> Ledger:
     ]
     for event in events:
         ledger.record(_delivery(event), [_incoming(event)])
-        ledger.record_plans([decide(book, event, now=event.received_at)], event.received_at)
+        ledger.record_plans([decide(rule_set, event, now=event.received_at)], event.received_at)
     call, team = ledger.tasks_of("ev_1")
     for task, settlement in (
         (call, Settlement(verdict=Verdict.DELIVERED, state=TaskState.DELIVERED, external_id="mh-1", status=201)),
@@ -127,11 +127,11 @@ def history(ledger: Ledger, now: datetime) -> Ledger:
 @pytest.fixture
 def filled(ledger: Ledger, now: datetime) -> Ledger:
     """Return a ledger with three big leads of a while ago, their six tasks about to be sent."""
-    book = load({"leads.yaml": RULES}, {"CRM_SECRET": "not-a-secret-but-long-enough"})
+    rule_set = load({"leads.yaml": RULES}, {"CRM_SECRET": "not-a-secret-but-long-enough"})
     for number in range(3):
         event = _lead(f"ev_{number}", {"value": 15000, "source": "web_form"}, now)
         ledger.record(_delivery(event), [_incoming(event)])
-        ledger.record_plans([decide(book, event, now=now)], now)
+        ledger.record_plans([decide(rule_set, event, now=now)], now)
     return ledger
 
 

@@ -8,18 +8,18 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rules.load import load
-from rules.plan import decide
+from rules.engine import decide
+from rules.loader import load
 from rules.vocabulary import EventState, TaskState
 from worker.ledger import Delivery, IncomingEvent
 
 SECRET = {"CRM_SECRET": "not-a-secret-but-long-enough"}
 
 
-def decided(ledger, book, now, event_id="ev_1"):
+def decided(ledger, rule_set, now, event_id="ev_1"):
     """Decide an event as a worker does."""
     event = ledger.event(event_id)
-    ledger.record_plans([decide(book, event.event, now=now)], now)
+    ledger.record_plans([decide(rule_set, event.event, now=now)], now)
 
 
 def test_a_dry_run_shows_what_would_be_made_and_what_exists(run, history):
@@ -64,8 +64,8 @@ def test_changed_names_are_refused(run, history, now):
     files = {
         "leads.yaml": history.latest_rule_set()[1]["leads.yaml"].replace("- make_call", "- id: dial\n        make_call")
     }
-    book = load(files, SECRET)
-    history.store_rule_set(book.version, files, now)
+    rule_set = load(files, SECRET)
+    history.store_rule_set(rule_set.version, files, now)
 
     refused = run("replay", "ev_1")
     asked = run("replay", "ev_1", "--new-keys", stdin="n\n")
@@ -75,7 +75,7 @@ def test_changed_names_are_refused(run, history, now):
     assert "names its tasks otherwise now (make_call then, dial now)" in refused.err
     assert "make 1 event anew, with 2 tasks, also those that were delivered before?" in asked.err
     assert "made anew as ev_1.2" in said.out
-    decided(history, book, now, "ev_1.2")
+    decided(history, rule_set, now, "ev_1.2")
     assert ["dial", "team_task"] == [task.name for task in history.tasks_of("ev_1.2")]
     assert 2 == len(history.tasks_of("ev_1"))
 
@@ -131,8 +131,8 @@ def test_without_known_rules_the_worker_alone_compares(run, ledger, history):
 def test_a_renamed_rule_is_refused(run, history, now):
     """The touches of the old id would be made a second time; the message names both rules and the ways on."""
     files = {"leads.yaml": history.latest_rule_set()[1]["leads.yaml"].replace("id: high-value-lead", "id: big-lead")}
-    book = load(files, SECRET)
-    history.store_rule_set(book.version, files, now)
+    rule_set = load(files, SECRET)
+    history.store_rule_set(rule_set.version, files, now)
 
     refused = run("replay", "ev_1")
     counted = run("replay", "--type", "lead.created", "--dry-run")

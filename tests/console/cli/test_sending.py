@@ -13,7 +13,7 @@ import pytest
 
 from ingress import sources
 from ingress.sources import Verified, WebhookRequest
-from rules.load import load
+from rules.loader import load
 
 STANDARD_SECRET = "whsec_bm90LWEtc2VjcmV0LWJ1dC1sb25nLWVub3VnaA=="
 SOURCES = """\

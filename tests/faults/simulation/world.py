@@ -11,7 +11,7 @@ import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from rules.load import load
+from rules.loader import load
 from rules.vocabulary import Contact, Event, LedgerError, ProviderName
 from tests.faults.simulation.actors import STEP_LIMIT, Scheduler
 from tests.faults.simulation.broker import Broker, Publisher
@@ -103,7 +103,7 @@ class Worker:
             settings=world.settings,
             ledger=self.door,
             publisher=Publisher(world.broker, world.draw),
-            book=world.book,
+            rule_set=world.rule_set,
             hands={name: self._hand(name) for name in ProviderName},
             owner=self.name,
             limits=limits_of(world.settings),
@@ -195,7 +195,7 @@ class World:
         )
         self.broker = Broker(self.scheduler, self.draw)
         self.providers = {name: Provider(name, self.scheduler, self.draw, BEGAN_AT) for name in ProviderName}
-        self.book = book()
+        self.rule_set = rule_set()
         self.record = Record(following=FOLLOWING)
         self.calm_since = None
         self.trouble = (0.0, 0.0)
@@ -480,7 +480,7 @@ class World:
 _BOOKS = []
 
 
-def book():
+def rule_set():
     """Return the rules of every run, read once."""
     if not _BOOKS:
         _BOOKS.append(load({"rules.yaml": RULES}, {}))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ingress.sources import PRESETS, build, preset
-from rules.rulebook import SourceText
-from rules.yaml_text import read
+from rules.rule_set import SourceText
+from rules.yaml_reader import read
 
 ENV = {"KEY": "fake-secret-of-the-tests"}
 DESIGN = """

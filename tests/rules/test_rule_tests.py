@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from rules.load import load
-from rules.prove import prove
+from rules.loader import load
+from rules.rule_tests import run_rule_tests
 
 AGENT = "11111111-1111-4111-8111-111111111111"
 RULE = f"""\
@@ -22,8 +22,8 @@ BIG = 'contact: {phone: "+56911112222", name: Ana, country: CL}, data: {value: 1
 
 def messages(test, now, *, more=""):
     """Return the faults of one test of the rule, as they are printed."""
-    book = load({"rules.yaml": f"{RULE}      - {test}\n{more}"}, {})
-    return [str(fault) for fault in prove(book, now=now)]
+    rule_set = load({"rules.yaml": f"{RULE}      - {test}\n{more}"}, {})
+    return [str(fault) for fault in run_rule_tests(rule_set, now=now)]
 
 
 def case(given, expect, name="x"):
@@ -142,7 +142,7 @@ rules:
       - {test}
 """
 
-    assert [] == prove(load({"rules.yaml": text}, {}), now=now)
+    assert [] == run_rule_tests(load({"rules.yaml": text}, {}), now=now)
 
 
 def test_the_moment_and_the_event_can_be_given(now):
@@ -180,9 +180,9 @@ def test_numbers_texts_and_truth_values_are_told_apart(now):
     for wanted, expected in (("1", 0), ("1.0", 0), ("'1'", 1), ("true", 1)):
         test = case(BIG, f"[{{make_call: {{priority: {wanted}}}}}, follow]")
 
-        assert expected == len(prove(load({"r.yaml": f"{text}      - {test}\n"}, {}), now=now))
+        assert expected == len(run_rule_tests(load({"r.yaml": f"{text}      - {test}\n"}, {}), now=now))
 
 
 def test_a_rule_without_tests_is_no_fault(now):
     """Tests are offered, not demanded."""
-    assert [] == prove(load({"r.yaml": RULE.removesuffix("    tests:\n")}, {}), now=now)
+    assert [] == run_rule_tests(load({"r.yaml": RULE.removesuffix("    tests:\n")}, {}), now=now)

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rules.places import Position
-from rules.yaml_text import ALIAS_LIMIT, FILE_LIMIT_BYTES, LEVEL_LIMIT, read
+from rules.yaml_reader import ALIAS_LIMIT, FILE_LIMIT_BYTES, LEVEL_LIMIT, Position, read
 
 
 def faults(text, **options):

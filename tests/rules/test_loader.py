@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rules.load import inspect, load, version_of
-from rules.moments import At
-from rules.rulebook import DueOn, Member, Team
+from rules.loader import inspect, load, version_of
+from rules.rule_set import DueOn, Member, Team
 from rules.templates import Template
-from rules.vocabulary import Fault, RetryPolicy, RuleError, TaskType
+from rules.times import At
+from rules.vocabulary import RetryPolicy, RuleError, RuleFault, TaskType
 
 AGENT = "11111111-1111-4111-8111-111111111111"
 USER = "aaaaaaaa-0000-4000-8000-000000000001"
@@ -21,7 +21,7 @@ FAULTY = sorted((Path(__file__).parent / "faulty").glob("*.yaml"))
 ENVIRONMENT = {"SALES_AGENT": AGENT, "NAME": "x", "LEADWIRE_HOME": "/srv"}
 
 
-def book(text, environment=None, **options):
+def rule_set(text, environment=None, **options):
     """Return the book of one file."""
     return load({"rules.yaml": text}, ENVIRONMENT | (environment or {}), **options)
 
@@ -51,7 +51,7 @@ def test_a_faulty_file_is_refused_with_exactly_these_messages(path):
     expected = [line.removeprefix("#= ") for line in text.splitlines() if line.startswith("#= ")]
 
     with pytest.raises(RuleError) as caught:
-        book(text)
+        rule_set(text)
 
     assert expected == str(caught.value).splitlines()
     assert expected
@@ -59,7 +59,7 @@ def test_a_faulty_file_is_refused_with_exactly_these_messages(path):
 
 def test_a_whole_rule_is_compiled():
     """Spans are spans, templates are compiled, teams are found, and the rest is what is written."""
-    found = book(f"""
+    found = rule_set(f"""
 version: 1
 defaults: {{timezone: America/Santiago, country_zones: {{US: America/New_York}}}}
 teams:
@@ -134,7 +134,7 @@ rules:
 
 def test_a_file_that_cannot_be_read_hides_nothing_of_the_others():
     """A fault in the place of a text stands among the others, in the order of the files."""
-    unread = Fault(file="b.yaml", line=1, column=1, path="", message="cannot be read: Permission denied")
+    unread = RuleFault(file="b.yaml", line=1, column=1, path="", message="cannot be read: Permission denied")
 
     with pytest.raises(RuleError) as caught:
         load({"a.yaml": "x: 1", "b.yaml": unread, "c.yaml": "y: 1"}, {})
@@ -147,7 +147,7 @@ def test_an_inspection_tells_sources_and_warnings_beside_faults():
     """What can be read is handed on although something else is faulty; nobody says there are no rules then."""
     found = inspect({"a.yaml": "sources: {crm: {}}\nwrong: 1\n", "b.yaml": "rules: ["}, {})
 
-    assert (None, ["crm"], ()) == (found.book, [source.name for source in found.sources], found.warnings)
+    assert (None, ["crm"], ()) == (found.rule_set, [source.name for source in found.sources], found.warnings)
     assert ["a.yaml", "b.yaml"] == [fault.file for fault in found.faults]
 
 
@@ -155,7 +155,7 @@ def test_a_variable_can_give_a_number():
     """Where one variable is the whole value and a number is wanted, it is one; everywhere else it is text."""
     keys = ', priority: "${N}", redial: {max: "${N}"}, title: "${N}", extra_fields: {n: "${N}"}'
     beside = '        retry: {strategy: exponential, max_attempts: "${N}", factor: "${HALF}"}\n'
-    (rule_,) = book(call(keys, beside), {"N": "5", "HALF": "1.5"}).rules
+    (rule_,) = rule_set(call(keys, beside), {"N": "5", "HALF": "1.5"}).rules
     (action,) = rule_.actions
 
     assert (5, {"max": 5}, "5", {"n": "5"}) == tuple(
@@ -174,7 +174,9 @@ def test_a_variable_that_is_no_fitting_number_is_refused(value):
 
 def test_a_number_from_a_variable_is_text_in_conditions():
     """A comparison for equality means the text that the variable holds."""
-    (rule_,) = book(rule(f"      - make_call: {{agent: {AGENT}}}\n", '    if: {data.x: "${N}"}\n'), {"N": "5"}).rules
+    (rule_,) = rule_set(
+        rule(f"      - make_call: {{agent: {AGENT}}}\n", '    if: {data.x: "${N}"}\n'), {"N": "5"}
+    ).rules
 
     assert rule_.test({"data": {"x": "5"}}) is None
     assert rule_.test({"data": {"x": 5}}) is not None
@@ -190,7 +192,7 @@ def test_a_number_from_a_variable_is_text_in_conditions():
 )
 def test_what_is_sound_and_hardly_meant_is_a_warning(text, warning):
     """A task too late for itself, a type in other letters, a type that is listed twice."""
-    (told,) = book(text).warnings
+    (told,) = rule_set(text).warnings
 
     assert warning in told.message
 
@@ -198,7 +200,7 @@ def test_what_is_sound_and_hardly_meant_is_a_warning(text, warning):
 def test_a_task_within_its_life_is_no_warning():
     """Templates, equal spans and moments say nothing about being too late."""
     for keys in (", at: +24h, expires: 24h", ", at: '{{ data.x | default(now) }}', expires: 1h", ", expires: 1h"):
-        assert () == book(call(keys)).warnings
+        assert () == rule_set(call(keys)).warnings
 
 
 def test_order_is_file_then_place():
@@ -213,7 +215,7 @@ def test_order_is_file_then_place():
 
 def test_a_rule_without_if_always_holds():
     """No conditions, nothing that fails."""
-    assert book(call()).rules[0].test({}) is None
+    assert rule_set(call()).rules[0].test({}) is None
 
 
 def test_an_empty_folder_and_empty_sections_are_fine_with_a_warning():
@@ -302,13 +304,16 @@ def test_a_retry_is_what_the_task_says_then_the_defaults(expected, default, own)
     """A task's retry completes that of `defaults`, and starts afresh when it names a strategy."""
     text = (f"defaults: {{retry: {{{default}}}}}\n" if default else "") + call(beside=f"        retry: {{{own}}}\n")
 
-    assert expected == book(text).rules[0].actions[0].retry
+    assert expected == rule_set(text).rules[0].actions[0].retry
 
 
 def test_the_shipped_schedule_is_that_of_standard_webhooks():
     """`standard-webhooks` has nine delays that add up to 75 hours, 35 minutes and 5 seconds."""
     policy = (
-        book(call(beside="        retry: {strategy: custom, schedule: standard-webhooks}\n")).rules[0].actions[0].retry
+        rule_set(call(beside="        retry: {strategy: custom, schedule: standard-webhooks}\n"))
+        .rules[0]
+        .actions[0]
+        .retry
     )
 
     assert 9 == policy.max_attempts == len(policy.schedule)
@@ -334,7 +339,7 @@ def test_the_version_is_the_content():
 def test_the_book_keeps_its_texts_with_variables_unresolved():
     """What is stored in the ledger never holds a variable's value."""
     text = call(', title: "${NAME}"')
-    found = book(text, {"NAME": "value-from-outside"})
+    found = rule_set(text, {"NAME": "value-from-outside"})
 
     assert {"rules.yaml": text} == found.files
     assert "value-from-outside" == found.rules[0].actions[0].body["title"]
@@ -353,7 +358,7 @@ def test_a_flood_of_faults_is_cut():
 
 def body(text, **environment):
     """Return what the first task of a file sends."""
-    return book(text, environment).rules[0].actions[0].body
+    return rule_set(text, environment).rules[0].actions[0].body
 
 
 def test_a_variable_is_text_and_never_read_again():
@@ -390,7 +395,7 @@ def test_a_doubled_dollar_is_a_literal_one():
 
 def test_variables_reach_conditions_teams_and_sources():
     """Every section resolves variables in its values."""
-    found = book(
+    found = rule_set(
         "teams: {t: {members: [{id: '${USER}'}]}}\nsources: {s: {auth: ['${NAME}']}}\n"
         + rule("      - team_task: {assign: t}\n", "    if: {data.x: '${NAME}'}\n"),
         {"USER": USER},
@@ -450,7 +455,7 @@ def test_settings_of_leadwire_are_out_of_reach():
 
 def warnings(text, **environment):
     """Return the warnings about one file, as they are printed."""
-    return [str(fault) for fault in book(text, environment).warnings]
+    return [str(fault) for fault in rule_set(text, environment).warnings]
 
 
 def test_a_negative_test_of_an_optional_field_is_warned_of():

@@ -1,4 +1,14 @@
-"""What a YAML text says, where each value stands, and which texts are refused before they can do harm.
+"""Where in which file a value of a rule file stands, and the collecting of what is wrong there.
+
+Reading never stops at the first fault: everything that reads a rule file complains here, and all faults of all files come
+out in one run.
+
+What a YAML syntax error is called in plain English, and where it is best pointed at.
+
+The parser (libyaml) says what it expected in its own terms, often far behind the cause: an open quote is reported at the end
+of the file. Here each of its complaints becomes the likely mistake and its remedy.
+
+What a YAML text says, where each value stands, and which texts are refused before they can do harm.
 
 Values follow the YAML 1.2 core schema and nothing more: `true false null`, decimal numbers, text. What YAML 1.1 makes of
 `no`, `12:30` or `+569...` surprises everybody, so it stays text here. The tree is built from the parser's events, never
@@ -15,9 +25,153 @@ from typing import Final
 
 import yaml
 
-from rules.places import Path, Position, SourceMap, written
-from rules.vocabulary import Fault, Json
-from rules.yaml_complaints import complaint_about
+from rules.vocabulary import Json, RuleFault
+
+#: The way from the top of a file to a value: keys and list indexes.
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a file; line and column count from 1.
+
+    `literal` says that a text in the form of a literal block (`|`) stands here, whose lines are those of the file.
+    """
+
+    file: str
+    line: int
+    column: int
+    literal: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+@dataclass(slots=True)
+class SourceMap:
+    """The position of every key and value of one file, and the faults and warnings found there."""
+
+    file: str
+    values: Mapping[Path, Position] = field(default_factory=dict)
+    keys: Mapping[Path, Position] = field(default_factory=dict)
+    faults: list[RuleFault] = field(default_factory=list)
+    warnings: list[RuleFault] = field(default_factory=list)
+
+    def of_value(self, path: Path) -> Position:
+        """Return where the value at `path` begins; for a path that is not there, where its nearest parent does."""
+        while path and path not in self.values:
+            path = path[:-1]
+        return self.values.get(path, Position(self.file, 1, 1))
+
+    def of_key(self, path: Path) -> Position:
+        """Return where the key that leads to `path` begins; list items and unknown paths: the value's place."""
+        return self.keys.get(path) or self.of_value(path)
+
+    def complain(self, path: Path, message: str, *, at_key: bool = False) -> None:
+        """Record a fault at `path`: the file cannot be accepted."""
+        self.faults.append(self._fault(path, message, at_key=at_key))
+
+    def warn(self, path: Path, message: str, *, at_key: bool = False) -> None:
+        """Record a warning at `path`: the file is accepted, the author should know."""
+        self.warnings.append(self._fault(path, message, at_key=at_key))
+
+    def _fault(self, path: Path, message: str, *, at_key: bool) -> RuleFault:
+        place = self.of_key(path) if at_key else self.of_value(path)
+        return RuleFault(file=place.file, line=place.line, column=place.column, path=written(path), message=message)
+
+
+def written(path: Path) -> str:
+    """Return a path as it is printed in messages: `rules.0.then.1.make_call.agent`."""
+    return ".".join(str(step) for step in path)
+
+
+#: libyaml's problem -> what to say, for those that need nothing from the text.
+_PLAIN: Final[Mapping[str, str]] = {
+    "mapping values are not allowed in this context": (
+        "a `:` does not belong here: put the value that holds it in quotes, or check the indentation"
+    ),
+    "block sequence entries are not allowed in this context": (
+        "a list item cannot begin here: put `-` on a line of its own below the key"
+    ),
+    "did not find expected '-' indicator": ("a list item beginning with `-` is expected here: check the indentation"),
+    "did not find expected node content": "a value is expected here: if this is text, quote it",
+    "found unknown escape character": (
+        "unknown escape after `\\`: in double quotes write `\\\\` for a backslash, or use single quotes"
+    ),
+    "did not find expected hexdecimal number": "an escape in double quotes lacks its hexadecimal digits",
+    "found a tab character where an indentation space is expected": "a tab cannot indent: use spaces",
+    "found a tab character that violates indentation": "a tab cannot indent: use spaces",
+    "did not find expected comment or line break": "nothing may follow `|` or `>` on its line: begin on the next one",
+    "found incompatible YAML document": "this YAML version is not supported: remove the `%YAML` line",
+    "found unknown directive name": "a line beginning with `%` is a YAML directive: remove it, or quote it if it is text",
+    "could not find expected ':'": "a `:` is missing after this key",
+    "found undefined tag handle": "tags are not supported: quote it if it is text",
+}
+
+#: Something follows a value inside `[ ]` or `{ }` that cannot.
+_UNSEPARATED: Final = frozenset({"did not find expected ',' or ']'", "did not find expected ',' or '}'"})
+_WORD_LIMIT: Final = 100
+_WORD_BEFORE: Final = re.compile(r"[^\s{}\[\],]{1,200}\Z")
+
+
+def complaint_about(error: yaml.MarkedYAMLError, text: str) -> tuple[str, int, int]:
+    """Return what is wrong with the text, and the line and column (counted from 0) where to look."""
+    problem = error.problem or "unreadable"
+    place = error.problem_mark or error.context_mark
+    line, column, index = (place.line, place.column, place.index) if place else (0, 0, 0)
+    begun = error.context_mark or place
+    context = error.context or ""
+    if problem == "found unexpected end of stream" or (problem == "found unexpected document indicator" and begun):
+        return ("this quote is never closed", begun.line, begun.column) if begun else ("unexpected end", line, column)
+    if text[index : index + 1] == "{" and problem.startswith("did not find expected ','"):
+        return _brace_inside(text[max(index - 1, 0) : index + 2]), line, column
+    if problem in _UNSEPARATED and text[index : index + 1] == "[" and (found := _WORD_BEFORE.search(text[:index])):
+        return _brackets_inside(text[found.start() :]), line, column - len(found.group())
+    if problem in _UNSEPARATED and begun:
+        bracket = "[" if problem.endswith("']'") else "{"
+        what = f"this `{bracket}` is not closed, or a `,` is missing before line {line + 1}, column {column + 1}"
+        return what, begun.line, begun.column
+    if problem == "did not find expected alphabetic or numeric character" and begun:
+        return _sign(context), begun.line, begun.column
+    if problem == "did not find expected node content" and not text[index:].strip():
+        message = "the file ends inside a `[` or `{` that is never closed"
+    elif problem == "found character that cannot start any token":
+        message = _bad_start(text[index : index + 1], text[max(index - 1, 0) : index])
+    elif problem == "did not find expected key":
+        since = f" of the mapping that begins in line {begun.line + 1}" if begun else ""
+        message = f"this is no key{since}: check the indentation, and the quotes just before it"
+    else:
+        message = _PLAIN.get(problem, f"cannot be read as YAML: {problem}")
+    return message, line, column
+
+
+def _sign(context: str) -> str:
+    sign = "*" if "alias" in context else "&" if "anchor" in context else "!"
+    return f'YAML gives `{sign}` a meaning of its own: quote it if it is text, as in "{sign}"'
+
+
+def _brace_inside(around: str) -> str:
+    if around.startswith("$"):
+        return 'inside [ ] or { } a text with a variable needs quotes, as in "${NAME}": quote it'
+    if around.endswith("{{"):
+        return "YAML reads `{{` as a mapping: quote it, the whole text"
+    return "a `,` is missing before this `{`, or the text it stands in needs quotes"
+
+
+def _brackets_inside(text: str) -> str:
+    """Say that a text such as `data.list[1].x` needs quotes; `text` begins with it."""
+    found = re.match(r"[^\s{},:]+", text)
+    word = found.group() if found else ""
+    return f'inside {{ }} or [ ] a path with brackets must be quoted, as in "{word[:_WORD_LIMIT]}"'
+
+
+def _bad_start(character: str, before: str) -> str:
+    if character == "\t":
+        return "a tab cannot stand here: indent with spaces"
+    if before == "{" and character in {"%", "#"}:
+        return f"YAML reads `{{{character}` as a mapping: quote it, the whole text"
+    return f"a value cannot begin with `{character}`: quote it if it is text"
+
 
 #: Collections inside collections, counted from the top of the file.
 LEVEL_LIMIT: Final = 40
@@ -52,7 +206,7 @@ def read(text: str | bytes, file: str, *, salvage: bool = False) -> tuple[Json, 
         root = builder.build(_checked(text))
     except _Refused as refused:
         places.faults.append(
-            Fault(
+            RuleFault(
                 file=file,
                 line=refused.line + 1,
                 column=refused.column + 1,
@@ -287,7 +441,7 @@ class _Builder:
     def _fault(self, place: tuple[int, int], message: str, path: Path) -> None:
         line, column = place[0] + 1, place[1] + 1
         self._places.faults.append(
-            Fault(file=self._places.file, line=line, column=column, path=written(path), message=message)
+            RuleFault(file=self._places.file, line=line, column=column, path=written(path), message=message)
         )
 
 

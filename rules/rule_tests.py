@@ -14,11 +14,23 @@ from datetime import datetime
 from typing import Final
 
 from rules.conditions import explain
-from rules.moments import parse_moment
-from rules.plan import decide
-from rules.rulebook import Proof, Rule, RuleBook, covers
-from rules.vocabulary import Contact, Decision, Event, Fault, Json, Plan, Subject, Task, TaskState, TaskType, instant
-from rules.wording import did_you_mean, listed, shown
+from rules.engine import decide
+from rules.messages import did_you_mean, listed, shown
+from rules.rule_set import Proof, Rule, RuleSet, covers
+from rules.times import parse_moment
+from rules.vocabulary import (
+    Contact,
+    Decision,
+    Event,
+    Json,
+    Plan,
+    RuleFault,
+    Subject,
+    Task,
+    TaskState,
+    TaskType,
+    instant,
+)
 
 #: The mark at the end of every description, by which a task is found again at its provider; nobody wants it in a test.
 _MARK: Final = re.compile(r"\s*\[lw:[^\]]*\]\Z")
@@ -28,21 +40,21 @@ _PLACE: Final = re.compile(r"(?P<file>.*):(?P<line>[0-9]+):(?P<column>[0-9]+)", 
 Wanted = tuple[str, Mapping[str, Json]]
 
 
-def prove(book: RuleBook, *, now: datetime) -> list[Fault]:
+def run_rule_tests(rule_set: RuleSet, *, now: datetime) -> list[RuleFault]:
     """Run every rule's tests; return a fault for each that fails, at its place. `now` is the moment of tests without `at`."""
     faults = []
     before: dict[str, int] = {}
-    for rule in book.rules:
+    for rule in rule_set.rules:
         number = before[rule.file] = before.get(rule.file, -1) + 1
-        alone = replace(book, rules=(rule,))
-        for index, proof in enumerate(rule.proofs):
-            zone = rule.timezone or book.defaults.timezone or "UTC"
+        alone = replace(rule_set, rules=(rule,))
+        for index, proof in enumerate(rule.tests):
+            zone = rule.timezone or rule_set.defaults.timezone or "UTC"
             difference = _difference(alone, rule, proof, now=now, zone=zone)
             if difference:
                 place = _PLACE.fullmatch(proof.place)
                 assert place is not None
                 faults.append(
-                    Fault(
+                    RuleFault(
                         file=place["file"],
                         line=int(place["line"]),
                         column=int(place["column"]),
@@ -53,7 +65,7 @@ def prove(book: RuleBook, *, now: datetime) -> list[Fault]:
     return faults
 
 
-def _difference(alone: RuleBook, rule: Rule, proof: Proof, *, now: datetime, zone: str) -> str | None:
+def _difference(alone: RuleSet, rule: Rule, proof: Proof, *, now: datetime, zone: str) -> str | None:
     """Return in what the outcome differs from what the test expects, or None."""
     try:
         at = parse_moment(proof.at, zone) if proof.at else now

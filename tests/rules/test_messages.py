@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rules.showing import as_json, cut
+from rules.messages import as_json, cut
 
 
 def test_a_value_of_many_lists_is_cut():

@@ -1,6 +1,6 @@
 """A rule set in the form that decisions are made from: read, checked, compiled, and nothing left to look up.
 
-`rules/load.py` makes it from rule files; `rules/plan.py` decides with it.
+`rules/loader.py` makes it from rule files; `rules/engine.py` decides with it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Final, Literal
 
-from rules.moments import At
-from rules.places import SourceMap
 from rules.templates import Template
-from rules.vocabulary import FAILURE, FailedTest, Fault, Json, RetryPolicy, TaskType, outcome_trigger
+from rules.times import At
+from rules.vocabulary import FAILURE, FailedTest, Json, RetryPolicy, RuleFault, TaskType, outcome_trigger
+from rules.yaml_reader import SourceMap
 
 #: A compiled `if:`; returns the first test that failed, or None when all of it holds. The argument is `Event.view()`.
 Test = Callable[[Mapping[str, Json]], FailedTest | None]
@@ -111,7 +111,7 @@ class Rule:
     timezone: str | None = None
     file: str
     place: str
-    proofs: tuple[Proof, ...] = ()
+    tests: tuple[Proof, ...] = ()
 
     def action(self, name: str) -> Action | None:
         """Return the action of this name, also one that only answers another's end."""
@@ -146,7 +146,7 @@ class SourceText:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuleBook:
+class RuleSet:
     """A whole rule set. `version` is its content hash; `files` the texts it was read from, variables unresolved."""
 
     version: str
@@ -154,7 +154,7 @@ class RuleBook:
     defaults: Defaults
     teams: Mapping[str, Team]
     sources: tuple[SourceText, ...]
-    warnings: tuple[Fault, ...]
+    warnings: tuple[RuleFault, ...]
     files: Mapping[str, str]
 
     def listening(self, event_type: str) -> Sequence[Rule]:

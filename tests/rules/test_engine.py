@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rules.conditions import compile_conditions
-from rules.moments import parse_at
-from rules.places import SourceMap
-from rules.plan import decide, task_key
-from rules.rulebook import Action, Defaults, DueOn, Member, Rule, RuleBook, Team
+from rules.engine import decide, task_key
+from rules.rule_set import Action, Defaults, DueOn, Member, Rule, RuleSet, Team
 from rules.templates import compile_template, is_template
+from rules.times import parse_at
 from rules.vocabulary import Contact, DecisionOutcome, Event, EventState, RetryPolicy, TaskState, TaskType
+from rules.yaml_reader import SourceMap
 
 NOW = datetime(2026, 3, 2, 13, 0, 30, tzinfo=UTC)
 ANA = Contact(name="Ana", phone="+56911112222", email="ana@acme.example", country="CL")
@@ -68,9 +68,9 @@ def rule(*actions, name="rule", when=("lead.created",), if_=None, file="rules.ya
                 place=f"{file}:3:5", **more)  # fmt: skip
 
 
-def book(*rules, defaults=None):
-    """Return a rule book of these rules."""
-    return RuleBook(
+def rule_set(*rules, defaults=None):
+    """Return a rule set of these rules."""
+    return RuleSet(
         version="rs_1",
         rules=rules,
         defaults=defaults or Defaults(),
@@ -91,7 +91,7 @@ def event(contact=ANA, data=None, **more):
 
 def planned(action, contact=ANA, data=None, defaults=None, **more):
     """Return the only task that an event leads to."""
-    plan = decide(book(rule(action, **more), defaults=defaults), event(contact, data), now=NOW)
+    plan = decide(rule_set(rule(action, **more), defaults=defaults), event(contact, data), now=NOW)
     (task,) = plan.tasks
     return task
 
@@ -101,7 +101,7 @@ def planned(action, contact=ANA, data=None, defaults=None, **more):
 
 def test_every_listening_rule_gets_a_decision_in_order():
     """Matched and not matched stand in the order of the rules; rules that do not listen are not there."""
-    rules = book(
+    rules = rule_set(
         rule(call(), name="first", if_={"data.value": {"gt": 10}}),
         rule(call(), name="deaf", when=("deal.*",)),
         rule(call(), name="second", when=("lead.*",)),
@@ -118,13 +118,13 @@ def test_every_listening_rule_gets_a_decision_in_order():
 
 def test_an_event_nobody_listens_to_is_ignored():
     """No rule covers the type: no decision, no task."""
-    plan = decide(book(rule(call(), when=("deal.*",))), event(), now=NOW)
+    plan = decide(rule_set(rule(call(), when=("deal.*",))), event(), now=NOW)
     assert (EventState.IGNORED, (), ()) == (plan.state, plan.decisions, plan.tasks)
 
 
 def test_stop_ends_the_rules_after_it_in_its_file():
     """Later rules of the same file are stopped and say by whom; those of other files are decided."""
-    rules = book(
+    rules = rule_set(
         rule(call(), name="a", stop=True),
         rule(call(), name="b"),
         rule(call(), name="c", file="other.yaml"),
@@ -138,7 +138,7 @@ def test_stop_ends_the_rules_after_it_in_its_file():
 def test_stop_holds_only_where_a_task_is_made(contact):
     """A rule that did not match, or whose only task is dead in planning, stops nothing."""
     first = rule(call(), name="a", stop=True, if_=None if contact is not ANA else {"data.absent": 1})
-    plan = decide(book(first, rule(team_task(), name="b")), event(contact), now=NOW)
+    plan = decide(rule_set(first, rule(team_task(), name="b")), event(contact), now=NOW)
     assert DecisionOutcome.MATCHED is plan.decisions[1].outcome
 
 
@@ -154,7 +154,7 @@ def test_an_error_in_one_rule_does_not_stop_the_others():
     def fail(_):
         raise RecursionError("too deep")
 
-    plan = decide(book(replace(rule(call(), name="a"), test=fail), rule(call(), name="b")), event(), now=NOW)
+    plan = decide(rule_set(replace(rule(call(), name="a"), test=fail), rule(call(), name="b")), event(), now=NOW)
     assert "this rule could not be decided: RecursionError: too deep" == plan.decisions[0].reason
     assert ["b"] == [task.rule for task in plan.tasks]
 
@@ -215,7 +215,7 @@ def test_a_description_ends_in_the_mark_of_its_task(expected, text, action):
 
 def test_a_missing_name_ends_that_task_alone():
     """The task is dead with the name that was missing; the others of the rule are planned."""
-    rules = book(rule(call(title="Call {{ contact.email }}", priority="{{ data.absent }}"), team_task()))
+    rules = rule_set(rule(call(title="Call {{ contact.email }}", priority="{{ data.absent }}"), team_task()))
     plan = decide(rules, event(replace(ANA, email=None)), now=NOW)
     dead, alive = plan.tasks
     assert (TaskState.DEAD, TaskState.PLANNED) == (dead.state, alive.state)
@@ -359,7 +359,7 @@ def test_the_zone_that_was_used_is_told(note, contact, more):
     """A time of day leaves a note, in the task and in the decision."""
     defaults = Defaults(timezone="Europe/Madrid", country_zones={"CL": "America/Santiago"})
     action = call(type_=TaskType.MINDHUNTERS_TASK, type="survey", at="next 09:00", **more)
-    plan = decide(book(rule(action), defaults=defaults), event(contact), now=NOW)
+    plan = decide(rule_set(rule(action), defaults=defaults), event(contact), now=NOW)
     assert note == plan.tasks[0].note
     assert note in plan.decisions[0].reason
 
@@ -519,7 +519,7 @@ contacts = st.builds(
     Contact, id=texts, name=texts, phone=texts, email=texts, country=texts, timezone=texts, language=texts,
     consent=st.none() | st.dictionaries(st.text(max_size=5), json_values, max_size=3),
 )  # fmt: skip
-GREEDY = book(
+GREEDY = rule_set(
     rule(
         call("c", title="{{ data.a }}", description="{{ data.b }} {{ data }}", at="{{ data.a }}", priority="{{ data.b }}",
              contact={"phone_number": "{{ data.a | default(contact.phone) }}"}, expires=timedelta(hours=1)),
@@ -554,7 +554,9 @@ def test_deciding_never_fails_for_what_an_event_holds(data, contact, occurred_at
 
 def test_a_due_moment_at_the_end_of_the_calendar_names_its_field():
     """A moment that cannot be rounded up any more makes the task dead with the name of the field."""
-    plan = decide(book(rule(team_task(due="{{ data.when }}"))), event(data={"when": "9999-12-31T23:59:59Z"}), now=NOW)
+    plan = decide(
+        rule_set(rule(team_task(due="{{ data.when }}"))), event(data={"when": "9999-12-31T23:59:59Z"}), now=NOW
+    )
     (task,) = plan.tasks
     assert task.state is TaskState.DEAD
     assert task.reason.startswith("due: ")
@@ -600,7 +602,7 @@ def test_conditions_read_a_moment_without_an_offset_in_the_contacts_zone(outcome
     """Where the event and the rule give local times, they are the contact's; the fallbacks are those of `at`."""
     contact = contact if contact.country != "CL" or contact.timezone else replace(contact, timezone="America/Santiago")
     made = rule(call(), if_={"data.created": conditions}, timezone=zone)
-    (decision,) = decide(book(made), event(contact, {"created": created}), now=NOW).decisions
+    (decision,) = decide(rule_set(made), event(contact, {"created": created}), now=NOW).decisions
     assert outcome is (decision.outcome is DecisionOutcome.MATCHED)
 
 
