@@ -32,9 +32,9 @@ from tornado.web import authenticated
 
 from rules.vocabulary import SettingsError
 from worker.broker import celery_app, why
+from worker.context import broker_of
 from worker.flower_events import DELIVERED_TOGETHER, TOUCH
 from worker.settings import Secret, Settings
-from worker.wiring import broker_of
 
 log = logging.getLogger(__name__)
 

@@ -23,11 +23,11 @@ from rules.loader import SECTIONS
 from rules.rule_set import RuleSet, SourceText
 from rules.vocabulary import LedgerError, RuleError, RuleFault, SettingsError
 from worker.broker import QueueDepths, celery_app
+from worker.context import FRONT_DOOR_SECTIONS, broker_of, new_id, utc_now
 from worker.ledger import Ledger, open_ledger
 from worker.publisher import Publisher
-from worker.rules_in_force import accepted, read_files, rules_in_force
+from worker.rule_sets import accepted, read_files, rules_in_force
 from worker.settings import Secret, Settings
-from worker.wiring import FRONT_DOOR_SECTIONS, broker_of, new_id, utc_now
 
 log = logging.getLogger(__name__)
 

@@ -19,16 +19,16 @@ from celery import Celery, Task, signals
 from rules.vocabulary import PROVIDER_OF, ProviderName, TaskState, TaskType
 from worker import flower_events, runtime
 from worker.broker import EVENTS_QUEUE, QUEUE_OF, QueueDepths, celery_app, declare
+from worker.context import WorkerContext, broker_of, utc_now
 from worker.deliver import Delivered, deliver
 from worker.first_attempts import Batch
 from worker.flower_events import FlowerSync
-from worker.follow import Follow
+from worker.follow import OutcomePoller
 from worker.process import process_events
 from worker.publisher import CELERY_TASK_OF, PROCESS_EVENT
-from worker.react import React
+from worker.react import FollowUps
 from worker.seek import seekers
-from worker.sweep import Sweep
-from worker.wiring import WorkerContext, broker_of, utc_now
+from worker.sweep import Sweeper
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +36,13 @@ log = logging.getLogger(__name__)
 _KEPT: Final[list[Any]] = []
 
 
-def create(services: WorkerContext) -> Celery:
+def create(context: WorkerContext) -> Celery:
     """Return the worker's Celery application, its tasks bound to these services."""
-    app = celery_app(broker_of(services.settings), confirm=False)
+    app = celery_app(broker_of(context.settings), confirm=False)
     events = _Events()
-    retelling = FlowerSync(services.ledger, events.send)
-    answering = React(services, lambda tasks: flower_events.planned(tasks, utc_now(), events.send))
-    following = Follow(services)
+    retelling = FlowerSync(context.ledger, events.send)
+    answering = FollowUps(context, lambda tasks: flower_events.planned(tasks, utc_now(), events.send))
+    following = OutcomePoller(context)
 
     @app.task(name=PROCESS_EVENT, Request=flower_events.Request)
     def process_event(event_ids: Sequence[str]) -> str:
@@ -54,7 +54,7 @@ def create(services: WorkerContext) -> Celery:
             retelling.note(batch.outcomes)
             answering.note(batch.outcomes)
 
-        tally = process_events(services, event_ids, tell, ended)
+        tally = process_events(context, event_ids, tell, ended)
         flower_events.planned(tally.quiet, utc_now(), events.send)
         return str(tally)
 
@@ -64,17 +64,17 @@ def create(services: WorkerContext) -> Celery:
             bind=True,
             throws=(flower_events.TaskDead, flower_events.TaskUnknown),
             Request=flower_events.Request,
-        )(_delivering(services, PROVIDER_OF[type_], events, retelling, answering))
+        )(_delivering(context, PROVIDER_OF[type_], events, retelling, answering))
 
     flower_events.forgive_revocations()
     signals.worker_ready.connect(events.begin, weak=False)
-    sweep = Sweep(services, QueueDepths(app))
+    sweep = Sweeper(context, QueueDepths(app))
     retelling.when_somebody_listens()
-    seeking = seekers(services)
+    seeking = seekers(context)
     _KEPT.append((process_event, sweep, retelling, seeking, answering, following))
     signals.worker_ready.connect(lambda **_: sweep.start(), weak=False)
     signals.worker_ready.connect(lambda **_: retelling.start(), weak=False)
-    signals.worker_shutting_down.connect(lambda **_: services.closing.set(), weak=False)
+    signals.worker_shutting_down.connect(lambda **_: context.closing.set(), weak=False)
     signals.worker_shutdown.connect(lambda **_: sweep.stop(), weak=False)
     signals.worker_shutdown.connect(lambda **_: retelling.stop(), weak=False)
     for beside in (*seeking, answering, following):
@@ -84,7 +84,7 @@ def create(services: WorkerContext) -> Celery:
 
 
 def _delivering(
-    services: WorkerContext, provider: ProviderName, events: _Events, retelling: FlowerSync, answering: React
+    context: WorkerContext, provider: ProviderName, events: _Events, retelling: FlowerSync, answering: FollowUps
 ) -> Callable[..., str]:
     def run(
         self: Task[..., Any],
@@ -103,7 +103,7 @@ def _delivering(
             events.tell(named, name)
 
         alone = isinstance(task_ids, str)
-        outcomes = deliver(services, provider, [task_ids] if isinstance(task_ids, str) else task_ids, tell)
+        outcomes = deliver(context, provider, [task_ids] if isinstance(task_ids, str) else task_ids, tell)
         retelling.note(outcomes)
         answering.note(outcomes)
         if alone:
@@ -146,12 +146,12 @@ class _Events:
                 dispatcher.flush()
 
 
-def run(services: WorkerContext, name: str, ready_file: Path | None = None) -> None:
+def run(context: WorkerContext, name: str, ready_file: Path | None = None) -> None:
     """Work until told to stop (SIGTERM lets running calls end); the process is the worker from here on.
 
     `ready_file` is made when the worker begins to take messages, and touched with every message it takes.
     """
-    app = create(services)
+    app = create(context)
     declare(app)
     if ready_file is not None:
         signals.worker_ready.connect(lambda **_: ready_file.touch(), weak=False)
@@ -162,12 +162,12 @@ def run(services: WorkerContext, name: str, ready_file: Path | None = None) -> N
         [
             "worker",
             "--pool=threads",
-            f"--concurrency={services.settings.worker_threads}",
+            f"--concurrency={context.settings.worker_threads}",
             f"--queues={queues}",
             f"--hostname={name}@%h",
             "--events",
             "--without-gossip",
             "--without-mingle",
-            f"--loglevel={services.settings.log_level}",
+            f"--loglevel={context.settings.log_level}",
         ]
     )

@@ -12,12 +12,12 @@ from datetime import datetime, timedelta
 from typing import Final, Protocol
 
 from worker.alerting import tell_of
+from worker.context import Clock
 from worker.ledger import Ledger, PauseKind
 from worker.providers import Provider
 from worker.providers.retry_after import asked_until
 from worker.retry import Hindrance, hindrance_of
 from worker.wire import Answered, Request, Sent
-from worker.wiring import Clock
 
 #: While a question waits for its place it looks so often whether the process ends.
 SLICE_SECONDS: Final = 0.2

@@ -11,9 +11,9 @@ from datetime import timedelta
 from typing import Final
 
 from rules.vocabulary import Verdict
+from worker.context import Clock, ProviderClient, WorkerContext
 from worker.ledger import Claim
 from worker.wire import Answered, NotBegun, Reading, Request, Sent, Unsendable
-from worker.wiring import Clock, ProviderClient, WorkerContext
 
 #: A claim that is older may have been taken back: no request begins after it.
 BEGIN_WITHIN_SECONDS: Final = 10.0
@@ -28,7 +28,7 @@ QUICK_RETRY_AFTER: Final = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attempted:
+class AttemptResult:
     """What an attempt came to, how long it took; `too_late` when the task can no longer be made before it expires."""
 
     reading: Reading
@@ -37,55 +37,59 @@ class Attempted:
     seconds: float = 0.0
 
 
-def attempt(services: WorkerContext, hand: ProviderClient, claim: Claim, claimed_seconds: float) -> Attempted | None:
+def attempt(
+    context: WorkerContext, client: ProviderClient, claim: Claim, claimed_seconds: float
+) -> AttemptResult | None:
     """Make one attempt with its quick tries; None when nothing was executed for a reason of our own.
 
     That is a claim which grew old before the request began, or a worker that ends: the task loses nothing by either.
     """
-    clock = services.clock
+    clock = context.clock
     end_seconds = claimed_seconds + ATTEMPT_SECONDS
     begin_by_seconds = claimed_seconds + BEGIN_WITHIN_SECONDS
-    services.ledger.give_way()
+    context.ledger.give_way()
     began_seconds = clock.awake_seconds()
     for pause_seconds in (*QUICK_PAUSES_SECONDS, None):
         # By the claim's own clock: a look-up searches around the claim, and the system's may leap meanwhile.
         elapsed = timedelta(seconds=clock.awake_seconds() - claimed_seconds)
-        request = hand.provider.prepare(claim.task, claim.claimed_at + elapsed)
+        request = client.provider.prepare(claim.task, claim.claimed_at + elapsed)
         if isinstance(request, Unsendable):
             reading = Reading(verdict=Verdict.REFUSED, reason=request.reason)
-            return Attempted(reading=reading, too_late=request.too_late)
-        if services.closing.is_set() or clock.awake_seconds() > begin_by_seconds:
+            return AttemptResult(reading=reading, too_late=request.too_late)
+        if context.closing.is_set() or clock.awake_seconds() > begin_by_seconds:
             return None
-        sent = _send(clock, hand, request, end_seconds, begin_by_seconds)
+        sent = _send(clock, client, request, end_seconds, begin_by_seconds)
         if isinstance(sent, NotBegun):
             return None
-        reading = _read(clock, hand, sent, request, end_seconds)
+        reading = _read(clock, client, sent, request, end_seconds)
         rest_seconds = _quick_rest(clock, reading, pause_seconds)
         if rest_seconds is None or clock.awake_seconds() + rest_seconds > end_seconds - QUICK_TRY_NEEDS_SECONDS:
             break
-        if services.closing.wait(rest_seconds):
+        if context.closing.wait(rest_seconds):
             return None
         # What was sent so far was certainly not executed, and the lease outlasts the attempt: a later begin is safe.
         begin_by_seconds = end_seconds - QUICK_TRY_NEEDS_SECONDS + 1
     status = sent.status if isinstance(sent, Answered) else None
-    return Attempted(reading=reading, status=status, seconds=clock.awake_seconds() - began_seconds)
+    return AttemptResult(reading=reading, status=status, seconds=clock.awake_seconds() - began_seconds)
 
 
 def _send(
-    clock: Clock, hand: ProviderClient, request: Request, end_seconds: float, begin_by_seconds: float
+    clock: Clock, client: ProviderClient, request: Request, end_seconds: float, begin_by_seconds: float
 ) -> Sent | NotBegun:
-    return hand.transport.send(
+    return client.transport.send(
         request,
         deadline_seconds=end_seconds - clock.awake_seconds(),
         may_begin=lambda: clock.awake_seconds() <= begin_by_seconds,
     )
 
 
-def _read(clock: Clock, hand: ProviderClient, sent: Sent, request: Request, end_seconds: float) -> Reading:
-    reading = hand.provider.read(sent, clock.now(), request)
+def _read(clock: Clock, client: ProviderClient, sent: Sent, request: Request, end_seconds: float) -> Reading:
+    reading = client.provider.read(sent, clock.now(), request)
     if not reading.probe_first:
         return reading
-    probed = hand.transport.send(hand.provider.probe(), deadline_seconds=max(1.0, end_seconds - clock.awake_seconds()))
+    probed = client.transport.send(
+        client.provider.probe(), deadline_seconds=max(1.0, end_seconds - clock.awake_seconds())
+    )
     if isinstance(probed, Answered) and probed.status < 300:  # noqa: PLR2004 - any success
         return Reading(verdict=Verdict.REFUSED, reason=reading.reason)
     return reading

@@ -25,11 +25,11 @@ from rules.vocabulary import (
     instant,
 )
 from worker.alerting import tell_of
-from worker.attempt import Attempted, attempt
+from worker.attempt import AttemptResult, attempt
+from worker.context import SIDE_BY_SIDE, TOGETHER, AdaptiveBatchSize, Clock, ProviderClient, WorkerContext
 from worker.ledger import Claim, Held, Limits, NotClaimed, PauseKind, Settlement
 from worker.retry import History, next_step
 from worker.side_by_side import ConcurrentSender, Made
-from worker.wiring import SIDE_BY_SIDE, TOGETHER, AdaptiveBatchSize, Clock, ProviderClient, WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -66,45 +66,45 @@ class Delivered:
 Tell = Callable[[Sequence[Delivered]], None]
 
 
-def deliver(services: WorkerContext, provider: ProviderName, task_ids: Sequence[str], tell: Tell) -> list[Delivered]:
+def deliver(context: WorkerContext, provider: ProviderName, task_ids: Sequence[str], tell: Tell) -> list[Delivered]:
     """Deliver these tasks of one provider; each is claimed before, and settled when its answer arrives.
 
     When the provider holds its share of the worker's threads already, or the worker is about to end, what has not been
     claimed is put back for the sweep.
     """
-    hand = services.hands[provider]
-    if not hand.take_slot(SLOT_PATIENCE_SECONDS):
-        return _put_back(services, task_ids, f"{provider} holds its share of the threads", tell)
+    client = context.clients[provider]
+    if not client.take_slot(SLOT_PATIENCE_SECONDS):
+        return _put_back(context, task_ids, f"{provider} holds its share of the threads", tell)
     try:
         if len(task_ids) == 1:
-            return _deliver_alone(services, hand, task_ids, tell)
-        return _deliver_together(services, hand, task_ids, tell)
+            return _deliver_alone(context, client, task_ids, tell)
+        return _deliver_together(context, client, task_ids, tell)
     finally:
-        hand.slots.give()
+        client.bulkhead.give()
 
 
-def _put_back(services: WorkerContext, task_ids: Sequence[str], why: str, tell: Tell) -> list[Delivered]:
+def _put_back(context: WorkerContext, task_ids: Sequence[str], why: str, tell: Tell) -> list[Delivered]:
     waiting = TaskState.WAITING
     given = [Delivered(task_id=task_id, state=waiting, words=f"put back: {why}") for task_id in task_ids]
     tell(given)
-    services.ledger.put_back(task_ids, services.clock.now())
+    context.ledger.put_back(task_ids, context.clock.now())
     return [replace(outcome, told=True) for outcome in given]
 
 
 def _deliver_alone(
-    services: WorkerContext, hand: ProviderClient, task_ids: Sequence[str], tell: Tell
+    context: WorkerContext, client: ProviderClient, task_ids: Sequence[str], tell: Tell
 ) -> list[Delivered]:
-    claimed_seconds = services.clock.awake_seconds()
-    (claim,) = _claim(services, hand, task_ids)
+    claimed_seconds = context.clock.awake_seconds()
+    (claim,) = _claim(context, client, task_ids)
     if isinstance(claim, NotClaimed):
         if claim.held is Held.CONCURRENCY:
-            hand.pace.full(claimed_seconds)
+            client.batch_size.full(claimed_seconds)
         return [_not_claimed(claim)]
-    return _settle(services, [(claim, attempt(services, hand, claim, claimed_seconds))], tell)
+    return _settle(context, [(claim, attempt(context, client, claim, claimed_seconds))], tell)
 
 
 def _deliver_together(
-    services: WorkerContext, hand: ProviderClient, task_ids: Sequence[str], tell: Tell
+    context: WorkerContext, client: ProviderClient, task_ids: Sequence[str], tell: Tell
 ) -> list[Delivered]:
     """Claim and send in slices no larger than the provider was seen to answer within a moment, or than it may have at once.
 
@@ -112,16 +112,16 @@ def _deliver_together(
     """
     delivered: list[Delivered] = []
     rest = list(task_ids)
-    most = most_at_once(services, hand) or len(rest)
+    most = most_at_once(context, client) or len(rest)
     held: Held | None = None
     while rest:
-        if services.closing.is_set():
-            return delivered + _put_back(services, rest, "the worker ends", tell)
-        if held_back(services, hand, held):
-            why = f"{hand.provider.name} has as many requests as it may have at once"
-            return delivered + _put_back(services, rest, why, tell)
-        size = len(rest) if held else min(hand.pace.size, most, TOGETHER)
-        done, held = _deliver_slice(services, hand, rest[:size], tell)
+        if context.closing.is_set():
+            return delivered + _put_back(context, rest, "the worker ends", tell)
+        if held_back(context, client, held):
+            why = f"{client.provider.name} has as many requests as it may have at once"
+            return delivered + _put_back(context, rest, why, tell)
+        size = len(rest) if held else min(client.batch_size.size, most, TOGETHER)
+        done, held = _deliver_slice(context, client, rest[:size], tell)
         tell([outcome for outcome in done if not outcome.told])
         delivered += done
         rest = rest[size:]
@@ -129,15 +129,15 @@ def _deliver_together(
 
 
 def _deliver_slice(
-    services: WorkerContext, hand: ProviderClient, task_ids: Sequence[str], tell: Tell
+    context: WorkerContext, client: ProviderClient, task_ids: Sequence[str], tell: Tell
 ) -> tuple[list[Delivered], Held | None]:
-    claimed_seconds = services.clock.awake_seconds()
-    return send(services, hand, _claim(services, hand, task_ids), claimed_seconds, tell)
+    claimed_seconds = context.clock.awake_seconds()
+    return send(context, client, _claim(context, client, task_ids), claimed_seconds, tell)
 
 
 def send(
-    services: WorkerContext,
-    hand: ProviderClient,
+    context: WorkerContext,
+    client: ProviderClient,
     answers: Sequence[Claim | NotClaimed],
     claimed_seconds: float,
     tell: Tell,
@@ -148,70 +148,70 @@ def send(
     """
     claims = [claim for claim in answers if isinstance(claim, Claim)]
     delivered = [_not_claimed(answer) for answer in answers if isinstance(answer, NotClaimed)]
-    attempts: list[Attempted | None] = []
-    side_by_side = ConcurrentSender(services, hand, claims, claimed_seconds)
+    attempts: list[AttemptResult | None] = []
+    side_by_side = ConcurrentSender(context, client, claims, claimed_seconds)
     fault: Exception | None = None
     for group in side_by_side.answers():
         attempts += [attempted for _, attempted in group]
         try:
-            delivered += _settle(services, group, tell)
+            delivered += _settle(context, group, tell)
         except Exception as error:  # noqa: BLE001 - raised when the others of these claims are settled, or given back
             side_by_side.stop()
             fault = fault or error
     if fault is not None:
         raise fault
-    _learn(hand.pace, attempts)
+    _learn(client.batch_size, attempts)
     kept = [answer.held for answer in answers if isinstance(answer, NotClaimed) and answer.held is not None]
     held = kept[-1] if kept else None
     return delivered, None if held is Held.CONCURRENCY and claims else held
 
 
-def _claim(services: WorkerContext, hand: ProviderClient, task_ids: Sequence[str]) -> list[Claim | NotClaimed]:
-    owner = claim_name(services)
+def _claim(context: WorkerContext, client: ProviderClient, task_ids: Sequence[str]) -> list[Claim | NotClaimed]:
+    owner = claim_name(context)
     try:
-        return services.ledger.claim(task_ids, services.clock.now(), LEASE, owner, limits_for(services, hand))
+        return context.ledger.claim(task_ids, context.clock.now(), LEASE, owner, limits_for(context, client))
     except LedgerInDoubtError:
-        undo_claim(services, owner, task_ids)
+        undo_claim(context, owner, task_ids)
         raise
 
 
-def claim_name(services: WorkerContext) -> str:
+def claim_name(context: WorkerContext) -> str:
     """Return a name of its own for a claim, so that one of which nobody knows whether it stands is undone if it does."""
-    return f"{services.owner}/{next(services.claim_numbers)}"
+    return f"{context.owner}/{next(context.claim_numbers)}"
 
 
-def undo_claim(services: WorkerContext, owner: str, task_ids: Sequence[str]) -> None:
+def undo_claim(context: WorkerContext, owner: str, task_ids: Sequence[str]) -> None:
     """Give back what a claim under this name has, of which nobody knows whether it stands and nothing was sent."""
-    clock, ledger = services.clock, services.ledger
+    clock, ledger = context.clock, context.ledger
     given = _patiently(clock, lambda: ledger.give_back_of(owner, task_ids, clock.now()), ", ".join(task_ids))
     log.warning("a claim's commit was in doubt; of it was given back, unsent: %s", ", ".join(given) or "nothing")
 
 
-def limits_for(services: WorkerContext, hand: ProviderClient) -> Mapping[ProviderName, Limits]:
+def limits_for(context: WorkerContext, client: ProviderClient) -> Mapping[ProviderName, Limits]:
     """Return the limits of this provider alone: the other's line is not touched."""
-    name = hand.provider.name
-    return {name: services.limits[name]} if name in services.limits else {}
+    name = client.provider.name
+    return {name: context.limits[name]} if name in context.limits else {}
 
 
-def held_back(services: WorkerContext, hand: ProviderClient, held: Held | None) -> bool:
+def held_back(context: WorkerContext, client: ProviderClient, held: Held | None) -> bool:
     """Whether a provider has as many requests as it may have at once; its pace learns that."""
     if held is Held.CONCURRENCY:
-        hand.pace.full(services.clock.awake_seconds())
+        client.batch_size.full(context.clock.awake_seconds())
     return held is Held.CONCURRENCY
 
 
-def most_at_once(services: WorkerContext, hand: ProviderClient) -> int:
+def most_at_once(context: WorkerContext, client: ProviderClient) -> int:
     """Return how many requests a provider may have at once, 0 for no limit."""
-    return services.limits.get(hand.provider.name, Limits()).concurrency
+    return context.limits.get(client.provider.name, Limits()).concurrency
 
 
-def _learn(pace: AdaptiveBatchSize, attempts: Sequence[Attempted | None]) -> None:
+def _learn(batch_size: AdaptiveBatchSize, attempts: Sequence[AttemptResult | None]) -> None:
     """Learn how many may be claimed at once, from the provider's answers alone: the ledger has its own reasons to be slow."""
     if None in attempts:  # a claim grew too old: fewer at once begin in time
-        pace.reset()
+        batch_size.reset()
     elif attempts:
         seconds = sum(attempted.seconds for attempted in attempts if attempted is not None)
-        pace.note(len(attempts), seconds / SIDE_BY_SIDE)
+        batch_size.note(len(attempts), seconds / SIDE_BY_SIDE)
 
 
 def _not_claimed(answer: NotClaimed) -> Delivered:
@@ -219,24 +219,24 @@ def _not_claimed(answer: NotClaimed) -> Delivered:
     return Delivered(task_id=answer.task_id, state=answer.state, due_at=answer.due_at, words=words)
 
 
-def _settle(services: WorkerContext, made: Sequence[Made], tell: Tell) -> list[Delivered]:
+def _settle(context: WorkerContext, made: Sequence[Made], tell: Tell) -> list[Delivered]:
     """Record what attempts came to, those that never began as given back; a write that fails is tried for long."""
     delivered: list[Delivered] = []
-    clock = services.clock
-    poll = timedelta(seconds=services.settings.mindhunters_poll_seconds)
+    clock = context.clock
+    poll = timedelta(seconds=context.settings.mindhunters_poll_seconds)
     settled = [
         (claim, _settlement(clock, claim, attempted, poll)) for claim, attempted in made if attempted is not None
     ]
     try:
         if settled:
             ids = ", ".join(claim.task.id for claim, _ in settled)
-            taken = _patiently(clock, lambda: services.ledger.settle_many(settled, clock.now(), tell_of), ids)
+            taken = _patiently(clock, lambda: context.ledger.settle_many(settled, clock.now(), tell_of), ids)
             delivered += [_settled(*pair, taken=took) for pair, took in zip(settled, taken, strict=True)]
     finally:  # nothing was sent of these, whatever became of the others
         for claim in (claim for claim, attempted in made if attempted is None):
             given = _told(claim, TaskState.WAITING, "given back before anything was sent")
             tell([given])
-            _patiently(clock, partial(services.ledger.give_back, claim, clock.now()), claim.task.id)
+            _patiently(clock, partial(context.ledger.give_back, claim, clock.now()), claim.task.id)
             delivered.append(replace(given, told=True))
     return delivered
 
@@ -255,7 +255,7 @@ def _told(claim: Claim, state: TaskState | None, words: str, due_at: datetime | 
     return Delivered(task_id=task.id, state=state, due_at=due_at, words=words, rule=task.rule, attempt=claim.attempt)
 
 
-def _settlement(clock: Clock, claim: Claim, made: Attempted, poll: timedelta) -> Settlement:
+def _settlement(clock: Clock, claim: Claim, made: AttemptResult, poll: timedelta) -> Settlement:
     """Return what the attempt means for its task; Mindhunters is asked after `poll` what became of it, or never."""
     reading = made.reading
     history = History(attempt=claim.attempt, first_attempt_at=claim.first_attempt_at)

@@ -53,11 +53,11 @@ from celery.worker.request import Request as CeleryRequest
 
 from rules.vocabulary import TERMINAL_TASK_STATES, LedgerError, Problem, Task, TaskState, Verdict, instant
 from worker.awake import awake_seconds
+from worker.context import utc_now
 from worker.deliver import Delivered, outcome_words
 from worker.first_attempts import Batch
 from worker.ledger import Ledger, StoredTask
 from worker.publisher import CELERY_TASK_OF, SINGLE_DELIVERY_LIMIT
-from worker.wiring import utc_now
 
 #: Every id of a touch begins so, and no other row's does.
 TOUCH: Final = "tk_"

@@ -15,10 +15,10 @@ from typing import Final
 from rules.rule_set import Action, RuleSet
 from rules.vocabulary import LedgerError, ProviderName
 from worker.asking import ThrottledClient
+from worker.context import WorkerContext
 from worker.ledger import Limits, Poll
 from worker.providers import Followed
 from worker.wire import CannotTell
-from worker.wiring import WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -38,24 +38,24 @@ PLACE_PATIENCE_SECONDS: Final = 5.0
 REST_SECONDS: Final = 5.0
 
 
-class Follow:
+class OutcomePoller:
     """The thread of one worker process that asks Mindhunters."""
 
-    def __init__(self, services: WorkerContext) -> None:
-        self._services = services
+    def __init__(self, context: WorkerContext) -> None:
+        self._context = context
         self._name = ProviderName.MINDHUNTERS
-        self._first = timedelta(seconds=services.settings.mindhunters_poll_seconds)
+        self._first = timedelta(seconds=context.settings.mindhunters_poll_seconds)
         self._missed_seconds: float | None = None
         self._rest_until_seconds = 0.0
         self._stopping = threading.Event()
-        hand = services.hands[self._name]
+        client = context.clients[self._name]
         self._asking = ThrottledClient(
-            services.ledger,
-            hand.provider,
-            hand.transport,
-            clock=services.clock,
+            context.ledger,
+            client.provider,
+            client.transport,
+            clock=context.clock,
             charge=self._charge,
-            is_over=lambda: self._stopping.is_set() or services.closing.is_set(),
+            is_over=lambda: self._stopping.is_set() or context.closing.is_set(),
         )
         self._thread = threading.Thread(target=self._run, name="follow", daemon=True)
 
@@ -63,7 +63,7 @@ class Follow:
         """Begin, if the settings ask for it; say so when a rule waits for what nobody will ask."""
         if self._first:
             self._thread.start()
-        elif answers_outcomes(self._services.rule_set):
+        elif answers_outcomes(self._context.rule_set):
             log.warning("rules have on_outcome, and nobody asks for outcomes: set LEADWIRE_MINDHUNTERS_POLL, to 60 say")
 
     def stop(self) -> None:
@@ -84,38 +84,38 @@ class Follow:
 
     def once(self) -> int:
         """Ask about what is due; return how many tasks were taken."""
-        services = self._services
-        now, seconds = services.clock.now(), services.clock.awake_seconds()
+        context = self._context
+        now, seconds = context.clock.now(), context.clock.awake_seconds()
         if self._missed_seconds is None or seconds - self._missed_seconds >= MISSED_SECONDS:
             self._missed_seconds = seconds
-            services.ledger.follow_ups.follow_missed(self._name, now, now + self._first)
-        slots, taken = services.hands[self._name].slots, 0
-        while taken < BATCH and services.clock.awake_seconds() >= self._rest_until_seconds:
-            if not self._asking.wait(PLACE_PATIENCE_SECONDS) or not slots.take(SLOT_PATIENCE_SECONDS):
+            context.ledger.follow_ups.follow_missed(self._name, now, now + self._first)
+        bulkhead, taken = context.clients[self._name].bulkhead, 0
+        while taken < BATCH and context.clock.awake_seconds() >= self._rest_until_seconds:
+            if not self._asking.wait(PLACE_PATIENCE_SECONDS) or not bulkhead.take(SLOT_PATIENCE_SECONDS):
                 break
             try:
-                polls = services.ledger.follow_ups.take_polls(self._name, services.clock.now(), self._pause, 1)
+                polls = context.ledger.follow_ups.take_polls(self._name, context.clock.now(), self._pause, 1)
                 if not polls or not self._ask(polls[0]):
                     return taken + len(polls)
             finally:
-                slots.give()
+                bulkhead.give()
             taken += 1
         return taken
 
     def _charge(self, now: datetime) -> datetime:
-        limits = self._services.limits.get(self._name, Limits())
-        return self._services.ledger.charge(self._name, limits, now)
+        limits = self._context.limits.get(self._name, Limits())
+        return self._context.ledger.charge(self._name, limits, now)
 
     def _ask(self, poll: Poll) -> bool:
         """Ask about one task; return whether the provider takes questions."""
-        hand, clock = self._services.hands[self._name], self._services.clock
-        provider = hand.provider
+        client, clock = self._context.clients[self._name], self._context.clock
+        provider = client.provider
         assert isinstance(provider, Followed)
         sent, hindrance = self._asking.ask(provider.outcome_request(poll.external_id), QUESTION_SECONDS)
         told = provider.read_outcome(sent, poll.external_id)
         if isinstance(told, CannotTell):
             log.info("task %s: what became of it is not known (%s); asked again later", poll.task_id, told.reason)
-        elif self._services.ledger.follow_ups.seen(poll, told.word, clock.now(), final=told.final) and told.final:
+        elif self._context.ledger.follow_ups.seen(poll, told.word, clock.now(), final=told.final) and told.final:
             log.info("task %s: %s says it is %s", poll.task_id, self._name, told.word)
         if hindrance is None:
             return True

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 from rules.engine import decide
 from rules.vocabulary import EventState, LedgerBusyError, Plan, Task
+from worker.context import TOGETHER, WorkerContext
 from worker.first_attempts import Batch, InlineDelivery, TellOf
 from worker.ledger import StoredEvent
-from worker.wiring import TOGETHER, WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -37,52 +37,52 @@ class Tally:
 
 
 def process_events(
-    services: WorkerContext, event_ids: Sequence[str], tell: TellOf, ended: Callable[[Batch], None]
+    context: WorkerContext, event_ids: Sequence[str], tell: TellOf, ended: Callable[[Batch], None]
 ) -> Tally:
     """Decide and plan these events, and dispatch what is due, or deliver it where one message would carry it all.
 
     `tell` shows outcomes at once, `ended` is told of the batch that was delivered, also when this raises in the end.
     """
     tally = Tally(asked=len(event_ids))
-    fresh, suspects = services.ledger.fresh_events(event_ids)
-    _process(services, fresh, tally, tell, ended)
+    fresh, suspects = context.ledger.fresh_events(event_ids)
+    _process(context, fresh, tally, tell, ended)
     # Only now: of what was claimed nothing may be unsent when one of these crashes the process.
     for event_id in suspects:
-        suspect = services.ledger.events_to_process([event_id], services.clock.now())
-        _process(services, suspect, tally, tell, ended)
+        suspect = context.ledger.events_to_process([event_id], context.clock.now())
+        _process(context, suspect, tally, tell, ended)
     return tally
 
 
 def _process(
-    services: WorkerContext,
+    context: WorkerContext,
     events: Sequence[StoredEvent],
     tally: Tally,
     tell: TellOf,
     ended: Callable[[Batch], None],
 ) -> None:
     """Plan these events, then record them, then make the first attempts that were claimed with them."""
-    plans = [plan for event in events if (plan := _plan(services, event)) is not None]
-    with InlineDelivery(services) as first:
+    plans = [plan for event in events if (plan := _plan(context, event)) is not None]
+    with InlineDelivery(context) as first:
         try:
             for start in range(0, len(plans), TOGETHER):
-                _record(services, plans[start : start + TOGETHER], tally, first)
+                _record(context, plans[start : start + TOGETHER], tally, first)
         finally:  # what was claimed is sent, whatever became of the others
             batch = first.make(tell)
             if batch is not None:
                 ended(batch)
 
 
-def _record(services: WorkerContext, plans: Sequence[Plan], tally: Tally, first: InlineDelivery) -> None:
+def _record(context: WorkerContext, plans: Sequence[Plan], tally: Tally, first: InlineDelivery) -> None:
     try:
         on_their_way = first.record(plans)
     except LedgerBusyError:
         raise  # nothing is wrong with the events: the sweep repeats them
     except Exception as error:  # noqa: BLE001 - one event's row may be at fault: each is tried alone
         if len(plans) == 1:
-            _failed(services, plans[0].event_id, "recording", error)
+            _failed(context, plans[0].event_id, "recording", error)
             return
         for plan in plans:
-            _record(services, [plan], tally, first)
+            _record(context, [plan], tally, first)
         return
     tally.quiet += [task for plan in plans for task in plan.tasks if task.id not in on_their_way]
     tally.planned += len(plans)
@@ -90,17 +90,17 @@ def _record(services: WorkerContext, plans: Sequence[Plan], tally: Tally, first:
     tally.tasks += sum(len(plan.tasks) for plan in plans)
 
 
-def _plan(services: WorkerContext, stored: StoredEvent) -> Plan | None:
+def _plan(context: WorkerContext, stored: StoredEvent) -> Plan | None:
     """Return the event's plan; an event whose planning fails is noted in the ledger, and its neighbours go on."""
-    services.ledger.give_way()
+    context.ledger.give_way()
     try:
-        return decide(services.rule_set, stored.event, now=services.clock.now())
+        return decide(context.rule_set, stored.event, now=context.clock.now())
     except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this event alone
-        _failed(services, stored.event.id, "planning", error)
+        _failed(context, stored.event.id, "planning", error)
         return None
 
 
-def _failed(services: WorkerContext, event_id: str, step: str, error: Exception) -> None:
+def _failed(context: WorkerContext, event_id: str, step: str, error: Exception) -> None:
     """Note a failure in the ledger; the log gets no message of it, since that may quote the payload."""
     log.error("event %s: %s failed with %s; see `leadwire show`", event_id, step, type(error).__name__)
-    services.ledger.event_failed(event_id, f"{step} failed: {type(error).__name__}: {error}", services.clock.now())
+    context.ledger.event_failed(event_id, f"{step} failed: {type(error).__name__}: {error}", context.clock.now())

@@ -14,11 +14,11 @@ from typing import Final
 
 from rules.engine import Ended, react
 from rules.vocabulary import FAILURE, LedgerBusyError, LedgerError, Problem, Task, TaskState
+from worker.context import WORKER_SECTIONS, WorkerContext
 from worker.deliver import Delivered
 from worker.ledger import Reaction
 from worker.ledger.answering import TRIES_LIMIT
-from worker.rules_in_force import KeptRuleSets
-from worker.wiring import WORKER_SECTIONS, WorkerContext
+from worker.rule_sets import KeptRuleSets
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +30,13 @@ BATCH: Final = 20
 _NO_REASON: Final = "no reason was recorded"
 
 
-class React:
+class FollowUps:
     """The answering thread of one worker process; `show` is told the tasks that no message goes out for now."""
 
-    def __init__(self, services: WorkerContext, show: Callable[[Sequence[Task]], None] = lambda _: None) -> None:
-        self._services = services
+    def __init__(self, context: WorkerContext, show: Callable[[Sequence[Task]], None] = lambda _: None) -> None:
+        self._context = context
         self._show = show
-        self._sets = KeptRuleSets(services.ledger, services.rule_set, services.settings.environment, WORKER_SECTIONS)
+        self._sets = KeptRuleSets(context.ledger, context.rule_set, context.settings.environment, WORKER_SECTIONS)
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="react", daemon=True)
@@ -75,30 +75,30 @@ class React:
 
     def try_again(self) -> None:
         """Have tried again what was put aside: what was missing may be there for this process."""
-        number = self._services.ledger.follow_ups.try_ends_again(self._services.clock.now())
+        number = self._context.ledger.follow_ups.try_ends_again(self._context.clock.now())
         if number:
             log.info("%s tasks have ended whose answer could not be planned before; it is tried again", number)
 
     def once(self) -> int:
         """Answer what has ended; return how many ends were taken."""
-        taken = self._services.ledger.follow_ups.take_ends(self._services.clock.now(), BATCH)
+        taken = self._context.ledger.follow_ups.take_ends(self._context.clock.now(), BATCH)
         for reaction in taken:
             self._answer(reaction)
         return len(taken)
 
     def _answer(self, reaction: Reaction) -> None:
-        services, task = self._services, reaction.task
+        context, task = self._context, reaction.task
         try:
             rule_set = self._sets.rule_set(task.rule_set)
-            now = services.clock.now()
+            now = context.clock.now()
             planned, note = react(rule_set, reaction.event, _ended(reaction), reaction.trigger, now=now)
-            due = services.ledger.follow_ups.answer(reaction, planned, now, note)
+            due = context.ledger.follow_ups.answer(reaction, planned, now, note)
         except LedgerBusyError:
             raise  # nothing is wrong with the answer: it is taken again
         except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this end alone
             self._failed(reaction, error)
             return
-        services.publisher.tasks(due)
+        context.publisher.tasks(due)
         sent = {ref.id for ref in due}
         self._show([each for each in planned if each.id not in sent])
         names = ", ".join(each.name for each in planned) or "nothing"
@@ -115,7 +115,7 @@ class React:
         log.error(
             "task %s: what follows on %s cannot be planned (%s%s); see leadwire show", task.id, trigger, name, told
         )
-        self._services.ledger.follow_ups.put_end_aside(reaction, f"{name}: {error}", self._services.clock.now())
+        self._context.ledger.follow_ups.put_end_aside(reaction, f"{name}: {error}", self._context.clock.now())
 
 
 def _ended(reaction: Reaction) -> Ended:

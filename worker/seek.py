@@ -25,12 +25,12 @@ from rules.engine import correlation_tag
 from rules.vocabulary import LedgerError, ProviderName, TaskState, Verdict
 from worker.asking import Sender, ThrottledClient
 from worker.awake import Steadiness
+from worker.context import Clock, WorkerContext
 from worker.ledger import Ledger, Limits, PendingReconciliation, Settlement
 from worker.providers import Provider, Sought
 from worker.providers.listings import told
 from worker.retry import LOOKING_UP, History, LookingUp, LookUps, NextStep, after_look_up
 from worker.wire import Absent, CannotTell, Found, Listed, More, Seen
-from worker.wiring import Clock, WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -261,23 +261,23 @@ class Reconciler:
         return self._stopping.is_set() or self._closing.is_set()
 
 
-def seekers(services: WorkerContext, timing: Timing = TIMING) -> list[Reconciler]:
+def seekers(context: WorkerContext, timing: Timing = TIMING) -> list[Reconciler]:
     """Return the seeking threads of a worker, one for each provider."""
-    return [_seeker(services, name, timing) for name in services.hands]
+    return [_seeker(context, name, timing) for name in context.clients]
 
 
-def _seeker(services: WorkerContext, name: ProviderName, timing: Timing) -> Reconciler:
-    hand = services.hands[name]
-    limits = services.limits.get(name, Limits())
+def _seeker(context: WorkerContext, name: ProviderName, timing: Timing) -> Reconciler:
+    client = context.clients[name]
+    limits = context.limits.get(name, Limits())
     return Reconciler(
-        services.ledger,
-        hand.provider,
-        hand.transport,
-        clock=services.clock,
+        context.ledger,
+        client.provider,
+        client.transport,
+        clock=context.clock,
         timing=timing,
-        closing=services.closing,
-        steadiness=Steadiness(services.clock.now, services.clock.awake_seconds),
-        charge=partial(services.ledger.charge, name, limits),
+        closing=context.closing,
+        steadiness=Steadiness(context.clock.now, context.clock.awake_seconds),
+        charge=partial(context.ledger.charge, name, limits),
         rest_seconds=1 / limits.rate_per_second if limits.rate_per_second else 0.0,
     )
 

@@ -14,10 +14,10 @@ from concurrent.futures import Future
 from typing import Final
 
 from rules.vocabulary import Verdict
-from worker.attempt import Attempted, attempt
+from worker.attempt import AttemptResult, attempt
+from worker.context import SIDE_BY_SIDE, ProviderClient, WorkerContext
 from worker.ledger import Claim
 from worker.wire import Reading
-from worker.wiring import SIDE_BY_SIDE, ProviderClient, WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 COMPANY_SECONDS: Final = 0.05
 
 #: What an attempt came to; None when it never began, for a reason of our own.
-Made = tuple[Claim, Attempted | None]
+Made = tuple[Claim, AttemptResult | None]
 
 
 class ConcurrentSender:
@@ -35,10 +35,10 @@ class ConcurrentSender:
     """
 
     def __init__(
-        self, services: WorkerContext, hand: ProviderClient, claims: Sequence[Claim], claimed_seconds: float
+        self, context: WorkerContext, client: ProviderClient, claims: Sequence[Claim], claimed_seconds: float
     ) -> None:
-        self._services = services
-        self._hand = hand
+        self._context = context
+        self._client = client
         self._claimed_seconds = claimed_seconds
         self._left = deque(claims)
         self._made: deque[Made] = deque()
@@ -69,9 +69,9 @@ class ConcurrentSender:
         threads: list[Future[None]] = []
         for _ in range(min(SIDE_BY_SIDE, self._open)):
             try:
-                threads.append(self._hand.pool.submit(self._work_off))
+                threads.append(self._client.pool.submit(self._work_off))
             except RuntimeError as error:  # no thread is to be had, or the process ends
-                log.error("no further thread sends to %s: %s", self._hand.provider.name, error)
+                log.error("no further thread sends to %s: %s", self._client.provider.name, error)
                 break
         if not threads:
             self.stop()
@@ -91,9 +91,9 @@ class ConcurrentSender:
 
     def _work_off(self) -> None:
         while (claim := self._next()) is not None:
-            made: Attempted | None = _fault(SystemExit())
+            made: AttemptResult | None = _fault(SystemExit())
             try:
-                made = attempt(self._services, self._hand, claim, self._claimed_seconds)
+                made = attempt(self._context, self._client, claim, self._claimed_seconds)
             except Exception as error:  # a fault of ours leaves it open what became of it, and concerns this task alone
                 log.exception("task %s: a fault in its attempt; it may have been executed", claim.task.id)
                 made = _fault(error)
@@ -106,7 +106,7 @@ class ConcurrentSender:
         except IndexError:
             return None
 
-    def _answer(self, claim: Claim, made: Attempted | None) -> None:
+    def _answer(self, claim: Claim, made: AttemptResult | None) -> None:
         self._made.append((claim, made))
         with self._lock:
             self._open -= 1
@@ -116,9 +116,9 @@ class ConcurrentSender:
         self._some.set()
 
 
-def _fault(error: BaseException) -> Attempted:
+def _fault(error: BaseException) -> AttemptResult:
     reason = f"a fault in the worker ({type(error).__name__}) while it was sent: it may have been executed."
-    return Attempted(reading=Reading(verdict=Verdict.UNKNOWN, reason=reason))
+    return AttemptResult(reading=Reading(verdict=Verdict.UNKNOWN, reason=reason))
 
 
 __all__ = ["COMPANY_SECONDS", "ConcurrentSender", "Made"]

@@ -15,8 +15,8 @@ from typing import Final
 
 from rules.vocabulary import LedgerError, ProviderName
 from worker.broker import EVENTS_QUEUE, QUEUE_OF, QueueDepths
+from worker.context import WorkerContext
 from worker.publisher import DEPTH_LIMIT
-from worker.wiring import WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,11 @@ GRACE_WAITING: Final = timedelta(seconds=30)
 LEASES_SECONDS: Final = 5.0
 
 
-class Sweep:
+class Sweeper:
     """The sweeping thread of one worker process."""
 
-    def __init__(self, services: WorkerContext, depths: QueueDepths) -> None:
-        self._services = services
+    def __init__(self, context: WorkerContext, depths: QueueDepths) -> None:
+        self._context = context
         self._depths = depths
         self._stopping = threading.Event()
         self._leases_seconds = 0.0
@@ -72,11 +72,11 @@ class Sweep:
 
     def once(self) -> bool:
         """Do one round; return whether it left tasks behind for want of room alone."""
-        clock = self._services.clock
+        clock = self._context.clock
         now = clock.now()
         if clock.awake_seconds() - self._leases_seconds >= LEASES_SECONDS:
             self._leases_seconds = clock.awake_seconds()
-            for task_id in self._services.ledger.expire_leases(now):
+            for task_id in self._context.ledger.expire_leases(now):
                 log.warning(
                     "task %s: its lease ended without an outcome; it is unknown whether it was executed", task_id
                 )
@@ -86,7 +86,7 @@ class Sweep:
         more = self._tasks(depths)
         if depths[EVENTS_QUEUE] < DEPTH_LIMIT:
             grace = GRACE_WAITING if depths[EVENTS_QUEUE] else GRACE_EMPTY
-            self._services.publisher.events(self._services.ledger.overdue_events(now, grace, EVENTS_LIMIT))
+            self._context.publisher.events(self._context.ledger.overdue_events(now, grace, EVENTS_LIMIT))
         return more
 
     def _go_on(self) -> bool:
@@ -101,16 +101,16 @@ class Sweep:
         more = False
         for limits, grace in ((idle, GRACE_EMPTY), (busy, GRACE_WAITING)):
             if limits:
-                due = self._services.ledger.due_tasks(self._services.clock.now(), grace, limits)
-                self._services.publisher.tasks(due)
+                due = self._context.ledger.due_tasks(self._context.clock.now(), grace, limits)
+                self._context.publisher.tasks(due)
                 sent = Counter(task.provider for task in due)
                 more = more or any(sent[name] == limit > AT_FULL for name, limit in limits.items())
-        return more and not self._services.publisher.is_failing
+        return more and not self._context.publisher.is_failing
 
     def _share(self, name: ProviderName) -> int:
         """Return how many of a provider's tasks may be dispatched now: as its slots are free, so that few are put back."""
-        hand = self._services.hands[name]
-        if hand.pace.full_until_seconds > self._services.clock.awake_seconds():
+        client = self._context.clients[name]
+        if client.batch_size.full_until_seconds > self._context.clock.awake_seconds():
             return AT_FULL
-        slots = hand.slots
-        return max(AT_FULL, DEPTH_LIMIT * slots.free // slots.number)
+        bulkhead = client.bulkhead
+        return max(AT_FULL, DEPTH_LIMIT * bulkhead.free // bulkhead.number)

@@ -18,8 +18,8 @@ from typing import Final
 
 from rules.vocabulary import LedgerError
 from worker.awake import awake_seconds
+from worker.context import utc_now
 from worker.runtime import HealthReport
-from worker.wiring import utc_now
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ DEAF_SECONDS: Final = 75.0
 ENDING_SECONDS: Final = 20.0
 
 
-class Watch:
+class Watchdog:
     """The watching thread of one worker process.
 
     `depths` says how many messages wait in each queue, None while the broker cannot be reached; `oldest_due` since when the

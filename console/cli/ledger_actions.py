@@ -10,8 +10,8 @@ import click
 
 from console.cli.surroundings import settings_in_force
 from console.cli.words import printable
+from worker.context import utc_now
 from worker.ledger import migrate, move_ledger, undo_move
-from worker.wiring import utc_now
 
 
 @click.command("migrate")

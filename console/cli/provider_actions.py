@@ -15,8 +15,8 @@ from console.cli.surroundings import existing_ledger, settings_in_force
 from console.cli.words import counted, document, printable, table
 from rules.times import is_span, parse_span, read_instant
 from rules.vocabulary import Problem, ProviderName, TaskState, instant
+from worker.context import utc_now
 from worker.ledger import UNTIL_RESUMED, Ledger, ProviderState, Workload
-from worker.wiring import utc_now
 
 #: What is about to go out, or would if nothing held it.
 _AHEAD: Final = (TaskState.PLANNED, TaskState.QUEUED, TaskState.WAITING)

@@ -22,6 +22,7 @@ from rules.engine import decide
 from rules.loader import load
 from rules.rule_set import RuleSet
 from rules.vocabulary import EventState, Problem, RuleError, Task, TaskState, instant
+from worker.context import WORKER_SECTIONS, utc_now
 from worker.ledger import (
     EventSelection,
     Ledger,
@@ -33,7 +34,6 @@ from worker.ledger import (
     why_not_replayed,
 )
 from worker.settings import Settings
-from worker.wiring import WORKER_SECTIONS, utc_now
 
 #: States that a selection may name.
 STATES: Final = (EventState.PROCESSED, EventState.IGNORED, EventState.FAILED, EventState.UNREADABLE)

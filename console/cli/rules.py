@@ -22,9 +22,9 @@ from rules.rule_set import RuleSet
 from rules.rule_tests import run_rule_tests
 from rules.schema import schema as rules_schema
 from rules.vocabulary import Problem, RuleError, RuleFault
-from worker.rules_in_force import read_files, together, unread_folders
+from worker.context import WORKER_SECTIONS, utc_now
+from worker.rule_sets import read_files, together, unread_folders
 from worker.settings import Settings
-from worker.wiring import WORKER_SECTIONS, utc_now
 
 
 @click.command()

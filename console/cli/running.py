@@ -19,7 +19,7 @@ from worker import runtime
 from worker.settings import PREFIX, Settings, environment_of
 
 if TYPE_CHECKING:
-    from worker.wiring import WorkerContext
+    from worker.context import WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -86,36 +86,36 @@ def ingress() -> None:
 def worker(owner: str, ready_file: Path | None, health_file: Path | None) -> None:
     """Process events and deliver tasks."""
     from worker.app import run  # noqa: PLC0415 - heavy, and only needed here
-    from worker.wiring import build_worker  # noqa: PLC0415 - likewise
+    from worker.context import build_worker  # noqa: PLC0415 - likewise
 
     settings = _settings()
     name = f"{owner or 'worker'}-{os.getpid()}-{secrets.token_hex(3)}"
-    services = build_worker(settings, owner=name)
+    context = build_worker(settings, owner=name)
     try:
         if owner:
             # On Linux it is this thread's, and that of the threads it starts from here on. The ledger's writer, which the
             # ingress waits for, and the publisher keep theirs: with all of the worker at 5 the ingress took 1,090 events/s,
             # so 1,190.
             os.nice(YIELDING)
-        with _watched(services, ready_file, health_file) as sign:
-            run(services, "leadwire" if owner else name, sign)
+        with _watched(context, ready_file, health_file) as sign:
+            run(context, "leadwire" if owner else name, sign)
     finally:
-        services.close()
+        context.close()
 
 
 @contextmanager
-def _watched(services: WorkerContext, ready_file: Path | None, health_file: Path | None) -> Iterator[Path | None]:
+def _watched(context: WorkerContext, ready_file: Path | None, health_file: Path | None) -> Iterator[Path | None]:
     """Keep the health file for a while; give the file that the worker touches with every message it takes."""
     from worker.broker import QueueDepths, celery_app  # noqa: PLC0415 - heavy, and only needed here
-    from worker.watch import Watch  # noqa: PLC0415 - likewise
-    from worker.wiring import broker_of  # noqa: PLC0415 - likewise
+    from worker.context import broker_of  # noqa: PLC0415 - likewise
+    from worker.watch import Watchdog  # noqa: PLC0415 - likewise
 
     if health_file is None:
         yield ready_file
         return
     sign = ready_file or health_file.with_name(f"{health_file.name}.taken")
-    depths = QueueDepths(celery_app(broker_of(services.settings)))
-    watch = Watch(depths.read, services.ledger.oldest_due, sign=sign, report=health_file)
+    depths = QueueDepths(celery_app(broker_of(context.settings)))
+    watch = Watchdog(depths.read, context.ledger.oldest_due, sign=sign, report=health_file)
     watch.start()
     try:
         yield sign

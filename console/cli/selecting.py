@@ -19,8 +19,8 @@ import click
 from console.cli.words import counted, printable, table
 from rules.times import is_span, parse_span, read_instant
 from rules.vocabulary import Problem, ProviderName, TaskType
+from worker.context import utc_now
 from worker.ledger import StoredTask, TaskSelection
-from worker.wiring import utc_now
 
 #: Groups and refusals that are shown one by one; `--json` has all of them.
 SHOWN: Final = 20

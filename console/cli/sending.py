@@ -20,9 +20,9 @@ from ingress.sources import Source, Unreadable, WebhookRequest
 from ingress.sources.decoders import Format
 from rules.loader import load
 from rules.vocabulary import Problem, RuleError
-from worker.rules_in_force import read_files
+from worker.context import FRONT_DOOR_SECTIONS, new_id, utc_now
+from worker.rule_sets import read_files
 from worker.settings import Settings
-from worker.wiring import FRONT_DOOR_SECTIONS, new_id, utc_now
 
 CONTENT_TYPES = {Format.XML: "text/xml", Format.FORM: "application/x-www-form-urlencoded"}
 

@@ -20,6 +20,7 @@ from console.cli.selecting import Found, agree, chunks, look, one_way, selecting
 from console.cli.surroundings import existing_ledger, settings_in_force
 from console.cli.words import counted, document, printable
 from rules.vocabulary import LedgerError, Problem, ProviderName, TaskState, instant
+from worker.context import reach, utc_now
 from worker.ledger import (
     CANCELLED_STATES,
     RETRIED_STATES,
@@ -29,7 +30,6 @@ from worker.ledger import (
     why_not_retried,
 )
 from worker.settings import Settings
-from worker.wiring import reach, utc_now
 
 #: How many tasks of a selection become due in a minute, unless told otherwise.
 PER_MINUTE: Final = 60

@@ -25,10 +25,10 @@ from ingress import sources
 from ingress.sources import Source
 from rules.loader import load
 from rules.vocabulary import Problem
+from worker.context import FRONT_DOOR_SECTIONS, utc_now
 from worker.ledger import open_ledger
-from worker.rules_in_force import read_files
+from worker.rule_sets import read_files
 from worker.sandbox import Sandbox
-from worker.wiring import FRONT_DOOR_SECTIONS, utc_now
 
 #: The whole demo takes no longer than this before it gives up waiting.
 LIMIT_SECONDS: Final = 90.0

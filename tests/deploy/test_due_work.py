@@ -10,9 +10,9 @@ from sqlalchemy import NullPool, create_engine, insert
 from rules.vocabulary import EventState, TaskState
 from tests.deploy import manifests
 from tests.servers.postgres import PostgresServer
+from worker.context import utc_now
 from worker.ledger.encoding import micros
 from worker.ledger.schema import events, tasks
-from worker.wiring import utc_now
 
 HOUR = 3_600_000_000
 SCALER_FILE = manifests.ROOT / "components" / "keda" / "scaling.yaml"

@@ -10,12 +10,12 @@ import pytest
 
 from rules.vocabulary import Contact, Event, ProviderName
 from tests.flow.conftest import RULES, SECRET, house, line, own_line, pytest_generate_tests
+from worker.context import build_worker
 from worker.deliver import deliver
 from worker.ledger import Delivery, IncomingEvent, migrate
 from worker.process import process_events
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
 from worker.settings import Settings
-from worker.wiring import build_worker
 
 __all__ = ["house", "line", "own_line", "pytest_generate_tests"]
 
@@ -44,14 +44,14 @@ class Workshop:
         )
         migrate(self.settings.database_url)
         self._workers = []
-        self.services = self.worker("worker-1")
-        self.ledger = self.services.ledger
+        self.context = self.worker("worker-1")
+        self.ledger = self.context.ledger
 
     def worker(self, owner):
         """Return the services of one more worker."""
-        services = build_worker(self.settings, owner=owner)
-        self._workers.append(services)
-        return services
+        context = build_worker(self.settings, owner=owner)
+        self._workers.append(context)
+        return context
 
     def task(self, type_="deal.created", **lead):
         """Record an event, decide it, and return the ids of its tasks."""
@@ -69,27 +69,27 @@ class Workshop:
         )
         delivery = Delivery(id=f"dl_{name}", source="crm", received_at=now, body=b"{}", content_hash=name)
         self.ledger.record(delivery, [IncomingEvent(event=event, dedupe_key=name, content_hash=name)])
-        process_events(self.services, [event.id], lambda *_: None, lambda _: None)
+        process_events(self.context, [event.id], lambda *_: None, lambda _: None)
         return [task.id for task in self.ledger.list_tasks() if task.event_id == event.id]
 
     def state(self, task_id):
         """Return a task's state."""
         return next(task.state for task in self.ledger.list_tasks() if task.id == task_id)
 
-    def deliver(self, task_ids, services=None, provider=ProviderName.VAMBE):
+    def deliver(self, task_ids, context=None, provider=ProviderName.VAMBE):
         """Deliver as a message does, and return the outcomes."""
-        return deliver(services or self.services, provider, task_ids, lambda _: None)
+        return deliver(context or self.context, provider, task_ids, lambda _: None)
 
-    def begin(self, task_ids, services=None):
+    def begin(self, task_ids, context=None):
         """Deliver in a thread of its own; `join` waits for the end."""
-        thread = threading.Thread(target=self.deliver, args=(task_ids, services))
+        thread = threading.Thread(target=self.deliver, args=(task_ids, context))
         thread.start()
         return thread
 
     def close(self):
         """End it all."""
-        for services in self._workers:
-            services.close()
+        for context in self._workers:
+            context.close()
         self.sandbox.stop()
 
 

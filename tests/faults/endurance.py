@@ -24,8 +24,8 @@ from rules.vocabulary import Contact, Event
 from tests.faults.chaos import events
 from tests.faults.chaos.houses import WORKERS, Leadwire
 from tests.servers.sink import Sink
+from worker.context import utc_now
 from worker.ledger import Delivery, IncomingEvent
-from worker.wiring import utc_now
 
 THREADS = 8
 #: So many accepted events may wait for their task to arrive: the throughput is that of the whole line.

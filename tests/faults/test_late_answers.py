@@ -60,7 +60,7 @@ def test_a_clock_two_hours_behind_takes_nothing_twice(workshop):
 
 def test_a_hundred_messages_for_each_task_make_one_effect_each(workshop):
     """Messages that come a hundred times, from two workers at once, and again when all is over, send once (experiment 18)."""
-    workers = (workshop.services, workshop.worker("worker-2"))
+    workers = (workshop.context, workshop.worker("worker-2"))
     ids = [task_id for _ in range(4) for task_id in workshop.task()]
     messages = [(ids[n % 4 :] + ids[: n % 4], workers[n % 2]) for n in range(100)]
     with ThreadPoolExecutor(8) as pool:

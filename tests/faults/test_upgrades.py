@@ -14,11 +14,11 @@ from sqlalchemy import text
 
 from rules.vocabulary import Contact, Event, EventState, LedgerError, ProviderName, TaskState, Verdict
 from tests.faults import old_ledgers
+from worker.context import build_worker
 from worker.ledger import Claim, Delivery, IncomingEvent, Settlement, migrate, open_ledger
 from worker.ledger.engine import BUSY_TIMEOUT, storage_of
 from worker.process import process_events
 from worker.settings import Settings
-from worker.wiring import build_worker
 
 LEASE = timedelta(seconds=60)
 DELIVERED = Settlement(verdict=Verdict.DELIVERED, state=TaskState.DELIVERED, external_id="x-1", status=201)
@@ -122,13 +122,13 @@ def worker_with(tmp_path):
         return made[-1]
 
     yield build
-    for services in made:
-        services.close()
+    for context in made:
+        context.close()
 
 
-def process(services, *event_ids):
+def process(context, *event_ids):
     """Decide events as a message does."""
-    process_events(services, event_ids, lambda *_: None, lambda _: None)
+    process_events(context, event_ids, lambda *_: None, lambda _: None)
 
 
 def test_rules_that_change_leave_what_was_planned(worker_with):

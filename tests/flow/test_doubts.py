@@ -11,12 +11,12 @@ import pytest
 
 from rules.vocabulary import ProviderName, TaskState
 from tests.flow.processes import command_of, processes_of
+from worker.context import Clock
 from worker.ledger import open_ledger
 from worker.providers import load
 from worker.sandbox import VAMBE_API_KEY
 from worker.seek import Reconciler
 from worker.transport import Transport
-from worker.wiring import Clock
 
 #: A lease, two listings, and the next attempt take 75 s; the rest is for a busy machine.
 SETTLED_WITHIN_SECONDS = 150

@@ -24,6 +24,8 @@ from rules.vocabulary import (
     TaskType,
 )
 from worker.broker import EVENTS_QUEUE, QUEUE_OF
+from worker.context import QUICK_SECONDS, SIDE_BY_SIDE, Clock, WorkerContext, limits_of, utc_now
+from worker.context import _client as client_of
 from worker.deliver import deliver
 from worker.first_attempts import InlineDelivery
 from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
@@ -32,9 +34,7 @@ from worker.ledger.turnstile import WriterFileLock
 from worker.publisher import DEPTH_LIMIT
 from worker.sandbox import VAMBE_API_KEY, Sandbox
 from worker.settings import Settings
-from worker.sweep import Sweep
-from worker.wiring import QUICK_SECONDS, SIDE_BY_SIDE, Clock, WorkerContext, limits_of, utc_now
-from worker.wiring import _hand as hand_of
+from worker.sweep import Sweeper
 
 VAMBE = ProviderName.VAMBE
 PERSON = "a3f1c9d2-7b64-4e1a-9c55-0d2e8f4b6a17"
@@ -51,12 +51,12 @@ class Bench:
         self.sandbox.start()
         settings = Settings.from_environment({"LEADWIRE_HOME": str(folder), "LEADWIRE_VAMBE_API_KEY": VAMBE_API_KEY})
         self.slept = threading.Event()
-        self.services = WorkerContext(
+        self.context = WorkerContext(
             settings=settings,
             ledger=self.ledger,
             publisher=None,
             rule_set=None,
-            hands={VAMBE: hand_of(VAMBE, self.sandbox.vambe_url, settings.vambe_api_key, slots=8)},
+            clients={VAMBE: client_of(VAMBE, self.sandbox.vambe_url, settings.vambe_api_key, slots=8)},
             owner="w-1",
             limits={VAMBE: Limits(**limits)} if limits else {},
             clock=Clock(sleep=lambda seconds: self.slept.set()),
@@ -94,8 +94,8 @@ class Bench:
     def deliver_planned(self, plan, **changes):
         """Record a plan and deliver of it what can be; return what was dispatched besides, and the outcomes, if any."""
         sent = []
-        services = replace(self.services, publisher=SimpleNamespace(tasks=sent.extend), **changes)
-        with InlineDelivery(services) as first:
+        context = replace(self.context, publisher=SimpleNamespace(tasks=sent.extend), **changes)
+        with InlineDelivery(context) as first:
             first.record([plan])
             batch = first.make(lambda _type, _outcomes: None)
         return [ref.id for ref in sent], batch and batch.outcomes
@@ -106,9 +106,9 @@ class Bench:
 
     def close(self):
         """Give everything back."""
-        for hand in self.services.hands.values():
-            hand.pool.shutdown()
-            hand.transport.close()
+        for client in self.context.clients.values():
+            client.pool.shutdown()
+            client.transport.close()
         self.sandbox.stop()
         self.ledger.close()
 
@@ -135,7 +135,7 @@ def test_a_long_message_is_worked_through_in_slices(bench):
     """With three requests at once all of a message's tasks are sent, none is deferred, each at its first try."""
     line = bench(concurrency=3)
     ids = line.plan(14)
-    done = deliver(line.services, VAMBE, ids, quiet)
+    done = deliver(line.context, VAMBE, ids, quiet)
     assert {TaskState.DELIVERED: 14} == line.states()
     assert [TaskState.DELIVERED] * 14 == [outcome.state for outcome in done]
     assert {(1, 1)} == {(task.attempts, task.epoch) for task in line.ledger.list_tasks()}
@@ -147,11 +147,11 @@ def test_what_finds_no_room_is_put_back_together(bench):
     ids = line.plan(12)
     line.ledger.claim(ids[:2], utc_now(), timedelta(seconds=60), "other")
     before = {task.id: task.due_at for task in line.ledger.list_tasks()}
-    words = [outcome.words for outcome in deliver(line.services, VAMBE, ids[2:], quiet)]
+    words = [outcome.words for outcome in deliver(line.context, VAMBE, ids[2:], quiet)]
     assert (2, 8) == (sum("on their way" in each for each in words), sum("put back" in each for each in words))
     assert before.items() >= {task_id: line.ledger.task(task_id).due_at for task_id in ids[4:]}.items()
     assert {TaskState.SENDING: 2, TaskState.WAITING: 10} == line.states()
-    assert line.services.hands[VAMBE].pace.full_until_seconds > 0
+    assert line.context.clients[VAMBE].batch_size.full_until_seconds > 0
 
 
 def test_a_busy_ledger_makes_no_slices_smaller(bench, tmp_path):
@@ -170,10 +170,10 @@ def test_a_busy_ledger_makes_no_slices_smaller(bench, tmp_path):
     other = threading.Thread(target=hold)
     other.start()
     held.wait()
-    deliver(line.services, VAMBE, ids, quiet)
+    deliver(line.context, VAMBE, ids, quiet)
     other.join()
     assert {TaskState.DELIVERED: SIDE_BY_SIDE} == line.states()
-    assert line.services.hands[VAMBE].pace.size == 2 * SIDE_BY_SIDE
+    assert line.context.clients[VAMBE].batch_size.size == 2 * SIDE_BY_SIDE
 
 
 def test_what_cannot_be_read_keeps_nobody_from_being_sent(bench, tmp_path):
@@ -182,7 +182,7 @@ def test_what_cannot_be_read_keeps_nobody_from_being_sent(bench, tmp_path):
     ids = line.plan(3)
     with closing(sqlite_module().connect(tmp_path / "ledger.sqlite3", isolation_level=None)) as other:
         other.execute("UPDATE tasks SET contact = '{\"of_the_future\": 1}' WHERE id = ?", [ids[1]])
-        told = deliver(line.services, VAMBE, ids, quiet)
+        told = deliver(line.context, VAMBE, ids, quiet)
         other.execute("UPDATE tasks SET contact = '{}' WHERE id = ?", [ids[1]])
     assert ["this version cannot read"] == [outcome.words[14:38] for outcome in told if outcome.task_id == ids[1]]
     assert {TaskState.DELIVERED: 2, TaskState.WAITING: 1} == line.states()
@@ -195,13 +195,13 @@ def test_claims_that_grew_too_old_make_slices_small(bench):
     """Where the claim took so long that nothing may begin, fewer are claimed next, whatever was quick before."""
     line = bench()
     ids = line.plan(4)
-    pace = line.services.hands[VAMBE].pace
-    pace.size = 64
+    batch_size = line.context.clients[VAMBE].batch_size
+    batch_size.size = 64
     leap = iter([0.0, 0.0])
-    late = replace(line.services, clock=replace(line.services.clock, awake_seconds=lambda: next(leap, 11.0)))
+    late = replace(line.context, clock=replace(line.context.clock, awake_seconds=lambda: next(leap, 11.0)))
     deliver(late, VAMBE, ids, quiet)
     assert {TaskState.WAITING: 4} == line.states()
-    assert pace.size == SIDE_BY_SIDE
+    assert batch_size.size == SIDE_BY_SIDE
 
 
 def test_a_sweep_says_when_it_left_tasks_for_want_of_room(bench):
@@ -210,13 +210,13 @@ def test_a_sweep_says_when_it_left_tasks_for_want_of_room(bench):
     due = line.plan(DEPTH_LIMIT + 50)
     line.ledger.put_back(due, utc_now())
     sent = []
-    hands = dict.fromkeys(ProviderName, line.services.hands[VAMBE])
-    services = replace(
-        line.services,
-        hands=hands,
+    clients = dict.fromkeys(ProviderName, line.context.clients[VAMBE])
+    context = replace(
+        line.context,
+        clients=clients,
         publisher=SimpleNamespace(tasks=sent.extend, events=lambda _: None, is_failing=False),
     )
-    sweep = Sweep(services, SimpleNamespace(read=lambda: {EVENTS_QUEUE: 0, **dict.fromkeys(QUEUE_OF.values(), 0)}))
+    sweep = Sweeper(context, SimpleNamespace(read=lambda: {EVENTS_QUEUE: 0, **dict.fromkeys(QUEUE_OF.values(), 0)}))
     assert [True, False] == [sweep.once(), sweep.once()]
     assert sorted(due) == sorted(task.id for task in sent)
 
@@ -224,7 +224,7 @@ def test_a_sweep_says_when_it_left_tasks_for_want_of_room(bench):
 def test_the_rate_gives_the_rest_of_a_message_its_places(bench):
     """What the burst lets begin is sent, all others learn their own moment at once."""
     line = bench(rate_per_second=1, burst=3)
-    deliver(line.services, VAMBE, line.plan(10), quiet)
+    deliver(line.context, VAMBE, line.plan(10), quiet)
     assert {TaskState.DELIVERED: 3, TaskState.WAITING: 7} == line.states()
     moments = sorted(task.due_at for task in line.ledger.list_tasks(state=TaskState.WAITING))
     assert [timedelta(seconds=1)] * 6 == [later - sooner for sooner, later in pairwise(moments)]
@@ -236,7 +236,7 @@ def test_too_many_requests_are_told_of_once(bench, caplog):
     always = {"status": 429, "headers": {"Retry-After": "30"}}
     line.sandbox.script([{"provider": "vambe", "times": None, "answer": always}])
     with caplog.at_level(logging.ERROR):
-        deliver(line.services, VAMBE, line.plan(20), quiet)
+        deliver(line.context, VAMBE, line.plan(20), quiet)
     assert 1 == sum("vambe is left alone until" in record.message for record in caplog.records)
     assert {TaskState.WAITING: 20} == line.states()
     assert {0} == {task.attempts for task in line.ledger.list_tasks()}
@@ -285,13 +285,13 @@ def test_a_claim_in_doubt_that_stands_is_given_back(bench):
     """The commit comes after the patience of who claimed: nothing is sent, and the task waits instead of becoming unknown."""
     line = bench(wait_seconds=0.5)
     ids = line.plan(2)
-    in_doubt(line, lambda: deliver(line.services, VAMBE, ids, quiet))
+    in_doubt(line, lambda: deliver(line.context, VAMBE, ids, quiet))
     assert {TaskState.WAITING: 2} == line.states()
     assert [] == line.sandbox.tasks("vambe")
     for task_id in ids:
         assert 0 == line.ledger.task(task_id).attempts
         assert [(None, True)] == [(row.verdict, row.deferred) for row in line.ledger.attempts(task_id)]
-    deliver(line.services, VAMBE, ids, quiet)
+    deliver(line.context, VAMBE, ids, quiet)
     assert {TaskState.DELIVERED: 2} == line.states()
 
 
@@ -304,8 +304,8 @@ def test_plans_are_recorded_and_delivered_at_once(bench):
     assert [f"tk_{place:03}" for place in range(SIDE_BY_SIDE, SIDE_BY_SIDE + 5)] == sent
     assert SIDE_BY_SIDE == len(line.sandbox.tasks("vambe"))
     assert EventState.PROCESSED is line.ledger.event("ev_1").state
-    assert 2 * SIDE_BY_SIDE == line.services.hands[VAMBE].pace.size
-    assert 8 == line.services.hands[VAMBE].slots.free
+    assert 2 * SIDE_BY_SIDE == line.context.clients[VAMBE].batch_size.size
+    assert 8 == line.context.clients[VAMBE].bulkhead.free
 
 
 def test_plans_are_delivered_within_their_providers_limits(bench):
@@ -331,7 +331,7 @@ def test_where_no_request_more_may_be_on_its_way_the_next_plans_go_the_old_way(b
     line.ledger.record(delivery, [IncomingEvent(event=event, dedupe_key="k2", content_hash="h2")])
     sent, done = line.deliver_planned(replace(plan, event_id="ev_2", tasks=tasks))
     assert (11, [TaskState.WAITING]) == (len(sent), [outcome.state for outcome in done])
-    assert line.services.hands[VAMBE].pace.full_until_seconds > 0
+    assert line.context.clients[VAMBE].batch_size.full_until_seconds > 0
     assert line.deliver_planned(replace(plan, event_id="ev_3"))[1] is None
 
 
@@ -339,16 +339,16 @@ def test_where_no_request_more_may_be_on_its_way_the_next_plans_go_the_old_way(b
 def test_plans_go_the_usual_way_where_their_provider_has_no_thread_for_them(bench, why):
     """Nothing is claimed while its share is held or others wait for it, while it is full, or when the worker ends."""
     line, others, more = bench(), [], {}
-    hand = line.services.hands[VAMBE]
+    client = line.context.clients[VAMBE]
     if why in {"slots", "waiting"}:
-        assert all(hand.slots.take(0) for _ in range(8))
+        assert all(client.bulkhead.take(0) for _ in range(8))
     if why == "waiting":
-        others.append(threading.Thread(target=lambda: hand.slots.take(10)))
+        others.append(threading.Thread(target=lambda: client.bulkhead.take(10)))
         others[0].start()
-        while not hand.slots._waiting:
+        while not client.bulkhead._waiting:
             pass
     if why == "full":
-        hand.pace.full(line.services.clock.awake_seconds())
+        client.batch_size.full(line.context.clock.awake_seconds())
     if why == "closing":
         more["closing"] = threading.Event()
         more["closing"].set()
@@ -357,23 +357,23 @@ def test_plans_go_the_usual_way_where_their_provider_has_no_thread_for_them(benc
     assert {TaskState.QUEUED: 12} == line.states()
     assert EventState.PROCESSED is line.ledger.event("ev_1").state
     for _ in others:
-        hand.slots.give()
+        client.bulkhead.give()
         others[0].join(10)
 
 
 def test_plans_wait_for_a_provider_that_answers_quickly(bench):
     """Where the pace has grown, a slot that comes free within a moment is worth the wait."""
     line = bench()
-    hand = line.services.hands[VAMBE]
-    hand.pace.size = 2 * SIDE_BY_SIDE
-    assert all(hand.slots.take(0) for _ in range(8))
+    client = line.context.clients[VAMBE]
+    client.batch_size.size = 2 * SIDE_BY_SIDE
+    assert all(client.bulkhead.take(0) for _ in range(8))
     answers = []
     plan = line.decided(12)
     waiting = threading.Thread(target=lambda: answers.append(line.deliver_planned(plan)[1]))
     waiting.start()
-    while not hand.slots._waiting:
+    while not client.bulkhead._waiting:
         pass
-    hand.slots.give()
+    client.bulkhead.give()
     waiting.join(10)
     assert [12] == [len(done) for done in answers]
     assert {TaskState.DELIVERED: 12} == line.states()
@@ -389,8 +389,8 @@ def test_plans_in_doubt_are_given_back_unsent(bench):
     assert EventState.PROCESSED is line.ledger.event("ev_1").state
     assert {0} == {task.attempts for task in line.ledger.list_tasks()}
     assert [(None, True)] == [(row.verdict, row.deferred) for row in line.ledger.attempts("tk_000")]
-    assert 8 == line.services.hands[VAMBE].slots.free
-    deliver(line.services, VAMBE, [task.id for task in plan.tasks], quiet)
+    assert 8 == line.context.clients[VAMBE].bulkhead.free
+    deliver(line.context, VAMBE, [task.id for task in plan.tasks], quiet)
     assert {TaskState.DELIVERED: 12} == line.states()
 
 
@@ -417,14 +417,14 @@ def test_what_cannot_be_settled_stops_the_rest_which_is_given_back(bench, monkey
         raise LedgerError("the disk is gone")
 
     line.sandbox.script([{"provider": "vambe", "times": None, "answer": {"delay_seconds": 0.2}}])
-    line.services.hands[VAMBE].pace.size = 64
+    line.context.clients[VAMBE].batch_size.size = 64
     plan = line.decided(40)
     line.ledger.settle_many = fail
     if at_once:
         act = partial(line.deliver_planned, plan)
     else:
         line.ledger.record_plans([plan], utc_now())
-        act = partial(deliver, line.services, VAMBE, [task.id for task in plan.tasks], quiet)
+        act = partial(deliver, line.context, VAMBE, [task.id for task in plan.tasks], quiet)
     with pytest.raises(LedgerError, match="the disk is gone"):
         act()
     states = line.states()

@@ -17,10 +17,10 @@ from rules.vocabulary import (
     TaskType,
     Verdict,
 )
+from worker.context import utc_now
 from worker.deliver import Delivered
 from worker.flower_events import TOLD_AGE, FlowerSync
 from worker.ledger import Delivery, IncomingEvent, Settlement, migrate, open_ledger
-from worker.wiring import utc_now
 
 LEASE = timedelta(seconds=60)
 REFUSED = {"verdict": Verdict.REFUSED, "status": 422, "reason": "422: Ana wants peace"}

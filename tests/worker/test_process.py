@@ -10,13 +10,13 @@ import pytest
 
 from rules.loader import load
 from rules.vocabulary import Contact, Event, EventState, LedgerBusyError, ProviderName, TaskState, TaskType
+from worker.context import SIDE_BY_SIDE, TOGETHER, WorkerContext, utc_now
+from worker.context import _client as client_of
 from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
 from worker.process import process_events
 from worker.publisher import IDS_PER_MESSAGE, SINGLE_DELIVERY_LIMIT
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
 from worker.settings import Secret, Settings
-from worker.wiring import SIDE_BY_SIDE, TOGETHER, WorkerContext, utc_now
-from worker.wiring import _hand as hand_of
 
 VAMBE, MINDHUNTERS = ProviderName.VAMBE, ProviderName.MINDHUNTERS
 #: After so long without a decision an event is dispatched again.
@@ -49,19 +49,19 @@ class Hall:
         self.sent = []
         self.told = []
         self.batches = []
-        self.services = WorkerContext(
+        self.context = WorkerContext(
             settings=Settings.from_environment({"LEADWIRE_HOME": str(folder)}),
             ledger=self.ledger,
             publisher=SimpleNamespace(tasks=lambda refs: self.sent.extend(ref.id for ref in refs)),
             rule_set=load({"a.yaml": RULES}, {}),
-            hands={
-                VAMBE: hand_of(VAMBE, self.sandbox.vambe_url, Secret(VAMBE_API_KEY), slots=2),
-                MINDHUNTERS: hand_of(MINDHUNTERS, self.sandbox.mindhunters_url, Secret(MINDHUNTERS_TOKEN), slots=2),
+            clients={
+                VAMBE: client_of(VAMBE, self.sandbox.vambe_url, Secret(VAMBE_API_KEY), slots=2),
+                MINDHUNTERS: client_of(MINDHUNTERS, self.sandbox.mindhunters_url, Secret(MINDHUNTERS_TOKEN), slots=2),
             },
             owner="w-1",
         )
-        for hand in self.services.hands.values():
-            hand.pace.size = TOGETHER
+        for client in self.context.clients.values():
+            client.batch_size.size = TOGETHER
 
     def post(self, number, type_="deal.created", first=0):
         """Record so many events; return their ids."""
@@ -86,7 +86,7 @@ class Hall:
     def process(self, ids, **changes):
         """Decide these events as one message does."""
         self.batches.clear()
-        return process_events(replace(self.services, **changes), ids, self._tell, self.batches.append)
+        return process_events(replace(self.context, **changes), ids, self._tell, self.batches.append)
 
     def _tell(self, type_, outcomes):
         self.told.append((type_, len(outcomes)))
@@ -97,9 +97,9 @@ class Hall:
 
     def close(self):
         """Give everything back."""
-        for hand in self.services.hands.values():
-            hand.pool.shutdown()
-            hand.transport.close()
+        for client in self.context.clients.values():
+            client.pool.shutdown()
+            client.transport.close()
         self.sandbox.stop()
         self.ledger.close()
 
@@ -164,7 +164,7 @@ def test_few_of_each_type_are_not_enough(hall):
 
 def test_the_pace_bounds_what_is_delivered(hall):
     """What the provider was not seen to answer within a moment is dispatched."""
-    hall.services.hands[VAMBE].pace.reset()
+    hall.context.clients[VAMBE].batch_size.reset()
     hall.process(hall.post(20))
     assert {TaskState.DELIVERED: SIDE_BY_SIDE, TaskState.QUEUED: 20 - SIDE_BY_SIDE} == hall.states()
     assert 20 - SIDE_BY_SIDE == len(hall.sent)
@@ -172,9 +172,9 @@ def test_the_pace_bounds_what_is_delivered(hall):
 
 def test_where_the_provider_has_no_thread_left_all_are_dispatched(hall):
     """Its share is held: the plans are recorded all the same, and every task gets a message."""
-    hand = hall.services.hands[VAMBE]
-    hand.pace.reset()
-    assert all(hand.slots.take(0) for _ in range(2))
+    client = hall.context.clients[VAMBE]
+    client.batch_size.reset()
+    assert all(client.bulkhead.take(0) for _ in range(2))
     tally = hall.process(hall.post(20))
     assert {TaskState.QUEUED: 20} == hall.states()
     assert (20, [], [], 20) == (len(hall.sent), hall.batches, tally.quiet, tally.planned)
@@ -183,21 +183,21 @@ def test_where_the_provider_has_no_thread_left_all_are_dispatched(hall):
 def test_a_long_message_is_recorded_in_parts_and_delivered_as_a_whole(hall):
     """More events than are planned together are all decided before the first request leaves, and have one row."""
     decided = []
-    hall.services.hands[VAMBE].pace.size = IDS_PER_MESSAGE
+    hall.context.clients[VAMBE].batch_size.size = IDS_PER_MESSAGE
     number = TOGETHER + 20
 
     class Watching:
         """Notes, when a request is prepared, how many events were decided."""
 
         def __getattr__(self, name):
-            return getattr(hall.services.hands[VAMBE].provider, name)
+            return getattr(hall.context.clients[VAMBE].provider, name)
 
         def prepare(self, *arguments):
             decided.append(hall.ledger.counts().events[EventState.PROCESSED])
-            return hall.services.hands[VAMBE].provider.prepare(*arguments)
+            return hall.context.clients[VAMBE].provider.prepare(*arguments)
 
-    hands = {**hall.services.hands, VAMBE: replace(hall.services.hands[VAMBE], provider=Watching())}
-    tally = hall.process(hall.post(number), hands=hands)
+    clients = {**hall.context.clients, VAMBE: replace(hall.context.clients[VAMBE], provider=Watching())}
+    tally = hall.process(hall.post(number), clients=clients)
     assert [number] == [len(batch.outcomes) for batch in hall.batches]
     assert ({TaskState.DELIVERED: number}, {number}) == (hall.states(), set(decided))
     assert (number, []) == (tally.planned, hall.sent)
@@ -205,13 +205,13 @@ def test_a_long_message_is_recorded_in_parts_and_delivered_as_a_whole(hall):
 
 def test_what_was_claimed_is_sent_though_the_rest_cannot_be_recorded(hall):
     """A ledger that is busy for a message's second part has nothing to do with the first, which is claimed already."""
-    hall.services.hands[VAMBE].pace.size = IDS_PER_MESSAGE
+    hall.context.clients[VAMBE].batch_size.size = IDS_PER_MESSAGE
     ids = hall.post(TOGETHER + 20)
     with pytest.raises(LedgerBusyError):
         hall.process(ids, ledger=Faulty(hall.ledger, LedgerBusyError("busy"), after=1))
     assert {TaskState.DELIVERED: TOGETHER} == hall.states()
     assert [TOGETHER] == [len(batch.outcomes) for batch in hall.batches]
-    assert 2 == hall.services.hands[VAMBE].slots.free
+    assert 2 == hall.context.clients[VAMBE].bulkhead.free
 
 
 def test_what_a_limit_keeps_is_neither_dispatched_nor_quiet(hall):
@@ -236,7 +236,7 @@ def test_events_that_may_have_crashed_a_worker_are_tried_alone(hall):
     ids = hall.post(12)
     later = utc_now() + TOO_LATE
     assert 12 == len(hall.ledger.overdue_events(later, TOO_LATE / 2, 100))
-    clock = replace(hall.services.clock, now=lambda: later)
+    clock = replace(hall.context.clock, now=lambda: later)
     hall.process(ids, clock=clock)
     assert [] == hall.batches
     assert {TaskState.QUEUED: 12} == hall.states()
@@ -260,7 +260,7 @@ def test_what_was_claimed_is_sent_before_a_suspect_is_planned(hall):
             return hall.ledger.events_to_process(*arguments)
 
     fresh = hall.post(12, first=2)
-    hall.process(suspects + fresh, ledger=Watching(), clock=replace(hall.services.clock, now=lambda: later))
+    hall.process(suspects + fresh, ledger=Watching(), clock=replace(hall.context.clock, now=lambda: later))
     assert [{TaskState.DELIVERED: 12}, {TaskState.DELIVERED: 12, TaskState.QUEUED: 1}] == seen
     assert {TaskState.DELIVERED: 12, TaskState.QUEUED: 2} == hall.states()
 
@@ -289,7 +289,7 @@ def test_what_cannot_be_recorded_together_is_recorded_alone(hall):
     hall.process(hall.post(12), ledger=Faulty(hall.ledger, ValueError("a row")))
     assert {TaskState.QUEUED: 12} == hall.states()
     assert {EventState.PROCESSED} == {event.state for event in hall.ledger.list_events()}
-    assert 2 == hall.services.hands[VAMBE].slots.free
+    assert 2 == hall.context.clients[VAMBE].bulkhead.free
 
 
 def test_a_busy_ledger_leaves_the_events_to_the_sweep(hall):
@@ -298,4 +298,4 @@ def test_a_busy_ledger_leaves_the_events_to_the_sweep(hall):
         hall.process(hall.post(12), ledger=Faulty(hall.ledger, LedgerBusyError("busy")))
     assert {} == hall.states()
     assert {(EventState.RECEIVED, 0)} == {(event.state, event.tries) for event in hall.ledger.list_events()}
-    assert 2 == hall.services.hands[VAMBE].slots.free
+    assert 2 == hall.context.clients[VAMBE].bulkhead.free

@@ -10,14 +10,14 @@ from rules.engine import decide
 from rules.loader import load
 from rules.vocabulary import Contact, Event, ProviderName, TaskState, Verdict
 from worker import providers
+from worker.context import AdaptiveBatchSize, Bulkhead, Clock, ProviderClient, WorkerContext, utc_now
 from worker.deliver import Delivered
-from worker.follow import Follow, answers_outcomes
+from worker.follow import OutcomePoller, answers_outcomes
 from worker.ledger import Delivery, IncomingEvent, Limits, PauseKind, Settlement, migrate, open_ledger
-from worker.react import React
+from worker.react import FollowUps
 from worker.sandbox import MINDHUNTERS_TOKEN, Sandbox
 from worker.settings import Settings
 from worker.transport import Transport
-from worker.wiring import AdaptiveBatchSize, Bulkhead, Clock, ProviderClient, WorkerContext, utc_now
 
 AGENT = "11111111-1111-4111-8111-111111111111"
 RULES = f"""
@@ -55,24 +55,24 @@ class Hall:
         self.settings = Settings.from_environment({"LEADWIRE_MINDHUNTERS_POLL": "10", **ENVIRONMENT, **settings})
         self.rule_set = load({"a.yaml": RULES}, ENVIRONMENT)
         ledger.store_rule_set(self.rule_set.version, self.rule_set.files, utc_now())
-        self.services = self.with_book(self.rule_set)
+        self.context = self.with_book(self.rule_set)
 
     def with_book(self, rule_set, **environment):
         """Return the services of a worker in which this rule set is in force."""
         provider = providers.load(ProviderName.MINDHUNTERS)
-        hand = ProviderClient(
+        client = ProviderClient(
             provider=provider,
             transport=Transport(self.sandbox.mindhunters_url, provider.authorise(MINDHUNTERS_TOKEN)),
-            slots=Bulkhead(2),
+            bulkhead=Bulkhead(2),
             pool=ThreadPoolExecutor(1),
-            pace=AdaptiveBatchSize(),
+            batch_size=AdaptiveBatchSize(),
         )
         return WorkerContext(
             settings=replace(self.settings, environment=environment or ENVIRONMENT),
             ledger=self.ledger,
             publisher=self.outbox,
             rule_set=rule_set,
-            hands={ProviderName.MINDHUNTERS: hand},
+            clients={ProviderName.MINDHUNTERS: client},
             owner="w-1",
             clock=Clock(now=self.now, awake_seconds=self.awake_seconds),
         )
@@ -110,9 +110,9 @@ class Hall:
     def delivered(self):
         """Have a call made at the sandbox, and return its task and the provider's id."""
         claim = self.called()
-        hand = self.services.hands[ProviderName.MINDHUNTERS]
-        sent = hand.transport.send(hand.provider.prepare(claim.task, self.now()))
-        external_id = hand.provider.read(sent, self.now()).external_id
+        client = self.context.clients[ProviderName.MINDHUNTERS]
+        sent = client.transport.send(client.provider.prepare(claim.task, self.now()))
+        external_id = client.provider.read(sent, self.now()).external_id
         poll_at = self.now() + timedelta(seconds=10)
         settlement = Settlement(
             verdict=Verdict.DELIVERED, state=TaskState.DELIVERED, external_id=external_id, poll_at=poll_at
@@ -130,9 +130,9 @@ def hall(tmp_path):
     with Sandbox() as sandbox:
         hall = Hall(ledger, sandbox)
         yield hall
-        for hand in hall.services.hands.values():
-            hand.pool.shutdown()
-            hand.transport.close()
+        for client in hall.context.clients.values():
+            client.pool.shutdown()
+            client.transport.close()
     ledger.close()
 
 
@@ -140,7 +140,7 @@ def test_a_noted_end_is_answered_and_its_tasks_are_sent(hall):
     """What is due goes out, what is due later is shown, and a second round finds nothing."""
     task = hall.refused()
     shown = []
-    answering = React(hall.services, shown.extend)
+    answering = FollowUps(hall.context, shown.extend)
 
     assert [1, 0] == [answering.once(), answering.once()]
     assert ["make_call/team_task"] == hall.outbox.sent
@@ -153,7 +153,7 @@ def test_a_noted_end_is_answered_and_its_tasks_are_sent(hall):
 def test_the_rule_set_of_the_task_counts_not_the_one_in_force(hall):
     """Another set is in force by now: what follows is read from the ledger."""
     hall.refused()
-    answering = React(hall.with_book(load({"a.yaml": "rules: []"}, {})))
+    answering = FollowUps(hall.with_book(load({"a.yaml": "rules: []"}, {})))
 
     assert 1 == answering.once()
     assert ["make_call/team_task"] == hall.outbox.sent
@@ -162,7 +162,7 @@ def test_the_rule_set_of_the_task_counts_not_the_one_in_force(hall):
 def test_a_variable_that_is_gone_is_told_and_tried_again_by_the_next_worker(hall):
     """Five tries, then a remark on the task that names the variable; a worker that has it answers after all."""
     task = hall.refused()
-    answering = React(hall.with_book(load({"a.yaml": "rules: []"}, {}), OTHER="x"))
+    answering = FollowUps(hall.with_book(load({"a.yaml": "rules: []"}, {}), OTHER="x"))
     tries = 0
     for _ in range(8):
         tries += answering.once()
@@ -171,7 +171,7 @@ def test_a_variable_that_is_gone_is_told_and_tried_again_by_the_next_worker(hall
     assert 5 == tries
     assert "the environment variable SOMEBODY is not set" in hall.ledger.task(task.id).note
     assert [] == hall.outbox.sent
-    mended = React(hall.services)
+    mended = FollowUps(hall.context)
     mended.try_again()
     assert 1 == mended.once()
     assert ["make_call/team_task"] == hall.outbox.sent
@@ -179,7 +179,7 @@ def test_a_variable_that_is_gone_is_told_and_tried_again_by_the_next_worker(hall
 
 def test_the_thread_looks_at_once_when_it_is_told_of_an_end(hall):
     """A worker that has just ended a task badly does not wait for its next round."""
-    answering = React(hall.services)
+    answering = FollowUps(hall.context)
     answering.start()
     hall.refused()
     answering.note([Delivered(task_id="tk_1", state=TaskState.DEAD, words="")])
@@ -192,14 +192,14 @@ def test_the_thread_looks_at_once_when_it_is_told_of_an_end(hall):
 def test_an_outcome_is_asked_for_kept_and_answered(hall):
     """The provider says that it failed: kept with the task, and what follows says so."""
     task, external_id = hall.delivered()
-    following = Follow(hall.services)
+    following = OutcomePoller(hall.context)
     assert 0 == following.once()
     hall.sandbox.move(external_id, "failed")
     hall.ahead += timedelta(seconds=11)
 
     assert [1, 0] == [following.once(), following.once()]
     assert "failed" == hall.ledger.task(task.id).outcome
-    React(hall.services).once()
+    FollowUps(hall.context).once()
     team = hall.ledger.tasks_of("ev_1")[-1]
     assert ("make_call/failed/team_task", "mindhunters says it has ended: failed") == (team.name, team.fields["title"])
 
@@ -207,7 +207,7 @@ def test_an_outcome_is_asked_for_kept_and_answered(hall):
 def test_a_task_that_has_not_ended_is_asked_about_again(hall):
     """Its word is kept meanwhile; each pause is twice the last one."""
     task, external_id = hall.delivered()
-    following = Follow(hall.services)
+    following = OutcomePoller(hall.context)
     hall.sandbox.move(external_id, "on_hold")
     taken = []
     for seconds in (11, 15, 6, 35, 6):
@@ -223,7 +223,7 @@ def test_an_answer_that_tells_nothing_changes_nothing(hall, answer):
     """A fault at the provider is no outcome: the task is asked about again."""
     task, _ = hall.delivered()
     hall.sandbox.script([{"provider": "mindhunters", "method": "GET", "times": 1, "answer": answer}])
-    following = Follow(hall.services)
+    following = OutcomePoller(hall.context)
     hall.ahead += timedelta(seconds=11)
 
     assert 1 == following.once()
@@ -239,7 +239,7 @@ def test_a_paused_provider_is_not_asked(hall):
     hall.ahead += timedelta(seconds=11)
     hall.ledger.pause_provider(ProviderName.MINDHUNTERS, hall.now() + timedelta(hours=1), "by a person", hall.now())
 
-    assert 0 == Follow(hall.services).once()
+    assert 0 == OutcomePoller(hall.context).once()
 
 
 def many(hall, number):
@@ -265,7 +265,7 @@ def test_questions_keep_to_the_rate(hall):
     began_at = utc_now()
     clock = Clock(now=lambda: began_at + hall.ahead, awake_seconds=hall.awake_seconds, sleep=sleep)
     limits = {ProviderName.MINDHUNTERS: Limits(rate_per_second=2, burst=2)}
-    following = Follow(replace(hall.services, clock=clock, limits=limits))
+    following = OutcomePoller(replace(hall.context, clock=clock, limits=limits))
     assert 12 == following.once() + following.once()
     assert 5 <= sum(slept) < 6
 
@@ -274,10 +274,10 @@ def test_a_worker_that_ends_waits_for_no_place(hall):
     """It stops at once, and nothing was asked."""
     many(hall, 1)
     limits = {ProviderName.MINDHUNTERS: Limits(rate_per_second=0.3, burst=1)}
-    services = replace(hall.services, limits=limits)
+    context = replace(hall.context, limits=limits)
     hall.ledger.charge(ProviderName.MINDHUNTERS, limits[ProviderName.MINDHUNTERS], hall.now())
-    services.closing.set()
-    assert 0 == Follow(services).once()
+    context.closing.set()
+    assert 0 == OutcomePoller(context).once()
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_a_question_that_is_not_welcome_ends_the_round(hall, caplog, answer, kin
     """Nobody is asked until it may be over; an answer that would pause the provider does, and one alert says so."""
     many(hall, 3)
     hall.sandbox.script([{"provider": "mindhunters", "method": "GET", "times": None, "answer": answer}])
-    following = Follow(hall.services)
+    following = OutcomePoller(hall.context)
     assert [1, 0] == [following.once(), following.once()]
     assert [kind] == [state.kind for state in hall.ledger.provider_states()] or kind is None
     assert (1 if kind else 0) == len([record for record in caplog.records if record.levelname == "ERROR"])

@@ -20,12 +20,12 @@ from rules.vocabulary import (
     TaskType,
     Verdict,
 )
+from worker.context import Clock
 from worker.ledger import Claim, Delivery, IncomingEvent, PauseKind, Settlement, migrate, open_ledger
 from worker.providers import load
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
 from worker.seek import BATCH, Reconciler
 from worker.transport import Transport
-from worker.wiring import Clock
 
 AGENT = "228d7a0d-9072-4ca8-939b-959b75cc606a"
 PERSON = "cccccccc-cccc-4ccc-8ccc-cccccccccccc"

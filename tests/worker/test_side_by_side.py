@@ -10,12 +10,12 @@ import pytest
 
 from rules.vocabulary import Verdict
 from worker import side_by_side
-from worker.attempt import Attempted
+from worker.attempt import AttemptResult
+from worker.context import SIDE_BY_SIDE
 from worker.side_by_side import ConcurrentSender
 from worker.wire import Reading
-from worker.wiring import SIDE_BY_SIDE
 
-DONE = Attempted(reading=Reading(verdict=Verdict.DELIVERED))
+DONE = AttemptResult(reading=Reading(verdict=Verdict.DELIVERED))
 
 
 class AdminQueries:
@@ -28,16 +28,16 @@ class AdminQueries:
         self._act = act
         monkeypatch.setattr(side_by_side, "attempt", self._attempt)
 
-    def _attempt(self, _services, _hand, claim, _claimed_seconds):
+    def _attempt(self, _context, _client, claim, _claimed_seconds):
         with self._lock:
             self.sent.append(claim.task.id)
         return self._act(claim.task.id)
 
     def of(self, number):
         """Return attempts at so many claims."""
-        hand = SimpleNamespace(pool=self.pool, provider=SimpleNamespace(name="vambe"))
+        client = SimpleNamespace(pool=self.pool, provider=SimpleNamespace(name="vambe"))
         return ConcurrentSender(
-            None, hand, [SimpleNamespace(task=SimpleNamespace(id=each)) for each in range(number)], 0.0
+            None, client, [SimpleNamespace(task=SimpleNamespace(id=each)) for each in range(number)], 0.0
         )
 
     def close(self):

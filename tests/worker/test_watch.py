@@ -6,9 +6,9 @@ from datetime import timedelta
 import pytest
 
 from rules.vocabulary import LedgerBusyError, Problem
+from worker.context import utc_now
 from worker.runtime import HealthReport
-from worker.watch import Watch
-from worker.wiring import utc_now
+from worker.watch import Watchdog
 
 
 class Surroundings:
@@ -34,7 +34,7 @@ class Surroundings:
 
     def watch(self, deaf_seconds=-1.0):
         """Return a watch that takes every standstill for deafness at the second look."""
-        return Watch(
+        return Watchdog(
             lambda: self.waiting,
             self.oldest_due,
             sign=self.sign,

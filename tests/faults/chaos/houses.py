@@ -24,11 +24,11 @@ from tests.faults.chaos.history import ENDED, Attempt, Touch
 from tests.faults.chaos.processes import Process
 from tests.faults.chaos.provider import Providers
 from tests.servers.needs import free_ports
+from worker.context import utc_now
 from worker.ledger import Ledger, StoredTask, open_ledger
 from worker.ledger.engine import reading
 from worker.ledger.schema import attempts, doubts
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY
-from worker.wiring import utc_now
 
 ROOT = Path(__file__).resolve().parents[3]
 WORKERS = ("worker-0", "worker-1")

@@ -10,7 +10,7 @@ import sys
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
-import worker.wiring
+import worker.context
 from console.cli import main
 
 
@@ -26,6 +26,6 @@ def moved(file: Path) -> type[datetime]:
 
 
 if __name__ == "__main__":
-    worker.wiring.datetime = moved(Path(sys.argv[1]))
+    worker.context.datetime = moved(Path(sys.argv[1]))
     sys.argv[1:] = sys.argv[2:]
     main()

@@ -99,14 +99,14 @@ def is_found_out(storage, *wanted, **broken):
 def test_a_worker_that_sends_before_it_claims_is_found_out(storage):
     """Sending first and claiming after is caught: a request without a claim, and tasks that are made twice."""
 
-    def sends_first(services, provider, task_ids, tell):
-        hand = services.hands[provider]
+    def sends_first(context, provider, task_ids, tell):
+        client = context.clients[provider]
         for task_id in task_ids:
-            task = services.ledger.task(task_id)
+            task = context.ledger.task(task_id)
             if task is not None and task.state is TaskState.QUEUED:
-                request = hand.provider.prepare(task, services.clock.now())
-                hand.transport.send(request)
-        return deliver(services, provider, task_ids, tell)
+                request = client.provider.prepare(task, context.clock.now())
+                client.transport.send(request)
+        return deliver(context, provider, task_ids, tell)
 
     assert is_found_out(storage, "sent", "twice", deliver=sends_first)
 
@@ -114,8 +114,8 @@ def test_a_worker_that_sends_before_it_claims_is_found_out(storage):
 def test_a_worker_that_trusts_silence_is_found_out(storage):
     """Taking an attempt without an answer for one that was not executed is caught: tasks are made twice."""
 
-    def trusts(services, provider, task_ids, tell):
-        return deliver(replace(services, ledger=_Trusting(services.ledger)), provider, task_ids, tell)
+    def trusts(context, provider, task_ids, tell):
+        return deliver(replace(context, ledger=_Trusting(context.ledger)), provider, task_ids, tell)
 
     assert is_found_out(storage, "twice", deliver=trusts)
 
@@ -139,13 +139,13 @@ class _Trusting:
 def test_a_worker_that_only_says_it_sent_is_found_out(storage):
     """Settling as delivered what never left is caught."""
 
-    def pretends(services, _provider, task_ids, _tell):
-        now = services.clock.now()
-        claims = services.ledger.claim(task_ids, now, LEASE, services.owner)
+    def pretends(context, _provider, task_ids, _tell):
+        now = context.clock.now()
+        claims = context.ledger.claim(task_ids, now, LEASE, context.owner)
         for claim in claims:
             if isinstance(claim, Claim):
                 done = Settlement(verdict="delivered", state=TaskState.DELIVERED, external_id="x", status=201)
-                services.ledger.settle_many([(claim, done)], now)
+                context.ledger.settle_many([(claim, done)], now)
         return [Delivered(task_id=task_id, state=None, words="") for task_id in task_ids]
 
     assert is_found_out(storage, "false", deliver=pretends)
@@ -157,8 +157,8 @@ def test_a_worker_that_only_says_it_sent_is_found_out(storage):
 def test_a_worker_that_trusts_silence_as_it_plans_is_found_out(storage):
     """Taking an attempt for one that was not executed is caught too where the task was claimed with its plan."""
 
-    def trusts(services, event_ids, tell, ended):
-        return process_events(replace(services, ledger=_Trusting(services.ledger)), event_ids, tell, ended)
+    def trusts(context, event_ids, tell, ended):
+        return process_events(replace(context, ledger=_Trusting(context.ledger)), event_ids, tell, ended)
 
     assert is_found_out(storage, "twice", process=trusts)
 
@@ -181,8 +181,8 @@ class _Instead:
 def processing_with(act):
     """Return a worker's way with events in which `act` stands in place of `record_and_claim`."""
 
-    def process(services, event_ids, tell, ended):
-        return process_events(replace(services, ledger=_Instead(services.ledger, act)), event_ids, tell, ended)
+    def process(context, event_ids, tell, ended):
+        return process_events(replace(context, ledger=_Instead(context.ledger, act)), event_ids, tell, ended)
 
     return process
 

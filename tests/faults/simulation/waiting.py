@@ -24,7 +24,7 @@ class Closing:
 
 
 class Bulkhead:
-    """What `worker.wiring.Slots` is, on the world's clock: who has no patience does not overtake who waits."""
+    """What `worker.context.Bulkhead` is, on the world's clock: who has no patience does not overtake who waits."""
 
     def __init__(self, number, scheduler):
         self.number = number

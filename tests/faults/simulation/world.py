@@ -22,14 +22,14 @@ from tests.faults.simulation.witness import Door
 from worker import deliver as delivering
 from worker import providers
 from worker.broker import EVENTS_QUEUE, QUEUE_OF
+from worker.context import AdaptiveBatchSize, Clock, ProviderClient, WorkerContext, limits_of
 from worker.ledger import Delivery, IncomingEvent
 from worker.process import process_events
 from worker.publisher import SINGLE_DELIVERY_LIMIT
-from worker.react import React
+from worker.react import FollowUps
 from worker.seek import seekers
 from worker.settings import Settings
-from worker.sweep import Sweep
-from worker.wiring import AdaptiveBatchSize, Clock, ProviderClient, WorkerContext, limits_of
+from worker.sweep import Sweeper
 
 BEGAN_AT = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 #: How long a world may take to come to rest after its faults have ended: a provider may have asked for a day, and a blind one
@@ -99,12 +99,12 @@ class Worker:
         self.name = f"w{self.number}.{self.life}"
         self.door = world.door(self.name)
         self.closing = Closing(world.scheduler)
-        self.services = WorkerContext(
+        self.context = WorkerContext(
             settings=world.settings,
             ledger=self.door,
             publisher=Publisher(world.broker, world.draw),
             rule_set=world.rule_set,
-            hands={name: self._hand(name) for name in ProviderName},
+            clients={name: self._client(name) for name in ProviderName},
             owner=self.name,
             limits=limits_of(world.settings),
             closing=self.closing,
@@ -112,28 +112,28 @@ class Worker:
         )
         world.scheduler.spawn(f"{self.name} begins", self.name, self._begin)
 
-    def _hand(self, name):
+    def _client(self, name):
         world = self.world
         began = lambda request: world.began(self, request)  # noqa: E731 - one line each, side by side
         return ProviderClient(
             provider=providers.load(name),
             transport=Line(world.providers[name], world.scheduler, world.draw, began),
-            slots=Bulkhead(world.draw.choice((1, 2, 8)), world.scheduler),
+            bulkhead=Bulkhead(world.draw.choice((1, 2, 8)), world.scheduler),
             pool=Pool(world),
-            pace=AdaptiveBatchSize(),
+            batch_size=AdaptiveBatchSize(),
         )
 
     def _begin(self):
         """Do what `build_worker` does at a start, then have the threads run."""
         while True:
             try:
-                self.services.ledger.lift_answers_pauses(self.world.clock.now())
+                self.context.ledger.lift_answers_pauses(self.world.clock.now())
                 break
             except LedgerError:
                 self.world.scheduler.sleep(1)
         for number in range(self.world.threads):
             self.world.scheduler.spawn(f"{self.name} thread {number}", self.name, self._consume)
-        for name, part in self.world.parts_of(self.services):
+        for name, part in self.world.parts_of(self.context):
             self.world.scheduler.spawn(f"{self.name} {name}", self.name, lambda part=part: self._beside(part))
 
     def _consume(self):
@@ -144,9 +144,9 @@ class Worker:
             world.scheduler.pause()
             try:
                 if queue == EVENTS_QUEUE:
-                    world.process(self.services, ids, lambda _type, outcomes: self._tell(outcomes), lambda _batch: None)
+                    world.process(self.context, ids, lambda _type, outcomes: self._tell(outcomes), lambda _batch: None)
                 else:
-                    for outcome in world.deliver(self.services, _PROVIDER_OF[queue], ids, self._tell):
+                    for outcome in world.deliver(self.context, _PROVIDER_OF[queue], ids, self._tell):
                         world.say(self.name, f"{outcome.task_id} {outcome.state}: {outcome.words}")
             except LedgerError as error:
                 world.say(self.name, f"gives up: {error}")
@@ -261,10 +261,10 @@ class World:
         more = 0.0 if self.calm_since is None else (self.scheduler.now - self.calm_since) / 5
         return self.pause_seconds + more
 
-    def parts_of(self, services):
+    def parts_of(self, context):
         """Return what runs in a worker beside its consumers."""
-        seeking = [(f"seek {number}", seek) for number, seek in enumerate(seekers(services))]
-        return [("sweep", Sweep(services, self.broker)), ("react", React(services)), *seeking]
+        seeking = [(f"seek {number}", seek) for number, seek in enumerate(seekers(context))]
+        return [("sweep", Sweeper(context, self.broker)), ("react", FollowUps(context)), *seeking]
 
     # -- the front door ------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from worker.broker import celery_app
 from worker.ledger import Ledger, Limits, open_ledger
 from worker.providers import Provider
 from worker.publisher import IDS_PER_MESSAGE, Publisher
-from worker.rules_in_force import rules_in_force
+from worker.rule_sets import rules_in_force
 from worker.settings import Secret, Settings
 from worker.transport import Transport
 
@@ -142,15 +142,15 @@ class ProviderClient:
 
     provider: Provider
     transport: Transport
-    slots: Bulkhead
+    bulkhead: Bulkhead
     #: Sends side by side what was claimed together.
     pool: ThreadPoolExecutor
-    pace: AdaptiveBatchSize
+    batch_size: AdaptiveBatchSize
 
     def take_slot(self, patience_seconds: float) -> bool:
         """Take a slot, with more patience where the provider answers quickly: then one comes free soon."""
-        is_quick = self.pace.size > SIDE_BY_SIDE
-        return self.slots.take(max(patience_seconds, QUICK_PATIENCE_SECONDS) if is_quick else patience_seconds)
+        is_quick = self.batch_size.size > SIDE_BY_SIDE
+        return self.bulkhead.take(max(patience_seconds, QUICK_PATIENCE_SECONDS) if is_quick else patience_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +161,7 @@ class WorkerContext:
     ledger: Ledger
     publisher: Publisher
     rule_set: RuleSet
-    hands: Mapping[ProviderName, ProviderClient]
+    clients: Mapping[ProviderName, ProviderClient]
     owner: str
     #: Set when the process is to end: waits inside an attempt give up early.
     closing: threading.Event = field(default_factory=threading.Event)
@@ -174,9 +174,9 @@ class WorkerContext:
         """Give everything back, the ledger last."""
         self.closing.set()
         self.publisher.close()
-        for hand in self.hands.values():
-            hand.pool.shutdown(wait=True, cancel_futures=True)
-            hand.transport.close()
+        for client in self.clients.values():
+            client.pool.shutdown(wait=True, cancel_futures=True)
+            client.transport.close()
         self.ledger.close()
 
 
@@ -192,8 +192,8 @@ def build_worker(settings: Settings, *, owner: str) -> WorkerContext:
         ledger=ledger,
         publisher=Publisher(celery_app(broker_url)),
         rule_set=rule_set,
-        hands={
-            name: _hand(name, url, credential, slots=max(1, settings.worker_threads // 2))
+        clients={
+            name: _client(name, url, credential, slots=max(1, settings.worker_threads // 2))
             for name, (url, credential) in credentials.items()
         },
         owner=owner,
@@ -252,12 +252,12 @@ def _credentials(
     return {name: (url, credential) for name, ((_, url), (_, credential)) in asked.items() if url and credential}
 
 
-def _hand(name: ProviderName, url: str, credential: Secret, *, slots: int) -> ProviderClient:
+def _client(name: ProviderName, url: str, credential: Secret, *, slots: int) -> ProviderClient:
     provider = providers.load(name)
     return ProviderClient(
         provider=provider,
         transport=Transport(url, provider.authorise(credential.reveal())),
-        slots=Bulkhead(slots),
-        pace=AdaptiveBatchSize(),
+        bulkhead=Bulkhead(slots),
+        batch_size=AdaptiveBatchSize(),
         pool=ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix=f"send-{name}"),
     )

@@ -9,7 +9,7 @@ import pytest
 
 from rules.vocabulary import RuleError, RuleFault, SettingsError
 from worker.ledger import migrate, open_ledger
-from worker.rules_in_force import (
+from worker.rule_sets import (
     REMEMBERED_SETS,
     KeptRuleSets,
     read_files,
