@@ -44,7 +44,7 @@ def instance_id(home: Path) -> str:
 def operator_token(settings: Settings) -> str:
     """Return Flower's password: the one that was set, else the one the first start made."""
     if settings.operator_token:
-        return settings.operator_token.reveal()
+        return settings.operator_token.get_secret_value()
     return _kept(settings.home / "operator-token", lambda: secrets.token_urlsafe(18))
 
 

@@ -34,7 +34,7 @@ from rules.vocabulary import SettingsError
 from worker.broker import celery_app, why
 from worker.context import broker_of
 from worker.flower_events import DELIVERED_TOGETHER, TOUCH
-from worker.settings import Secret, Settings
+from worker.settings import SecretStr, Settings
 
 log = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ def tidy(row: Any) -> Any:
     return row
 
 
-def run_flower(settings: Settings, password: Secret) -> None:
+def run_flower(settings: Settings, password: SecretStr) -> None:
     """Run Flower until it is stopped. Raises SettingsError when it cannot listen, or cannot keep its memory."""
     folder = settings.home / "flower"
     try:
@@ -256,13 +256,13 @@ def _stop(_number: int, _frame: object) -> None:
     raise SystemExit(0)
 
 
-def _set_options(settings: Settings, password: Secret) -> None:
+def _set_options(settings: Settings, password: SecretStr) -> None:
     """Set Flower's options, whatever variables FLOWER_... there are."""
     formatter: Callable[[Any], Any] = tidy
     wanted: dict[str, Any] = {
         "address": settings.operator_host,
         "port": settings.flower_port,
-        "basic_auth": [f"operator:{password.reveal()}"],
+        "basic_auth": [f"operator:{password.get_secret_value()}"],
         "read_only": True,
         "natural_time": True,
         "tasks_columns": COLUMNS,

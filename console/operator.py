@@ -32,7 +32,7 @@ from ingress.request_counts import RequestCounts, Requests
 from rules.vocabulary import LedgerError, ProviderName, instant
 from worker.ledger import Ledger, Measures
 from worker.ledger.types import ProviderState
-from worker.settings import Secret
+from worker.settings import SecretStr
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Watch:
             return None
 
 
-def create_operator_app(*, watch: Watch, token: Secret, reasons: Callable[[], list[str]]) -> Flask:
+def create_operator_app(*, watch: Watch, token: SecretStr, reasons: Callable[[], list[str]]) -> Flask:
     """Return the WSGI application of the operator port; `reasons` says why webhooks cannot be recorded now, if so."""
     app = Flask("leadwire-operator", static_folder=None)
     app.url_map.strict_slashes = False
@@ -178,12 +178,12 @@ def _stop(server: Any) -> None:
     server.close()
 
 
-def _guarded(answer: Callable[[], Response], token: Secret) -> Callable[[], Response]:
+def _guarded(answer: Callable[[], Response], token: SecretStr) -> Callable[[], Response]:
     """Return what answers only those who know the token."""
 
     def guarded() -> Response:
         given = _given_token(request.headers.get("Authorization", ""))
-        if given is not None and hmac.compare_digest(given, token.reveal().encode()):
+        if given is not None and hmac.compare_digest(given, token.get_secret_value().encode()):
             return answer()
         response = _say(
             401, status="refused", reason="the operator token is wanted, as Bearer, or as password of Basic"

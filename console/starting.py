@@ -27,7 +27,7 @@ from worker.context import FRONT_DOOR_SECTIONS, broker_of, new_id, utc_now
 from worker.ledger import Ledger, open_ledger
 from worker.publisher import Publisher
 from worker.rule_sets import accepted, read_files, rules_in_force
-from worker.settings import Secret, Settings
+from worker.settings import SecretStr, Settings
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def _operator_port(settings: Settings, watch: Watch, readiness: Readiness) -> Op
     """Return the operator port, which listens and does not serve yet."""
     try:
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        token = Secret(operator_token(settings))
+        token = SecretStr(operator_token(settings))
     except OSError as error:
         raise SettingsError(
             f"LEADWIRE_OPERATOR_TOKEN is not set, and none can be kept in {settings.home}: {error.strerror}"

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from pydantic import SecretStr
+
 from rules.rule_set import RuleSet
 from rules.vocabulary import ProviderName, SettingsError
 from worker import providers
@@ -23,7 +25,7 @@ from worker.ledger import Ledger, Limits, open_ledger
 from worker.providers import Provider
 from worker.publisher import IDS_PER_MESSAGE, Publisher
 from worker.rule_sets import rules_in_force
-from worker.settings import Secret, Settings
+from worker.settings import Settings
 from worker.transport import Transport
 
 #: Sections whose variables a worker needs; the front door needs those of `sources`.
@@ -230,14 +232,14 @@ def reach(settings: Settings, name: ProviderName) -> tuple[Provider, Transport]:
     """Return one provider and the way to it, for a command that asks it something. Raises SettingsError."""
     url, credential = _credentials(settings, [name])[name]
     provider = providers.load(name)
-    return provider, Transport(url, provider.authorise(credential.reveal()))
+    return provider, Transport(url, provider.authorise(credential.get_secret_value()))
 
 
 def _credentials(
     settings: Settings, names: Iterable[ProviderName] = ProviderName
-) -> Mapping[ProviderName, tuple[str, Secret]]:
+) -> Mapping[ProviderName, tuple[str, SecretStr]]:
     """Return URL and credential of these providers; raises SettingsError naming all that is missing."""
-    wanted: dict[ProviderName, tuple[tuple[str, str | None], tuple[str, Secret | None]]] = {
+    wanted: dict[ProviderName, tuple[tuple[str, str | None], tuple[str, SecretStr | None]]] = {
         ProviderName.MINDHUNTERS: (
             ("MINDHUNTERS_URL", settings.mindhunters_url),
             ("MINDHUNTERS_TOKEN", settings.mindhunters_token),
@@ -252,11 +254,11 @@ def _credentials(
     return {name: (url, credential) for name, ((_, url), (_, credential)) in asked.items() if url and credential}
 
 
-def _client(name: ProviderName, url: str, credential: Secret, *, slots: int) -> ProviderClient:
+def _client(name: ProviderName, url: str, credential: SecretStr, *, slots: int) -> ProviderClient:
     provider = providers.load(name)
     return ProviderClient(
         provider=provider,
-        transport=Transport(url, provider.authorise(credential.reveal())),
+        transport=Transport(url, provider.authorise(credential.get_secret_value())),
         bulkhead=Bulkhead(slots),
         batch_size=AdaptiveBatchSize(),
         pool=ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix=f"send-{name}"),

@@ -13,12 +13,12 @@ import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain_text
+from pydantic import SecretStr
 
 from console.operator import OperatorServer, Watch, create_operator_app
 from ingress.request_counts import RequestCounts
 from rules.vocabulary import LedgerBusyError, ProviderName
 from worker.ledger import migrate, open_ledger
-from worker.settings import Secret
 
 TOKEN = "fake-token-of-the-tests"
 LET_IN = {"Authorization": f"Bearer {TOKEN}"}
@@ -70,7 +70,9 @@ def serve(ledger, now):
             "refused": False,
         }
         watch = Watch(**{**given, **changed}, patience_seconds=patience_seconds)
-        server = OperatorServer(create_operator_app(watch=watch, token=Secret(token), reasons=reasons), "127.0.0.1", 0)
+        server = OperatorServer(
+            create_operator_app(watch=watch, token=SecretStr(token), reasons=reasons), "127.0.0.1", 0
+        )
         server.start()
         servers.append(server)
         return f"http://{server.host}:{server.port}"
@@ -236,14 +238,16 @@ def test_scrapes_at_the_same_time_read_once(serve, ledger, now) -> None:
 
 def test_closing_is_quick_also_while_somebody_is_connected(serve) -> None:
     """A connection that is kept open holds nothing up, and the port is free afterwards."""
-    server = OperatorServer(create_operator_app(watch=None, token=Secret(TOKEN), reasons=list), "127.0.0.1", 0)
+    server = OperatorServer(create_operator_app(watch=None, token=SecretStr(TOKEN), reasons=list), "127.0.0.1", 0)
     server.start()
     connection = http.client.HTTPConnection(server.host, server.port, timeout=10)
     connection.request("GET", "/healthz")
     assert {"status": "ok"} == json.loads(connection.getresponse().read())
     server.close()
     connection.close()
-    again = OperatorServer(create_operator_app(watch=None, token=Secret(TOKEN), reasons=list), server.host, server.port)
+    again = OperatorServer(
+        create_operator_app(watch=None, token=SecretStr(TOKEN), reasons=list), server.host, server.port
+    )
     again.start()
     again.close()
 

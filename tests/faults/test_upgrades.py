@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -118,7 +117,7 @@ def worker_with(tmp_path):
 
     def build(words):
         (folder / "rules.yaml").write_text(RULES.replace("VERSION", words))
-        made.append(build_worker(replace(settings), owner=f"worker-{words}"))
+        made.append(build_worker(settings, owner=f"worker-{words}"))
         return made[-1]
 
     yield build

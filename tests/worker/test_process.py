@@ -7,6 +7,7 @@ from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
+from pydantic import SecretStr
 
 from rules.loader import load
 from rules.vocabulary import Contact, Event, EventState, LedgerBusyError, ProviderName, TaskState, TaskType
@@ -16,7 +17,7 @@ from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
 from worker.process import process_events
 from worker.publisher import IDS_PER_MESSAGE, SINGLE_DELIVERY_LIMIT
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
-from worker.settings import Secret, Settings
+from worker.settings import Settings
 
 VAMBE, MINDHUNTERS = ProviderName.VAMBE, ProviderName.MINDHUNTERS
 #: After so long without a decision an event is dispatched again.
@@ -55,8 +56,10 @@ class Hall:
             publisher=SimpleNamespace(tasks=lambda refs: self.sent.extend(ref.id for ref in refs)),
             rule_set=load({"a.yaml": RULES}, {}),
             clients={
-                VAMBE: client_of(VAMBE, self.sandbox.vambe_url, Secret(VAMBE_API_KEY), slots=2),
-                MINDHUNTERS: client_of(MINDHUNTERS, self.sandbox.mindhunters_url, Secret(MINDHUNTERS_TOKEN), slots=2),
+                VAMBE: client_of(VAMBE, self.sandbox.vambe_url, SecretStr(VAMBE_API_KEY), slots=2),
+                MINDHUNTERS: client_of(
+                    MINDHUNTERS, self.sandbox.mindhunters_url, SecretStr(MINDHUNTERS_TOKEN), slots=2
+                ),
             },
             owner="w-1",
         )

@@ -68,7 +68,7 @@ class Hall:
             batch_size=AdaptiveBatchSize(),
         )
         return WorkerContext(
-            settings=replace(self.settings, environment=environment or ENVIRONMENT),
+            settings=self.settings.model_copy(update={"environment": environment or ENVIRONMENT}),
             ledger=self.ledger,
             publisher=self.outbox,
             rule_set=rule_set,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rules.vocabulary import SettingsError
-from worker.settings import PREFIX, VARIABLES, Secret, Settings, environment_of
+from worker.settings import PREFIX, VARIABLES, Settings, environment_of
 
 
 def test_an_empty_environment_is_acceptable():
@@ -72,12 +72,6 @@ def test_secrets_never_show(name):
     """A secret does not appear in the settings' repr."""
     settings = Settings.from_environment({PREFIX + name: "fake-secret-value"})
     assert "fake-secret-value" not in repr(settings)
-
-
-def test_two_equal_secrets_are_equal():
-    """Secrets compare by their text, which `reveal` returns."""
-    assert Secret("fake") == Secret("fake")
-    assert "fake" == Secret("fake").reveal()
 
 
 def test_rules_cannot_see_leadwires_own_variables():
