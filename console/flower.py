@@ -27,6 +27,7 @@ from flower.events import Events, EventsState  # type: ignore[import-untyped]
 from flower.options import options  # type: ignore[import-untyped]
 from flower.urls import settings as flower_settings  # type: ignore[import-untyped]
 from flower.views.monitor import Metrics  # type: ignore[import-untyped]
+from pydantic import SecretStr
 from tornado.ioloop import IOLoop, PeriodicCallback
 from tornado.web import authenticated
 
@@ -34,7 +35,7 @@ from rules.vocabulary import SettingsError
 from worker.broker import celery_app, why
 from worker.context import broker_of
 from worker.flower_events import DELIVERED_TOGETHER, TOUCH
-from worker.settings import SecretStr, Settings
+from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 

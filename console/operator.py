@@ -22,6 +22,7 @@ from typing import Any, Final
 from flask import Flask, Response, request
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from pydantic import SecretStr
 from waitress.server import create_server  # type: ignore[import-untyped]  # it has no annotations
 from werkzeug.exceptions import HTTPException
 
@@ -32,7 +33,6 @@ from ingress.request_counts import RequestCounts, Requests
 from rules.vocabulary import LedgerError, ProviderName, instant
 from worker.ledger import Ledger, Measures
 from worker.ledger.types import ProviderState
-from worker.settings import SecretStr
 
 log = logging.getLogger(__name__)
 

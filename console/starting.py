@@ -11,6 +11,8 @@ from datetime import timedelta
 from functools import partial
 from typing import Final
 
+from pydantic import SecretStr
+
 from console.data_folder import operator_token
 from console.operator import OperatorServer, Watch, create_operator_app
 from ingress import sources
@@ -27,7 +29,7 @@ from worker.context import FRONT_DOOR_SECTIONS, broker_of, new_id, utc_now
 from worker.ledger import Ledger, open_ledger
 from worker.publisher import Publisher
 from worker.rule_sets import accepted, read_files, rules_in_force
-from worker.settings import SecretStr, Settings
+from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
