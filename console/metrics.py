@@ -2,28 +2,157 @@
 
 Names follow https://prometheus.io/docs/practices/naming. Counters, histograms and all that is said about work come from the
 ledger and are those of all processes together: every ingress answers with the same ones, so a query takes the largest of
-several and never adds them up. `docs/metrics.md` lists `FAMILIES`; a test compares them.
+several and never adds them up. Label values that are known beforehand (types, states, providers, configured sources) are there
+from the start, with 0. `docs/metrics.md` lists `FAMILIES`; a test compares them.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import metadata
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Final
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from console import overview
-from console.overview import Values, View
+from ingress.accept import Outcome
+from ingress.sources import VerificationFailure
+from rules.vocabulary import TERMINAL_TASK_STATES, EventState, ProviderName, TaskState, TaskType
+from worker.ledger import Due, Measures, PauseKind
 from worker.ledger.counters import BUCKETS, Tally
 
 VERSION: Final = metadata.version("leadwire")
 #: The ends of classes as Prometheus writes numbers.
 _ENDS: Final = tuple(end if end == "+Inf" else str(float(end)) for end in BUCKETS)
+
+
+#: Numbers by the values of a family's labels.
+Values = Mapping[tuple[str, ...], float]
+
+EVENTS: Final = "events"
+TASKS: Final = "tasks"
+
+PROVIDERS: Final = [str(name) for name in ProviderName]
+CAUSES: Final = [str(kind) for kind in PauseKind]
+TYPES: Final = [str(type_) for type_ in TaskType]
+_TASK_STATES: Final = [str(state) for state in TaskState]
+#: What a task comes to, for now or for good.
+TASK_ENDS: Final = [str(state) for state in TaskState if state in TERMINAL_TASK_STATES | {TaskState.UNKNOWN}]
+_EVENT_STATES: Final = [str(state) for state in EventState]
+EVENT_ENDS: Final = [str(state) for state in EventState if state is not EventState.RECEIVED]
+
+_BUSY_REASONS: Final = ("ledger_busy", "ledger_fault", "unexpected")
+_REQUEST_ENDS: Final = (
+    *((str(outcome), "") for outcome in (Outcome.ACCEPTED, Outcome.HANDSHAKE, Outcome.OVERSIZED, Outcome.NOT_ALLOWED)),
+    *((str(Outcome.REJECTED), str(reason)) for reason in VerificationFailure),
+    *((str(Outcome.BUSY), reason) for reason in _BUSY_REASONS),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What a scrape shows.
+
+    `requests` are those that this process could not count in the ledger yet. `sources` are the configured ones; `queues` is
+    None while the broker cannot be reached; `refused` says whether this ingress runs on the last good rules because it could
+    not accept the folder's.
+    """
+
+    measures: Measures
+    requests: Mapping[tuple[str, str, str], int]
+    read_seconds: float
+    sources: Collection[str]
+    queues: Mapping[str, int] | None
+    refused: bool
+
+    def due(self) -> Mapping[tuple[str, str], Due]:
+        """Return the work that is due by kind and provider; events have none."""
+        tasks = {(TASKS, str(name)): due for name, due in self.measures.due_tasks.items()}
+        return {(EVENTS, ""): self.measures.due_events, **tasks}
+
+
+#: Stands beside the ends of classes for the sum of all spans.
+SUM: Final = "sum"
+
+
+def _zeros(*axes: Collection[str]) -> dict[tuple[str, ...], float]:
+    return dict.fromkeys(product(*axes), 0.0)
+
+
+def counted(tally: Tally, *axes: Collection[str]) -> Callable[[View], Values]:
+    """Return what reads a count from the ledger; combinations of the axes are there from the start."""
+    return lambda view: {**_zeros(*axes), **view.measures.tallies[tally]}
+
+
+def spans(tally: Tally, total: Tally) -> Callable[[View], Values]:
+    """Return what reads the spans of a histogram: how many in each class, and their sum in seconds."""
+
+    def values(view: View) -> Values:
+        sums: Values = {(*labels, SUM): value / 1000 for labels, value in view.measures.tallies[total].items()}
+        return {**_zeros(TYPES, [SUM]), **view.measures.tallies[tally], **sums}
+
+    return values
+
+
+def requests(view: View) -> Values:
+    """Return webhook requests by source and what they came to."""
+    zeros: Values = {(source, *end): 0.0 for source, end in product(sorted(view.sources), _REQUEST_ENDS)}
+    found = dict(view.measures.tallies[Tally.REQUESTS])
+    for labels, number in view.requests.items():
+        found[labels] = found.get(labels, 0) + number
+    return {**zeros, **found}
+
+
+def events(view: View) -> Values:
+    """Return events by source and state."""
+    found: Values = {(source, str(state)): number for (state, source), number in view.measures.events.items()}
+    return {**_zeros(sorted(view.sources), _EVENT_STATES), **found}
+
+
+def tasks(view: View) -> Values:
+    """Return tasks by type and state."""
+    found: Values = {(str(type_), str(state)): number for (state, type_), number in view.measures.tasks.items()}
+    return {**_zeros(TYPES, _TASK_STATES), **found}
+
+
+def _age_seconds(due: Due, now: datetime) -> float:
+    return max(0.0, (now - due.oldest_at).total_seconds()) if due.oldest_at else 0.0
+
+
+def ages(view: View) -> Values:
+    """Return for how many seconds the oldest due work has been due, by kind and provider."""
+    return {labels: _age_seconds(due, view.measures.taken_at) for labels, due in view.due().items()}
+
+
+def paused(view: View) -> Values:
+    """Return 1 for each provider that is paused, under the cause of it."""
+    kinds = {str(name): str(state.kind) for name, state in view.measures.paused.items()}
+    return {(name, cause): float(kinds.get(name) == cause) for name in PROVIDERS for cause in CAUSES}
+
+
+def paused_until(view: View) -> Values:
+    """Return when each provider's pause ends, in seconds since 1970."""
+    until = {name: state.paused_until_at for name, state in view.measures.paused.items()}
+    return {(str(name),): at.timestamp() if (at := until.get(name)) else 0.0 for name in ProviderName}
+
+
+def rule_set(view: View) -> Values:
+    """Return 1 for the version of the rule set in force."""
+    return {(view.measures.rule_set[0],): 1.0} if view.measures.rule_set else {}
+
+
+def accepted_at(view: View) -> Values:
+    """Return when that rule set was accepted, in seconds since 1970."""
+    return {(): view.measures.rule_set[1].timestamp()} if view.measures.rule_set else {}
+
+
+def queues(view: View) -> Values:
+    """Return the depth of each queue."""
+    return {(name,): number for name, number in (view.queues or {}).items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +180,7 @@ class Family:
         values = self.values(view)
         for labels in sorted({each[:-1] for each in values}):
             sums = accumulate(values.get((*labels, end), 0) for end in BUCKETS)
-            family.add_metric(labels, [*zip(_ENDS, sums, strict=True)], values.get((*labels, overview.SUM), 0))
+            family.add_metric(labels, [*zip(_ENDS, sums, strict=True)], values.get((*labels, SUM), 0))
         return family
 
 
@@ -76,7 +205,7 @@ FAMILIES: Final = (
             "Requests to /webhooks/SOURCE by what they came to. Rejected with mismatch: compare the secret with the sender's; "
             "with too_old or too_new: compare the clocks. Busy: see the ledger's disk and its locks; senders come again."
         ),
-        values=overview.requests,
+        values=requests,
     ),
     Family(
         name="leadwire_events_received_total",
@@ -86,7 +215,7 @@ FAMILIES: Final = (
             "Events recorded, redeliveries not counted; types that are no canonical ones count as other. When it stays flat "
             "while the sender is busy, look at leadwire_webhook_requests_total."
         ),
-        values=overview.counted(Tally.EVENTS_RECEIVED),
+        values=counted(Tally.EVENTS_RECEIVED),
     ),
     Family(
         name="leadwire_events_ended_total",
@@ -96,7 +225,7 @@ FAMILIES: Final = (
             "Events by what they came to. Unreadable: the sender's format changed, see `leadwire events --state unreadable`. "
             "Failed: `leadwire events --state failed` has the error. Ignored: no rule listens."
         ),
-        values=overview.counted(Tally.EVENTS_ENDED, overview.EVENT_ENDS),
+        values=counted(Tally.EVENTS_ENDED, EVENT_ENDS),
     ),
     Family(
         name="leadwire_decisions_total",
@@ -106,14 +235,14 @@ FAMILIES: Final = (
             "Decisions of each rule; beyond 500 rules the rest count as other. A rule that never matches, or suddenly always, "
             "is explained by `leadwire explain EVENT`."
         ),
-        values=overview.counted(Tally.DECISIONS),
+        values=counted(Tally.DECISIONS),
     ),
     Family(
         name="leadwire_tasks_planned_total",
         kind="counter",
         labels=("type",),
         help="Touches that rules asked for. A sudden rise: check which rule matches more than it should before they go out.",
-        values=overview.counted(Tally.TASKS_PLANNED, overview.TYPES),
+        values=counted(Tally.TASKS_PLANNED, TYPES),
     ),
     Family(
         name="leadwire_tasks_ended_total",
@@ -124,7 +253,7 @@ FAMILIES: Final = (
             "Unknown: it may have been executed; it is looked up at the provider, and `leadwire tasks --state unknown` says what "
             "is left to a person. Suppressed: it was too late, or the failure that it answers was undone."
         ),
-        values=overview.counted(Tally.TASKS_ENDED, overview.TYPES, overview.TASK_ENDS),
+        values=counted(Tally.TASKS_ENDED, TYPES, TASK_ENDS),
     ),
     Family(
         name="leadwire_attempts_total",
@@ -135,7 +264,7 @@ FAMILIES: Final = (
             "answer that comes after all counts too). Busy: the provider limits or is down. Refused: its message is in "
             "`leadwire show TASK`. Pause: mend its credential or URL."
         ),
-        values=overview.counted(Tally.ATTEMPTS),
+        values=counted(Tally.ATTEMPTS),
     ),
     Family(
         name="leadwire_provider_pauses_total",
@@ -145,7 +274,7 @@ FAMILIES: Final = (
             "Times that a provider began to be left alone, by cause. Answer: its credential or its URL is wrong. Breaker: tries "
             "in a row failed. Asked: it got too many requests; set LEADWIRE_*_RATE lower. The worker's log has the status."
         ),
-        values=overview.counted(Tally.PAUSES, overview.PROVIDERS, overview.CAUSES),
+        values=counted(Tally.PAUSES, PROVIDERS, CAUSES),
     ),
     Family(
         name="leadwire_delivery_after_received_seconds",
@@ -155,7 +284,7 @@ FAMILIES: Final = (
             "From the webhook's arrival to the provider's acceptance, waits that the rule asked for (`at`) included. When it "
             "rises, leadwire_due_oldest_age_seconds tells whether Leadwire is late or the provider busy."
         ),
-        values=overview.spans(Tally.AFTER_RECEIVED, Tally.AFTER_RECEIVED_SUM),
+        values=spans(Tally.AFTER_RECEIVED, Tally.AFTER_RECEIVED_SUM),
     ),
     Family(
         name="leadwire_delivery_after_occurred_seconds",
@@ -165,14 +294,14 @@ FAMILIES: Final = (
             "The same from the moment that the event says it occurred at. When it rises and the one since the arrival does "
             "not, the sender posts late, or its clock is wrong."
         ),
-        values=overview.spans(Tally.AFTER_OCCURRED, Tally.AFTER_OCCURRED_SUM),
+        values=spans(Tally.AFTER_OCCURRED, Tally.AFTER_OCCURRED_SUM),
     ),
     Family(
         name="leadwire_events",
         kind="gauge",
         labels=("source", "state"),
         help="Events that the ledger holds. Received ones that do not go away: no worker runs, or it is stuck.",
-        values=overview.events,
+        values=events,
     ),
     Family(
         name="leadwire_tasks",
@@ -182,7 +311,7 @@ FAMILIES: Final = (
             "Touches that the ledger holds. Unknown ones are being looked up, or wait for a person: `leadwire settle`. Waiting "
             "ones that pile up: the provider is busy or paused."
         ),
-        values=overview.tasks,
+        values=tasks,
     ),
     Family(
         name="leadwire_due_work",
@@ -202,7 +331,7 @@ FAMILIES: Final = (
             "How long the oldest of that work has been due; 0 when nothing is. Over a minute: see whether a worker runs, the "
             "broker is up and the provider answers."
         ),
-        values=overview.ages,
+        values=ages,
     ),
     Family(
         name="leadwire_provider_paused",
@@ -212,27 +341,27 @@ FAMILIES: Final = (
             "1 while a provider is left alone for this cause and its touches wait. Answer: mend its credential or URL and "
             "restart the worker. Breaker, asked: one touch after another tries whether it is back. Person: `leadwire resume`."
         ),
-        values=overview.paused,
+        values=paused,
     ),
     Family(
         name="leadwire_provider_paused_until_timestamp_seconds",
         kind="gauge",
         labels=("provider",),
         help="When the pause ends or one touch probes the provider; 0 without a pause. Moving on by a minute: it still fails.",
-        values=overview.paused_until,
+        values=paused_until,
     ),
     Family(
         name="leadwire_rule_set_info",
         kind="gauge",
         labels=("version",),
         help="The rule set that was accepted last; always 1. A change that nobody made: see who wrote to the rules folder.",
-        values=overview.rule_set,
+        values=rule_set,
     ),
     Family(
         name="leadwire_rule_set_accepted_timestamp_seconds",
         kind="gauge",
         help="When a process last took that rule set into force. Older than your last change: restart the processes.",
-        values=overview.accepted_at,
+        values=accepted_at,
     ),
     Family(
         name="leadwire_rules_refused",
@@ -251,7 +380,7 @@ FAMILIES: Final = (
         kind="gauge",
         labels=("queue",),
         help="Messages that no worker has taken yet; absent while the broker is down. When it grows, add a worker.",
-        values=overview.queues,
+        values=queues,
     ),
     Family(
         name="leadwire_ledger_size_bytes",

@@ -14,10 +14,13 @@ import logging
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from flask import Flask, Response, request
 from prometheus_client import CollectorRegistry
@@ -26,9 +29,7 @@ from pydantic import SecretStr
 from waitress.server import create_server  # type: ignore[import-untyped]  # it has no annotations
 from werkzeug.exceptions import HTTPException
 
-from console.metrics import VERSION, Collector
-from console.overview import View
-from console.scraping import Readings
+from console.metrics import VERSION, Collector, View
 from ingress.request_counts import RequestCounts, Requests
 from rules.vocabulary import LedgerError, ProviderName, instant
 from worker.ledger import Ledger, Measures
@@ -53,6 +54,67 @@ _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+
+
+T = TypeVar("T")
+
+#: How long a result is good for at the least.
+FRESH_SECONDS: Final = 2.0
+#: A result is good for this many times what reading it took.
+REST: Final = 20.0
+#: And this long at the most.
+LONGEST_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Generic[T]):
+    """A result, how long reading it took, and when it was complete by a clock that never goes back."""
+
+    value: T
+    took_seconds: float
+    done_seconds: float
+
+    def is_fresh(self) -> bool:
+        """Say whether it may still be shown."""
+        return time.monotonic() - self.done_seconds < min(max(FRESH_SECONDS, REST * self.took_seconds), LONGEST_SECONDS)
+
+
+class Readings(Generic[T]):
+    """Readings of one thing."""
+
+    def __init__(self, name: str, read: Callable[[], T]) -> None:
+        self._name = name
+        self._read = read
+        self._lock = threading.Lock()
+        self._last: Read[T] | None = None
+        self._under_way: Future[Read[T]] | None = None
+
+    def get(self, patience_seconds: float) -> Read[T]:
+        """Return a result that is fresh. Raises TimeoutError when it does not come in time, and whatever reading raised."""
+        with self._lock:
+            if self._last is not None and self._last.is_fresh():
+                return self._last
+            future = self._under_way
+            if future is None:
+                future = self._under_way = Future()
+                threading.Thread(target=self._run, args=(future,), name=f"read-{self._name}", daemon=True).start()
+        return future.result(patience_seconds)
+
+    def _run(self, future: Future[Read[T]]) -> None:
+        began_seconds = time.monotonic()
+        try:
+            value = self._read()
+        except BaseException as error:  # noqa: BLE001 - whoever waits is told, and the next one to ask tries again
+            with self._lock:
+                self._under_way = None
+            future.set_exception(error)
+            return
+        done_seconds = time.monotonic()
+        read = Read(value, done_seconds - began_seconds, done_seconds)
+        with self._lock:
+            self._last = read
+            self._under_way = None
+        future.set_result(read)
 
 
 class UnreadableLedgerError(LedgerError):

@@ -14,8 +14,7 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from console.metrics import FAMILIES, Collector
-from console.overview import View
+from console.metrics import FAMILIES, Collector, View
 from rules.vocabulary import (
     Decision,
     DecisionOutcome,

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from console.scraping import Read, Readings
+from console.operator import Read, Readings
 from rules.vocabulary import LedgerBusyError
 
 
