@@ -54,7 +54,7 @@ _REQUEST_ENDS: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class MetricsSnapshot:
     """What a scrape shows.
 
     `requests` are those that this process could not count in the ledger yet. `sources` are the configured ones; `queues` is
@@ -83,22 +83,22 @@ def _zeros(*axes: Collection[str]) -> dict[tuple[str, ...], float]:
     return dict.fromkeys(product(*axes), 0.0)
 
 
-def counted(tally: Tally, *axes: Collection[str]) -> Callable[[View], Values]:
+def counted(tally: Tally, *axes: Collection[str]) -> Callable[[MetricsSnapshot], Values]:
     """Return what reads a count from the ledger; combinations of the axes are there from the start."""
     return lambda view: {**_zeros(*axes), **view.measures.tallies[tally]}
 
 
-def spans(tally: Tally, total: Tally) -> Callable[[View], Values]:
+def spans(tally: Tally, total: Tally) -> Callable[[MetricsSnapshot], Values]:
     """Return what reads the spans of a histogram: how many in each class, and their sum in seconds."""
 
-    def values(view: View) -> Values:
+    def values(view: MetricsSnapshot) -> Values:
         sums: Values = {(*labels, SUM): value / 1000 for labels, value in view.measures.tallies[total].items()}
         return {**_zeros(TYPES, [SUM]), **view.measures.tallies[tally], **sums}
 
     return values
 
 
-def requests(view: View) -> Values:
+def requests(view: MetricsSnapshot) -> Values:
     """Return webhook requests by source and what they came to."""
     zeros: Values = {(source, *end): 0.0 for source, end in product(sorted(view.sources), _REQUEST_ENDS)}
     found = dict(view.measures.tallies[Tally.REQUESTS])
@@ -107,13 +107,13 @@ def requests(view: View) -> Values:
     return {**zeros, **found}
 
 
-def events(view: View) -> Values:
+def events(view: MetricsSnapshot) -> Values:
     """Return events by source and state."""
     found: Values = {(source, str(state)): number for (state, source), number in view.measures.events.items()}
     return {**_zeros(sorted(view.sources), _EVENT_STATES), **found}
 
 
-def tasks(view: View) -> Values:
+def tasks(view: MetricsSnapshot) -> Values:
     """Return tasks by type and state."""
     found: Values = {(str(type_), str(state)): number for (state, type_), number in view.measures.tasks.items()}
     return {**_zeros(TYPES, _TASK_STATES), **found}
@@ -123,34 +123,34 @@ def _age_seconds(due: Due, now: datetime) -> float:
     return max(0.0, (now - due.oldest_at).total_seconds()) if due.oldest_at else 0.0
 
 
-def ages(view: View) -> Values:
+def ages(view: MetricsSnapshot) -> Values:
     """Return for how many seconds the oldest due work has been due, by kind and provider."""
     return {labels: _age_seconds(due, view.measures.taken_at) for labels, due in view.due().items()}
 
 
-def paused(view: View) -> Values:
+def paused(view: MetricsSnapshot) -> Values:
     """Return 1 for each provider that is paused, under the cause of it."""
     kinds = {str(name): str(state.kind) for name, state in view.measures.paused.items()}
     return {(name, cause): float(kinds.get(name) == cause) for name in PROVIDERS for cause in CAUSES}
 
 
-def paused_until(view: View) -> Values:
+def paused_until(view: MetricsSnapshot) -> Values:
     """Return when each provider's pause ends, in seconds since 1970."""
     until = {name: state.paused_until_at for name, state in view.measures.paused.items()}
     return {(str(name),): at.timestamp() if (at := until.get(name)) else 0.0 for name in ProviderName}
 
 
-def rule_set(view: View) -> Values:
+def rule_set(view: MetricsSnapshot) -> Values:
     """Return 1 for the version of the rule set in force."""
     return {(view.measures.rule_set[0],): 1.0} if view.measures.rule_set else {}
 
 
-def accepted_at(view: View) -> Values:
+def accepted_at(view: MetricsSnapshot) -> Values:
     """Return when that rule set was accepted, in seconds since 1970."""
     return {(): view.measures.rule_set[1].timestamp()} if view.measures.rule_set else {}
 
 
-def queues(view: View) -> Values:
+def queues(view: MetricsSnapshot) -> Values:
     """Return the depth of each queue."""
     return {(name,): number for name, number in (view.queues or {}).items()}
 
@@ -163,9 +163,9 @@ class Family:
     kind: str
     labels: tuple[str, ...] = ()
     help: str
-    values: Callable[[View], Values]
+    values: Callable[[MetricsSnapshot], Values]
 
-    def metric(self, view: View) -> Metric:
+    def metric(self, view: MetricsSnapshot) -> Metric:
         """Return its samples."""
         if self.kind == "histogram":
             return self._histogram(view)
@@ -175,7 +175,7 @@ class Family:
             family.add_metric(labels, value)
         return family
 
-    def _histogram(self, view: View) -> Metric:
+    def _histogram(self, view: MetricsSnapshot) -> Metric:
         family = HistogramMetricFamily(self.name, self.help, labels=self.labels)
         values = self.values(view)
         for labels in sorted({each[:-1] for each in values}):
@@ -187,7 +187,7 @@ class Family:
 class Collector:
     """One scrape's answer, for a `CollectorRegistry`."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: MetricsSnapshot) -> None:
         self._view = view
 
     def collect(self) -> Iterator[Metric]:

@@ -29,7 +29,7 @@ from pydantic import SecretStr
 from waitress.server import create_server  # type: ignore[import-untyped]  # it has no annotations
 from werkzeug.exceptions import HTTPException
 
-from console.metrics import VERSION, Collector, View
+from console.metrics import VERSION, Collector, MetricsSnapshot
 from ingress.request_counts import RequestCounts, Requests
 from rules.vocabulary import LedgerError, ProviderName, instant
 from worker.ledger import Ledger, Measures
@@ -58,39 +58,43 @@ _HEADERS: Final = {
 
 T = TypeVar("T")
 
-#: How long a result is good for at the least.
+#: A value is shown again for at least this long,
 FRESH_SECONDS: Final = 2.0
-#: A result is good for this many times what reading it took.
-REST: Final = 20.0
-#: And this long at the most.
-LONGEST_SECONDS: Final = 60.0
+#: and for this many times what reading it took, so that scrapes never take more than a twentieth of a processor,
+FRESH_FACTOR: Final = 20.0
+#: but never for longer than this.
+FRESH_LIMIT_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Read(Generic[T]):
-    """A result, how long reading it took, and when it was complete by a clock that never goes back."""
+class TimedValue(Generic[T]):
+    """A value that was read, how long reading it took, and when it was complete on the monotonic clock."""
 
     value: T
     took_seconds: float
     done_seconds: float
 
     def is_fresh(self) -> bool:
-        """Say whether it may still be shown."""
-        return time.monotonic() - self.done_seconds < min(max(FRESH_SECONDS, REST * self.took_seconds), LONGEST_SECONDS)
+        """Return whether it may still be shown."""
+        fresh_seconds = min(max(FRESH_SECONDS, FRESH_FACTOR * self.took_seconds), FRESH_LIMIT_SECONDS)
+        return time.monotonic() - self.done_seconds < fresh_seconds
 
 
-class Readings(Generic[T]):
-    """Readings of one thing."""
+class SharedReading(Generic[T]):
+    """Reads something costly at most once at a time, in a thread of its own, for all who ask meanwhile.
+
+    `name` names the thread; `read` returns the value or raises.
+    """
 
     def __init__(self, name: str, read: Callable[[], T]) -> None:
         self._name = name
         self._read = read
         self._lock = threading.Lock()
-        self._last: Read[T] | None = None
-        self._under_way: Future[Read[T]] | None = None
+        self._last: TimedValue[T] | None = None
+        self._under_way: Future[TimedValue[T]] | None = None
 
-    def get(self, patience_seconds: float) -> Read[T]:
-        """Return a result that is fresh. Raises TimeoutError when it does not come in time, and whatever reading raised."""
+    def get(self, patience_seconds: float) -> TimedValue[T]:
+        """Return a fresh value. Raises TimeoutError when none comes in time, and whatever reading raised."""
         with self._lock:
             if self._last is not None and self._last.is_fresh():
                 return self._last
@@ -100,28 +104,30 @@ class Readings(Generic[T]):
                 threading.Thread(target=self._run, args=(future,), name=f"read-{self._name}", daemon=True).start()
         return future.result(patience_seconds)
 
-    def _run(self, future: Future[Read[T]]) -> None:
+    def _run(self, future: Future[TimedValue[T]]) -> None:
         began_seconds = time.monotonic()
+        read: TimedValue[T] | None = None
+        failure: BaseException | None = None
         try:
             value = self._read()
+            done_seconds = time.monotonic()
+            read = TimedValue(value, done_seconds - began_seconds, done_seconds)
         except BaseException as error:  # noqa: BLE001 - whoever waits is told, and the next one to ask tries again
-            with self._lock:
-                self._under_way = None
-            future.set_exception(error)
-            return
-        done_seconds = time.monotonic()
-        read = Read(value, done_seconds - began_seconds, done_seconds)
+            failure = error
         with self._lock:
-            self._last = read
+            self._last = read or self._last
             self._under_way = None
-        future.set_result(read)
+        if read is not None:
+            future.set_result(read)
+        else:
+            future.set_exception(failure)
 
 
 class UnreadableLedgerError(LedgerError):
     """The ledger cannot be read now, or not in time."""
 
 
-class Watch:
+class SnapshotReader:
     """What the operator port looks at, each read once for all who ask."""
 
     def __init__(
@@ -135,19 +141,19 @@ class Watch:
         refused: bool,
         patience_seconds: float = LEDGER_PATIENCE_SECONDS,
     ) -> None:
-        """Take `queues`, which reads the depth of each queue, None without a broker; `refused` as in `View`."""
+        """Take `queues`, which reads the depth of each queue, None without a broker; `refused` as in `MetricsSnapshot`."""
 
         def measure() -> tuple[Measures, Requests]:
             with requests.standing_still() as pending:
                 return ledger.measure(now()), pending
 
-        self._measures: Readings[tuple[Measures, Requests]] = Readings("ledger", measure)
-        self._queues: Readings[Mapping[str, int] | None] = Readings("broker", queues)
+        self._measures: SharedReading[tuple[Measures, Requests]] = SharedReading("ledger", measure)
+        self._queues: SharedReading[Mapping[str, int] | None] = SharedReading("broker", queues)
         self._sources = sources
         self._refused = refused
         self._patience_seconds = patience_seconds
 
-    def view(self) -> View:
+    def view(self) -> MetricsSnapshot:
         """Return all there is to see. Raises UnreadableLedgerError."""
         try:
             read = self._measures.get(self._patience_seconds)
@@ -158,7 +164,7 @@ class Watch:
         except LedgerError as error:
             raise UnreadableLedgerError(str(error)) from error
         measures, pending = read.value
-        return View(
+        return MetricsSnapshot(
             measures=measures,
             requests=pending,
             read_seconds=read.took_seconds,
@@ -174,7 +180,7 @@ class Watch:
             return None
 
 
-def create_operator_app(*, watch: Watch, token: SecretStr, reasons: Callable[[], list[str]]) -> Flask:
+def create_operator_app(*, watch: SnapshotReader, token: SecretStr, reasons: Callable[[], list[str]]) -> Flask:
     """Return the WSGI application of the operator port; `reasons` says why webhooks cannot be recorded now, if so."""
     app = Flask("leadwire-operator", static_folder=None)
     app.url_map.strict_slashes = False
@@ -270,7 +276,7 @@ def _given_token(header: str) -> bytes | None:
         return None
 
 
-def _exposition(view: View, accepted: str) -> Response:
+def _exposition(view: MetricsSnapshot, accepted: str) -> Response:
     """Return the numbers in the form of those that Prometheus knows which is asked for."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Collector(view))
@@ -283,7 +289,7 @@ def _exposition(view: View, accepted: str) -> Response:
     return Response(body, content_type=content_type)
 
 
-def _status(view: View, reasons: list[str]) -> dict[str, Any]:
+def _status(view: MetricsSnapshot, reasons: list[str]) -> dict[str, Any]:
     measures = view.measures
     events: dict[str, int] = {}
     for (state, _), number in measures.events.items():

@@ -14,7 +14,7 @@ from typing import Final
 from pydantic import SecretStr
 
 from console.data_folder import operator_token
-from console.operator import OperatorServer, Watch, create_operator_app
+from console.operator import OperatorServer, SnapshotReader, create_operator_app
 from ingress import sources
 from ingress.reception import Reception
 from ingress.request_counts import RequestCounts
@@ -145,7 +145,7 @@ def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, op
         requests = RequestCounts(reception.counts.all, ledger, built)
         operator = None
         if operator_port:
-            watch = Watch(
+            watch = SnapshotReader(
                 ledger=ledger,
                 requests=requests,
                 now=utc_now,
@@ -165,7 +165,7 @@ def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, op
     return FrontDoor(server=server, operator=operator, requests=requests, ledger=ledger, publisher=publisher)
 
 
-def _operator_port(settings: Settings, watch: Watch, readiness: Readiness) -> OperatorServer:
+def _operator_port(settings: Settings, watch: SnapshotReader, readiness: Readiness) -> OperatorServer:
     """Return the operator port, which listens and does not serve yet."""
     try:
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)

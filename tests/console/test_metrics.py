@@ -14,7 +14,7 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from console.metrics import FAMILIES, Collector, View
+from console.metrics import FAMILIES, Collector, MetricsSnapshot
 from rules.vocabulary import (
     Decision,
     DecisionOutcome,
@@ -70,14 +70,14 @@ def fill(ledger, now) -> None:
 
 
 @pytest.fixture(scope="module")
-def view(tmp_path_factory) -> Iterator[View]:
+def view(tmp_path_factory) -> Iterator[MetricsSnapshot]:
     """Return the view of a ledger in which everything has happened."""
     now = datetime(2026, 3, 2, 13, 0, tzinfo=UTC)
     url = f"sqlite:///{tmp_path_factory.mktemp('ledger') / 'ledger.sqlite3'}"
     migrate(url)
     ledger = open_ledger(url)
     fill(ledger, now)
-    yield View(
+    yield MetricsSnapshot(
         measures=ledger.measure(now + timedelta(seconds=60)),
         requests={},
         read_seconds=0.01,

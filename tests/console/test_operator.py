@@ -15,7 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 from pydantic import SecretStr
 
-from console.operator import OperatorServer, Watch, create_operator_app
+from console.operator import OperatorServer, SnapshotReader, create_operator_app
 from ingress.request_counts import RequestCounts
 from rules.vocabulary import LedgerBusyError, ProviderName
 from worker.ledger import migrate, open_ledger
@@ -69,7 +69,7 @@ def serve(ledger, now):
             "sources": ["crm"],
             "refused": False,
         }
-        watch = Watch(**{**given, **changed}, patience_seconds=patience_seconds)
+        watch = SnapshotReader(**{**given, **changed}, patience_seconds=patience_seconds)
         server = OperatorServer(
             create_operator_app(watch=watch, token=SecretStr(token), reasons=reasons), "127.0.0.1", 0
         )

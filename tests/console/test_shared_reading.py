@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from console.operator import Read, Readings
+from console.operator import SharedReading, TimedValue
 from rules.vocabulary import LedgerBusyError
 
 
 def test_a_reading_is_good_for_a_while():
     """Who asks again at once gets the same result; nothing is read twice."""
     read = []
-    readings = Readings("test", lambda: read.append(1) or len(read))
+    readings = SharedReading("test", lambda: read.append(1) or len(read))
     assert [1, 1, 1] == [readings.get(5).value for _ in range(3)]
     assert [1] == read
 
@@ -30,7 +30,7 @@ def test_a_costly_reading_rests_longer():
         (30.0, 55.0, True),
         (30.0, 65.0, False),
     ):
-        assert is_fresh == Read(0, took_seconds, now_seconds - age_seconds).is_fresh()
+        assert is_fresh == TimedValue(0, took_seconds, now_seconds - age_seconds).is_fresh()
 
 
 def test_those_who_ask_at_the_same_time_share_one_reading():
@@ -42,7 +42,7 @@ def test_those_who_ask_at_the_same_time_share_one_reading():
         assert go.wait(10)
         return 7
 
-    readings = Readings("test", read)
+    readings = SharedReading("test", read)
     threads = [threading.Thread(target=lambda: found.append(readings.get(10).value)) for _ in range(5)]
     for thread in threads:
         thread.start()
@@ -61,7 +61,7 @@ def test_nobody_waits_for_long():
         assert go.wait(10)
         return 7
 
-    readings = Readings("test", read)
+    readings = SharedReading("test", read)
     for _ in range(2):
         with pytest.raises(TimeoutError):
             readings.get(0.01)
@@ -79,7 +79,7 @@ def test_a_fault_is_told_and_tried_again():
             raise faults.pop()
         return 7
 
-    readings = Readings("test", read)
+    readings = SharedReading("test", read)
     with pytest.raises(LedgerBusyError, match="locked"):
         readings.get(5)
     assert 7 == readings.get(5).value
