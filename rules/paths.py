@@ -1,22 +1,38 @@
-"""How a rule names a field of an event, and what is found there.
+"""The one path language: how rules name a field of an event, and sources a value of a payload.
 
 `data.deep.list[1].x` and `data.deep.list.1.x` are the same field. A key with dots, brackets or quotes in it is written
 `data["odd.key"]`. A path through something that has no fields, or past the end of a list, finds nothing.
+
+Rules (`parse`, `getter`) begin at the event. Sources (`compile_path`) begin at the item of a payload and can write more:
+`[*]` is every element, of which the first that has the value counts; `$root` is the whole body, `$parent` the element around
+a split item, `$item` the item itself, `header:NAME` a header; `"{a}.{b}"` joins several, there when all of its parts are; a
+list of paths is the first that is there; `{path: P, beside: [Q, R]}` counts only where Q or R is there too, `without: [Q, R]`
+only where neither is, `where: {Q: wanted}` only where Q has that value. Null counts as absent.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Final
 
 from rules.messages import as_json, nearest
-from rules.vocabulary import Contact, Json
+from rules.vocabulary import Contact, Json, covers
 
-#: A key, or for digits an index of a list (and the key of those digits in a mapping).
-Step = str | int
+
+class Every(Enum):
+    """The type of EVERY."""
+
+    EVERY = "*"
+
+
+#: The step `[*]`: every element of a list.
+EVERY: Final = Every.EVERY
+
+#: A key, or for digits an index of a list (and the key of those digits in a mapping), or EVERY.
+Step = str | int | Every
 Steps = tuple[Step, ...]
 
 
@@ -65,6 +81,8 @@ _WHERE_BESIDE: Final = {"failure": "on_failure and on_outcome", "outcome": "on_o
 _LENGTH_LIMIT: Final = 500
 _INDEX: Final = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
 _NEGATIVE: Final = re.compile(r"-[0-9]+", re.ASCII)
+_PART: Final = re.compile(r"\{([^{}]*)\}")
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _PLAIN_KEY: Final = re.compile(r"\w[\w-]*")
 _STEP: Final = re.compile(
     r"""\["(?P<double>[^"]+)"\] | \['(?P<single>[^']+)'\]
@@ -84,6 +102,11 @@ def parse(text: str) -> Steps:
 
 def split(text: str) -> Steps:
     """Read the form of a path without asking whether an event can have such a field; ValueError otherwise."""
+    return _split(text, every=False)
+
+
+def _split(text: str, *, every: bool) -> Steps:
+    """Read a path, in which `[*]` may stand or not."""
     if not text or len(text) > _LENGTH_LIMIT:
         raise ValueError(f"{as_json(text)} is no path: write up to {_LENGTH_LIMIT} characters such as data.value")
     steps: list[Step] = []
@@ -94,7 +117,7 @@ def split(text: str) -> Steps:
             raise ValueError(
                 f'{as_json(text)} is no path at "{text[place:][:20]}": write data.list[1].x or data["odd.key"]'
             )
-        steps.append(_step(found, text))
+        steps.append(EVERY if every and found["index"] == "*" else _step(found, text))
         place = found.end()
     return tuple(steps)
 
@@ -156,8 +179,8 @@ def spelled(steps: Steps) -> str:
     """Return a path in the one spelling that messages use: `data.list[1].x`, `data["odd.key"]`."""
     text = str(steps[0])
     for step in steps[1:]:
-        if isinstance(step, int):
-            text += f"[{step}]"
+        if not isinstance(step, str):
+            text += f"[{'*' if step is EVERY else step}]"
         elif _PLAIN_KEY.fullmatch(step) and not _INDEX.fullmatch(step):
             text += f".{step}"
         else:
@@ -178,25 +201,328 @@ def find(view: Json, steps: Steps) -> Json:
     return value
 
 
-def getter(steps: Steps) -> Callable[[Mapping[str, Json]], Json]:
-    """Return a function that finds the path in a view, with None for what is absent or null.
+def getter(steps: Steps) -> Callable[[Json], Json]:
+    """Return a function that finds the path in a value, with None for what is absent or null.
 
     The common depths are spelled out: they are most of what an evaluation costs.
     """
-    root = str(steps[0])
-    if len(steps) == 1:
-        return lambda view: view.get(root)
-    if len(steps) == 2 and isinstance(steps[1], str):  # noqa: PLR2004 - root and one key
-        key = steps[1]
+    names = tuple(step for step in steps if isinstance(step, str))
+    if len(names) != len(steps):
 
-        def below(view: Mapping[str, Json]) -> Json:
-            value = view.get(root)
-            return value.get(key) if isinstance(value, dict) else None
+        def indexed(value: Json) -> Json:
+            found = find(value, steps)
+            return None if found is MISSING else found
+
+        return indexed
+    first = names[0]
+    if len(names) == 1:
+        return lambda value: value.get(first) if isinstance(value, dict) else None
+    if len(names) == 2:  # noqa: PLR2004 - a root and one key
+        second = names[1]
+
+        def below(value: Json) -> Json:
+            inner = value.get(first) if isinstance(value, dict) else None
+            return inner.get(second) if isinstance(inner, dict) else None
 
         return below
 
-    def deep(view: Mapping[str, Json]) -> Json:
-        value = find(view, steps)
-        return None if value is MISSING else value
+    def deep(value: Json) -> Json:
+        for name in names:
+            if not isinstance(value, dict):
+                return None
+            value = value.get(name)
+        return value
 
     return deep
+
+
+# -- payloads ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, kw_only=True)
+class Scope:
+    """What a source's path can reach: the item, the constants its split gave it, the body around it and the headers."""
+
+    item: Json
+    root: Json = None
+    parent: Json = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, Json] = field(default_factory=dict)
+
+
+#: A compiled `{path: wanted}`.
+Match = Callable[[Scope], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledPath:
+    """A source's path: `find` returns its value in a scope, None where there is nothing.
+
+    `text` is the path as written and `headers` names the headers it may read, in order. `shared` says that it may read the
+    body around the item: all items of a body then find the same. `steps` are the places in the item that it reads, for
+    those that are to be left out of a comparison. `in_item` does the same as `find` where nothing but the item is read.
+    """
+
+    text: str
+    find: Callable[[Scope], Json]
+    headers: tuple[str, ...] = ()
+    shared: bool = False
+    steps: tuple[Steps, ...] = ()
+    in_item: Callable[[Json], Json] | None = None
+
+
+def parse_payload_path(text: str) -> Steps:
+    """Return the steps of `a.b[0].c[*]`. Raises ValueError with what is wrong."""
+    if not text:
+        raise ValueError("is empty: write a path such as lead.id")
+    if len(text) > _LENGTH_LIMIT:
+        raise ValueError(f"is longer than {_LENGTH_LIMIT} characters")
+    try:
+        steps = () if "{" in text or "}" in text else _split(text, every=True)
+    except ValueError:
+        steps = ()
+    if not steps:
+        raise ValueError(f'"{text}" is not a path: write names with dots, such as lead.phones[0].number')
+    return steps
+
+
+def walk(value: Json, steps: Steps) -> Json:
+    """Return the value at `steps`, None where there is nothing; `[*]` is the first element for which there is one.
+
+    Where an element of a list is meant and there is one plain value, as XML has it, that is the first element.
+    """
+    for at, step in enumerate(steps):
+        if step is EVERY:
+            rest = steps[at + 1 :]
+            return next((found for one in _elements(value) if (found := walk(one, rest)) is not None), None)
+        value = _child(value, step)
+        if value is None:
+            return None
+    return value
+
+
+def expand(value: Json, steps: Steps, parent: Json) -> Iterator[tuple[Json, Json]]:
+    """Yield every value at `steps` with the element around it."""
+    for at, step in enumerate(steps):
+        if step is EVERY:
+            rest = steps[at + 1 :]
+            for one in _elements(value):
+                yield from expand(one, rest, one if EVERY in rest else parent)
+            return
+        value = _child(value, step)
+        if value is None:
+            return
+    yield value, parent
+
+
+def replaced(value: Json, steps: Steps, new: Json) -> Json:
+    """Return `value` with `new` at `steps`, exactly where `walk` and `expand` find something; the original stays."""
+    if value is None or not steps:
+        return None if value is None else new
+    step, rest = steps[0], steps[1:]
+    if isinstance(value, list):
+        return [replaced(one, rest, new) if step in (EVERY, at) else one for at, one in enumerate(value)]
+    if isinstance(value, dict) and (step is not EVERY or _is_numbered(value)):
+        key = None if step is EVERY else str(step)
+        return {name: replaced(one, rest, new) if key in (None, name) else one for name, one in value.items()}
+    return replaced(value, rest, new) if step in (EVERY, 0) else value
+
+
+def text_of(value: Json) -> str | None:
+    """Return a found value as text: numbers as JSON writes them; lists, maps, booleans and blanks are none."""
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def raw_header(value: str) -> bytes:
+    """Return a header's value as the bytes that came in; never raises, also for text no wire can have carried."""
+    try:
+        return value.encode("latin-1")
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "surrogatepass")
+
+
+def header_text(value: str) -> str:
+    """Return a header's value as text: UTF-8 where it is, else as it came, without what no database stores."""
+    raw = raw_header(value)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    return text.replace("\0", "")
+
+
+def compile_path(value: Json) -> CompiledPath:
+    """Compile a path, a join, or a list of them. Raises ValueError with what is wrong."""
+    if isinstance(value, list):
+        return _first(value)
+    if isinstance(value, dict):
+        return _conditional(value)
+    if not isinstance(value, str):
+        raise ValueError("must be a path, such as lead.id, or a list of paths")  # noqa: TRY004 - pydantic reads ValueError
+    if "{" in value or "}" in value:
+        return _join(value)
+    return _header(value) if value.lower().startswith("header:") else _plain(value)
+
+
+def compile_match(value: Json) -> Match:
+    """Compile `{path: wanted, ...}`, all of which must hold; `*` in a wanted text stands for any text."""
+    if not isinstance(value, dict) or not value:
+        raise ValueError("must name paths and the values wanted there, such as {type: ping}")
+    tests: list[tuple[CompiledPath, str]] = []
+    for path, wanted in value.items():
+        text = text_of(wanted)
+        if text is None:
+            raise ValueError(f"{path}: the value wanted must be text or a number")
+        tests.append((compile_path(path), text))
+
+    def holds(scope: Scope) -> bool:
+        return all((found := text_of(test.find(scope))) is not None and covers(wanted, found) for test, wanted in tests)
+
+    return holds
+
+
+def _child(value: Json, step: str | int) -> Json:
+    if isinstance(value, dict):
+        return value.get(step if isinstance(step, str) else str(step))
+    if isinstance(value, list):
+        return value[step] if isinstance(step, int) and step < len(value) else None
+    return value if step == 0 else None
+
+
+def _elements(value: Json) -> Sequence[Json]:
+    """Return what `[*]` stands for: the elements of a list, the values of a map keyed by numbers, else the one value."""
+    if value is None:
+        return ()
+    if isinstance(value, list):
+        return value
+    return list(value.values()) if _is_numbered(value) else (value,)
+
+
+def _is_numbered(value: Json) -> bool:
+    return isinstance(value, dict) and bool(value) and all(key.isascii() and key.isdigit() for key in value)
+
+
+def _look(steps: Steps) -> Callable[[Json], Json]:
+    """Return `walk` for these steps, compiled where they are names only."""
+    names_only = steps and all(isinstance(step, str) for step in steps)
+    return getter(steps) if names_only else lambda value: walk(value, steps)
+
+
+def _plain(text: str) -> CompiledPath:
+    steps = parse_payload_path(text)
+    first, rest = str(steps[0]), steps[1:]
+    if first.startswith("$"):
+        look = _look(rest)
+        match first:
+            case "$root":
+                return CompiledPath(text=text, find=lambda scope: look(scope.root), shared=True)
+            case "$parent":
+                return CompiledPath(text=text, find=lambda scope: look(scope.parent), shared=True)
+            case "$item":
+                places = (rest,) if rest else ()
+                return CompiledPath(text=text, find=lambda scope: look(scope.item), steps=places, in_item=look)
+        raise ValueError(f'"{first}" is not known; a path begins with a name, $root, $parent, $item or header:')
+    look = _look(steps)
+
+    def find(scope: Scope) -> Json:
+        return look(scope.constants if scope.constants and first in scope.constants else scope.item)
+
+    return CompiledPath(text=text, find=find, steps=(steps,), in_item=look)
+
+
+def _header(text: str) -> CompiledPath:
+    name = text.partition(":")[2].strip().lower()
+    if not _HEADER_NAME.fullmatch(name):
+        raise ValueError(f'"{text}" names no header: write header:X-Event-Id')
+
+    def find(scope: Scope) -> Json:
+        value = scope.headers.get(name)
+        return None if value is None else header_text(value)
+
+    return CompiledPath(text=text, find=find, headers=(name,))
+
+
+def _join(text: str) -> CompiledPath:
+    pieces = _PART.split(text)
+    parts, constant = [compile_path(part.strip()) for part in pieces[1::2]], pieces[0::2]
+    if any("{" in piece or "}" in piece for piece in constant):
+        raise ValueError(f'"{text}": a brace is not closed; write paths in braces, such as "{{entity}}.{{action}}"')
+
+    def find(scope: Scope) -> Json:
+        joined = constant[0]
+        for part, piece in zip(parts, constant[1:], strict=True):
+            found = text_of(part.find(scope))
+            if found is None:
+                return None
+            joined += found + piece
+        return joined
+
+    return _combined(text, parts, find)
+
+
+def _first(values: Sequence[Json]) -> CompiledPath:
+    if not values:
+        raise ValueError("is an empty list: write at least one path")
+    choices = [compile_path(value) for value in values]
+    looks = [choice.in_item for choice in choices if choice.in_item]
+    only_item = len(looks) == len(choices)
+
+    def find(scope: Scope) -> Json:
+        if only_item and not scope.constants:
+            item = scope.item
+            for look in looks:
+                found = look(item)
+                if found is not None and found != "":
+                    return found
+            return None
+        for choice in choices:
+            found = choice.find(scope)
+            if found is not None and found != "":
+                return found
+        return None
+
+    return _combined(", ".join(choice.text for choice in choices), choices, find)
+
+
+def _conditional(value: Mapping[str, Json]) -> CompiledPath:
+    if "path" not in value or set(value) - {"path", *_CONDITIONS} or len(value) == 1:
+        raise ValueError(f"must be a path, a list of paths, or {{path: ..., one of {', '.join(_CONDITIONS)}: ...}}")
+    wanted = compile_path(value["path"])
+    tests = [compiled(value[word]) for word, compiled in _CONDITIONS.items() if word in value]
+
+    def find(scope: Scope) -> Json:
+        found = wanted.find(scope)
+        return found if found is not None and all(holds(scope) for holds in tests) else None
+
+    return _combined(wanted.text, [wanted], find)
+
+
+def _beside(value: Json) -> Match:
+    other = compile_path(value)
+    return lambda scope: other.find(scope) is not None
+
+
+def _without(value: Json) -> Match:
+    other = compile_path(value)
+    return lambda scope: other.find(scope) is None
+
+
+_CONDITIONS: Final[Mapping[str, Callable[[Json], Match]]] = {
+    "beside": _beside,
+    "without": _without,
+    "where": compile_match,
+}
+
+
+def _combined(text: str, parts: Sequence[CompiledPath], find: Callable[[Scope], Json]) -> CompiledPath:
+    return CompiledPath(
+        text=text,
+        find=find,
+        headers=tuple(name for part in parts for name in part.headers),
+        shared=any(part.shared for part in parts),
+        steps=tuple(steps for part in parts for steps in part.steps),
+    )

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from rules.templates import Template
 from rules.times import At
-from rules.vocabulary import FAILURE, FailedTest, Json, RetryPolicy, RuleFault, TaskType, outcome_trigger
+from rules.vocabulary import FAILURE, FailedTest, Json, RetryPolicy, RuleFault, TaskType, covers, outcome_trigger
 from rules.yaml_reader import SourceMap
 
 #: A compiled `if:`; returns the first test that failed, or None when all of it holds. The argument is `Event.view()`.
@@ -184,11 +184,3 @@ class RuleSet:
                 else:
                     named.setdefault(pattern, []).append(place)
         return named, patterned
-
-
-def covers(pattern: str, event_type: str) -> bool:
-    """Say whether a `when` pattern (`lead.created`, `deal.*`, `*`) covers an event type."""
-    head, star, tail = pattern.partition("*")
-    if not star:
-        return pattern == event_type
-    return event_type.startswith(head) and event_type.endswith(tail) and len(event_type) >= len(head) + len(tail)

@@ -16,7 +16,7 @@ from typing import Final
 from rules.conditions import explain
 from rules.engine import decide
 from rules.messages import did_you_mean, listed, shown
-from rules.rule_set import Proof, Rule, RuleSet, covers
+from rules.rule_set import Proof, Rule, RuleSet
 from rules.times import parse_moment
 from rules.vocabulary import (
     Contact,
@@ -29,6 +29,7 @@ from rules.vocabulary import (
     Task,
     TaskState,
     TaskType,
+    covers,
     instant,
 )
 

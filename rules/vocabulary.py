@@ -33,6 +33,14 @@ CANONICAL_EVENT_TYPES: Final = (
 )
 
 
+def covers(pattern: str, text: str) -> bool:
+    """Say whether an event type or other text is that of a pattern: `lead.created`, `deal.*`, `*`; one `*` at most."""
+    head, star, tail = pattern.partition("*")
+    if not star:
+        return pattern == text
+    return text.startswith(head) and text.endswith(tail) and len(text) >= len(head) + len(tail)
+
+
 class TaskType(StrEnum):
     """The kinds of touch a rule can ask for; each is also the name of its Celery task."""
 

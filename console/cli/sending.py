@@ -17,7 +17,7 @@ from console.posting import post, sealed
 from console.samples import Lead, Sample, sample, variants
 from ingress import sources
 from ingress.sources import Source, Unreadable, WebhookRequest
-from ingress.sources.decoders import Format
+from ingress.sources.parse import Format
 from rules.loader import load
 from rules.vocabulary import Problem, RuleError
 from worker.context import FRONT_DOOR_SECTIONS, new_id, utc_now

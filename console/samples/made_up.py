@@ -12,7 +12,7 @@ from typing import Final
 
 from ingress.sources import Source
 from ingress.sources.event_words import Unit, When
-from ingress.sources.lookup import Lookup, Step, parse_steps
+from rules.paths import CompiledPath, Step, parse_payload_path
 from rules.vocabulary import Json, Problem, instant
 
 _PART: Final = re.compile(r"\{([^{}]*)\}")
@@ -29,7 +29,7 @@ class _Draft:
         self.headers: dict[str, str] = {}
         self.constants = constants
 
-    def put(self, lookup: Lookup | None, value: Json) -> None:
+    def put(self, lookup: CompiledPath | None, value: Json) -> None:
         """Write a value where a path will find it."""
         if lookup is None:
             return
@@ -50,7 +50,7 @@ class _Draft:
         if path.lower().startswith("header:"):
             self.headers[path.partition(":")[2].strip().lower()] = str(value)
             return
-        steps = parse_steps(path)
+        steps = parse_payload_path(path)
         if steps[0] == "$root":
             self.root = _with(self.root, steps[1:], value)
         elif steps[0] == "$item":
@@ -100,9 +100,9 @@ def _moment(when: When, now: datetime) -> Json:
     return int(now.timestamp() * (1000 if when.unit is Unit.MILLISECONDS else 1))
 
 
-def _below(lookup: Lookup, name: str) -> Lookup:
+def _below(lookup: CompiledPath, name: str) -> CompiledPath:
     text = lookup.text.partition(", ")[0]
-    return Lookup(text=name if text == "$item" else f"{text}.{name}", find=lookup.find)
+    return CompiledPath(text=name if text == "$item" else f"{text}.{name}", find=lookup.find)
 
 
 def _with(value: Json, steps: tuple[Step, ...], new: Json) -> Json:

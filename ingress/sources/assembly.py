@@ -16,13 +16,11 @@ from pydantic import ValidationError
 
 from ingress.sources.complaints import complain_all
 from ingress.sources.contacts import ContactPaths
-from ingress.sources.decoders import BodySpec, decode
 from ingress.sources.document import ContactDoc, EntryDoc, EventDoc, HandshakeDoc, Keyed, SourceDoc
-from ingress.sources.errors import UnreadableBodyError
 from ingress.sources.handshakes import Challenge, GetEcho, Handshakes, Ignore, Options
 from ingress.sources.keys import Secret, serving
-from ingress.sources.lookup import Lookup, Scope, parse_steps, text_of
 from ingress.sources.notation import SecretRef
+from ingress.sources.parse import BodySpec, UnreadableBodyError, decode
 from ingress.sources.presets import PRESETS, merged, preset
 from ingress.sources.reading import Changed, EventPaths, headers_read
 from ingress.sources.request import WebhookRequest
@@ -30,6 +28,7 @@ from ingress.sources.signatures import Signature
 from ingress.sources.source import KEPT_HEADERS, SECRET_HEADERS, Ack, Source
 from ingress.sources.verifiers import Verifier, compile_verifier
 from rules.messages import kind
+from rules.paths import CompiledPath, Scope, Steps, parse_payload_path, text_of
 from rules.rule_set import SourceText
 from rules.vocabulary import Json, RuleFault
 from rules.yaml_reader import Path, SourceMap
@@ -215,7 +214,7 @@ class _Assembly:
     def _verifier(self, doc: SourceDoc, at: Path, entry: EntryDoc, keys: list[Secret]) -> Verifier | None:
         spec = _body_spec(doc)
 
-        def read_body(received: WebhookRequest, lookup: Lookup) -> str | None:
+        def read_body(received: WebhookRequest, lookup: CompiledPath) -> str | None:
             try:
                 root = decode(received.body, received.headers.get("content-type", ""), spec)
             except UnreadableBodyError:
@@ -336,9 +335,9 @@ def _covered(verifiers: Sequence[Verifier]) -> frozenset[tuple[str, ...]] | None
     return frozenset.intersection(*covers) if covers else None
 
 
-def _token_paths(doc: SourceDoc) -> list[tuple[str | int | None, ...]]:
+def _token_paths(doc: SourceDoc) -> list[Steps]:
     entries = [doc.auth, *(doc.auth.any_of or [])]
-    return [parse_steps(entry.body_token.path) for entry in entries if entry.body_token]
+    return [parse_payload_path(entry.body_token.path) for entry in entries if entry.body_token]
 
 
 def _read_headers(doc: SourceDoc) -> frozenset[str]:

@@ -13,7 +13,7 @@ from typing import Final
 
 import phonenumbers
 
-from ingress.sources.lookup import Lookup, Scope, text_of
+from rules.paths import CompiledPath, Scope, text_of
 from rules.vocabulary import Contact, Json
 
 #: Longest text kept of each field; what is longer is no such thing.
@@ -37,14 +37,14 @@ PHONE_NOTE: Final = (
 class ContactPaths:
     """Where an item says who it is about; None: it does not."""
 
-    id: Lookup | None = None
-    name: Lookup | None = None
-    phone: Lookup | None = None
-    email: Lookup | None = None
-    country: Lookup | None = None
-    timezone: Lookup | None = None
-    language: Lookup | None = None
-    consent: Lookup | None = None
+    id: CompiledPath | None = None
+    name: CompiledPath | None = None
+    phone: CompiledPath | None = None
+    email: CompiledPath | None = None
+    country: CompiledPath | None = None
+    timezone: CompiledPath | None = None
+    language: CompiledPath | None = None
+    consent: CompiledPath | None = None
 
     def read(self, scope: Scope, region: str | None) -> tuple[Contact, str | None]:
         """Return the contact, and a note when it has a phone that cannot be used."""
@@ -108,5 +108,5 @@ def _parsed(raw: str, region: str | None) -> str | None:
     return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
 
 
-def _find(lookup: Lookup | None, scope: Scope) -> Json:
+def _find(lookup: CompiledPath | None, scope: Scope) -> Json:
     return lookup.find(scope) if lookup else None

@@ -11,9 +11,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
-from ingress.sources.decoders import FIELDS_LIMIT, Format
 from ingress.sources.event_words import Dedupe, TypeMap, When, compile_dedupe, compile_type_map, compile_when
-from ingress.sources.lookup import Lookup, Match, Step, compile_lookup, compile_match
 from ingress.sources.notation import (
     SecretRef,
     Split,
@@ -27,7 +25,9 @@ from ingress.sources.notation import (
     span_of,
     split_of,
 )
+from ingress.sources.parse import FIELDS_LIMIT, Format
 from ingress.sources.signed_parts import Part
+from rules.paths import CompiledPath, Match, Step, compile_match, compile_path
 
 #: The kinds of verifier, in the words of a source.
 KINDS: Final = ("hmac", "hash_concat", "ed25519", "rsa_sha256", "basic", "static_header", "url_token", "body_token")
@@ -35,7 +35,7 @@ KINDS: Final = ("hmac", "hash_concat", "ed25519", "rsa_sha256", "basic", "static
 LARGEST_BODY_LIMIT_BYTES: Final = 32 * 1024 * 1024
 
 
-Path = Annotated[Lookup, PlainValidator(compile_lookup)]
+Path = Annotated[CompiledPath, PlainValidator(compile_path)]
 Secrets = Annotated[tuple[SecretRef, ...], PlainValidator(secrets_of)]
 HeaderNames = Annotated[tuple[str, ...], PlainValidator(header_names)]
 Span = Annotated[timedelta, PlainValidator(span_of)]

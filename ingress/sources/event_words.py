@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
-from ingress.sources.lookup import Lookup, Scope, compile_lookup, text_of
+from rules.paths import CompiledPath, Scope, compile_path, text_of
 from rules.vocabulary import Json
 
 #: Stands for the hash of the item in `dedupe`.
@@ -39,7 +39,7 @@ class Unit(StrEnum):
 class When:
     """Where an item says when it happened."""
 
-    path: Lookup
+    path: CompiledPath
     unit: Unit = Unit.ISO
 
     def find(self, scope: Scope) -> datetime | None:
@@ -51,7 +51,7 @@ class When:
 class ByField:
     """A raw type whose canonical one depends on another field."""
 
-    field: Lookup
+    field: CompiledPath
     types: Mapping[str, str]
     otherwise: str | ByField | None
 
@@ -63,7 +63,7 @@ TypeMap = Mapping[str, str | ByField]
 class Dedupe:
     """What identifies an event that has no id: these values together; `with_content` adds the item's own hash."""
 
-    paths: tuple[Lookup, ...]
+    paths: tuple[CompiledPath, ...]
     with_content: bool
 
 
@@ -93,14 +93,14 @@ def _type(raw: str, word: Json) -> str | ByField:
     if not all(isinstance(one, str) for one in word["is"].values()):
         raise ValueError(f"{raw}: every type must be text, such as lead.created")
     otherwise = None if word.get("else") is None else _type(raw, word["else"])
-    return ByField(field=compile_lookup(word.get("by")), types=dict(word["is"]), otherwise=otherwise)
+    return ByField(field=compile_path(word.get("by")), types=dict(word["is"]), otherwise=otherwise)
 
 
 def compile_dedupe(value: Json) -> Dedupe:
     """Compile `dedupe`. Raises ValueError with what is wrong."""
     if not isinstance(value, list) or not value:
         raise ValueError("must be a list of paths that identify an event together, such as [account, id, updated_at]")
-    paths = tuple(compile_lookup(one) for one in value if one != CONTENT)
+    paths = tuple(compile_path(one) for one in value if one != CONTENT)
     if not paths:
         raise ValueError(f"{CONTENT} alone identifies nothing: name at least one path beside it")
     return Dedupe(paths=paths, with_content=CONTENT in value)
@@ -109,14 +109,14 @@ def compile_dedupe(value: Json) -> Dedupe:
 def compile_when(value: Json) -> When:
     """Compile `occurred_at`: a path, or `{path, unit}`. Raises ValueError with what is wrong."""
     if not isinstance(value, dict):
-        return When(path=compile_lookup(value))
+        return When(path=compile_path(value))
     if set(value) - {"path", "unit"} or "path" not in value:
         raise ValueError("must be a path, or {path: created_at, unit: iso}")
     try:
         unit = Unit(value.get("unit", Unit.ISO))
     except ValueError:
         raise ValueError(f"unit: must be one of: {', '.join(Unit)}") from None
-    return When(path=compile_lookup(value["path"]), unit=unit)
+    return When(path=compile_path(value["path"]), unit=unit)
 
 
 def moment_of(value: Json, unit: Unit) -> datetime | None:

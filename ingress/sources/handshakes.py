@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from ingress.sources.lookup import Lookup, Match, Scope
-from ingress.sources.request import WebhookRequest, WebhookResponse, text_of_header
+from ingress.sources.request import WebhookRequest, WebhookResponse
 from ingress.sources.shared_secrets import same_bytes
+from rules.paths import CompiledPath, Match, Scope, header_text
 
 #: What may be echoed: Meta sends digits, Slack letters and digits.
 _ECHO: Final = re.compile(r"[A-Za-z0-9._~=+/-]{1,500}")
@@ -58,7 +58,7 @@ class Options:
         origin = received.headers.get("webhook-request-origin")
         if received.method != "OPTIONS" or origin is None:
             return None
-        name = text_of_header(origin)
+        name = header_text(origin)
         if not _ECHO.fullmatch(name):
             return WebhookResponse(status=403, body=b"refused", headers=_PLAIN)
         headers = {"webhook-allowed-origin": name, "allow": "POST, GET, OPTIONS"}
@@ -72,7 +72,7 @@ class Challenge:
     """A verified POST that wants a value of its own back, such as Slack's url_verification."""
 
     match: Match
-    value: Lookup
+    value: CompiledPath
     as_json: bool
 
     def answer(self, scope: Scope) -> WebhookResponse | None:

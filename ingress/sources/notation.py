@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ingress.sources.lookup import Step, parse_steps
 from ingress.sources.signed_parts import Part, parse_part
+from rules.paths import Step, parse_payload_path
 from rules.times import parse_span
 from rules.vocabulary import Json
 
@@ -96,7 +96,7 @@ def _one_split(entry: Json) -> Split:
 
 def _root_steps(text: str) -> tuple[Step, ...]:
     """Return the steps of a path that begins at the whole body; `$root` may be written and means nothing more."""
-    steps = parse_steps(text)
+    steps = parse_payload_path(text)
     return steps[1:] if steps[0] == "$root" and len(steps) > 1 else steps
 
 
@@ -104,7 +104,7 @@ def plain_path(value: Json) -> str:
     """Return a path after checking that it is one. Raises ValueError with what is wrong."""
     if not isinstance(value, str):
         raise ValueError("must be a path such as token")  # noqa: TRY004 - pydantic reads ValueError
-    parse_steps(value)
+    parse_payload_path(value)
     return value
 
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from ingress.sources.contacts import ID_LIMIT, LABEL_LIMIT, ContactPaths, bounded
 from ingress.sources.event_words import Dedupe, TypeMap, When, canonical
-from ingress.sources.lookup import Lookup, Scope, replaced, text_of
+from rules.paths import CompiledPath, Scope, replaced, text_of
 from rules.vocabulary import Event, EventState, Json, Subject
 from worker.ledger.types import IncomingEvent
 
@@ -31,10 +31,10 @@ UNREADABLE_TYPE: Final = "unreadable"
 class Changed:
     """Where an item says which fields changed."""
 
-    field: Lookup | None = None
-    fields: Lookup | None = None
-    before: Lookup | None = None
-    after: Lookup | None = None
+    field: CompiledPath | None = None
+    fields: CompiledPath | None = None
+    before: CompiledPath | None = None
+    after: CompiledPath | None = None
 
     def find(self, scope: Scope) -> dict[str, dict[str, Json]]:
         """Return `{field: {"from": old, "to": new}}`, null where the source does not say."""
@@ -54,17 +54,17 @@ class EventPaths:
     """Where an item says what an Event needs; `signed_headers` is None when the whole request is vouched for."""
 
     source: str
-    type: Lookup
+    type: CompiledPath
     types: TypeMap = field(default_factory=dict)
-    id: Lookup | None = None
+    id: CompiledPath | None = None
     dedupe: Dedupe | None = None
     occurred_at: When | None = None
     subject_kind: str | None = None
-    subject_id: Lookup | None = None
+    subject_id: CompiledPath | None = None
     changed: Changed | None = None
-    attempt: Lookup | None = None
+    attempt: CompiledPath | None = None
     contact: ContactPaths = field(default_factory=ContactPaths)
-    data: Lookup | None = None
+    data: CompiledPath | None = None
     region: str | None = None
     signed_headers: frozenset[tuple[str, ...]] | None = None
 
@@ -167,6 +167,6 @@ def _change(old: Json, new: Json) -> dict[str, Json]:
     return {"from": old, "to": new}
 
 
-def headers_read(*lookups: Lookup | None) -> frozenset[str]:
+def headers_read(*lookups: CompiledPath | None) -> frozenset[str]:
     """Return the headers that these paths read."""
     return frozenset(name for lookup in lookups if lookup for name in lookup.headers)

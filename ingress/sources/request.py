@@ -102,21 +102,3 @@ class SignedRequest:
     query: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: bytes = field(default=b"", repr=False)
     method: str = "POST"
-
-
-def on_the_wire(value: str) -> bytes:
-    """Return a header's value as the bytes that came in; never raises, also for text no wire can have carried."""
-    try:
-        return value.encode("latin-1")
-    except UnicodeEncodeError:
-        return value.encode("utf-8", "surrogatepass")
-
-
-def text_of_header(value: str) -> str:
-    """Return a header's value as text: UTF-8 where it is, else as it came, without what no database stores."""
-    raw = on_the_wire(value)
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    return text.replace("\0", "")

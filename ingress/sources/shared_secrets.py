@@ -16,9 +16,9 @@ from datetime import datetime
 from urllib.parse import parse_qsl, urlencode
 
 from ingress.sources.keys import from_base64
-from ingress.sources.lookup import Step
 from ingress.sources.request import CannotSignError, Rejected, SignedRequest, VerificationFailure, WebhookRequest
 from ingress.sources.signatures import header_bytes
+from rules.paths import Step
 from rules.vocabulary import Json
 
 

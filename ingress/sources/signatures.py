@@ -21,9 +21,9 @@ from ingress.sources.request import (
     SignedRequest,
     VerificationFailure,
     WebhookRequest,
-    on_the_wire,
 )
 from ingress.sources.signed_parts import Part, join, unescaped
+from rules.paths import raw_header
 
 #: Signatures of one header that are tried: rotation needs two or three.
 SIGNATURES_LIMIT = 16
@@ -220,7 +220,7 @@ def hash_check(key: bytes, algorithm: str) -> tuple[Check, Make]:
 def header_bytes(received: WebhookRequest, names: Sequence[str]) -> bytes | None:
     """Return the first of these headers that is there, as the bytes that came in."""
     value = next((received.headers[name] for name in names if name in received.headers), None)
-    return None if value is None else on_the_wire(value)
+    return None if value is None else raw_header(value)
 
 
 def _comparing(key: bytes, make: Make) -> tuple[Check, Make]:

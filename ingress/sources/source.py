@@ -6,18 +6,16 @@ Everything here is a decision about one request; nothing is stored, sent or time
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from html import escape
 from typing import Final
 from urllib.parse import quote, quote_plus, urlsplit
 
-from ingress.sources.decoders import BodySpec, decode
-from ingress.sources.errors import UnreadableBodyError
 from ingress.sources.handshakes import Handshakes
-from ingress.sources.lookup import Scope, Step, expand, replaced, text_of, walk
 from ingress.sources.notation import Split
+from ingress.sources.parse import BodySpec, UnreadableBodyError, decode
 from ingress.sources.reading import EventPaths, hash_of, unreadable
 from ingress.sources.request import (
     CannotSignError,
@@ -29,6 +27,7 @@ from ingress.sources.request import (
     WebhookResponse,
 )
 from ingress.sources.verifiers import Verifier, verify_any
+from rules.paths import EVERY, Scope, Steps, expand, replaced, text_of, walk
 from rules.vocabulary import Json, RuleFault
 from worker.ledger.types import IncomingEvent
 
@@ -67,7 +66,7 @@ class Source:
     body_limit_bytes: int | None = None
     splits: tuple[Split, ...] = ()
     paths: EventPaths = field(repr=False)
-    redact: tuple[tuple[Step, ...], ...] = ()
+    redact: tuple[Steps, ...] = ()
     kept_headers: frozenset[str] = KEPT_HEADERS
     public_base: str | None = None
     ack: Ack = field(default_factory=Ack)
@@ -188,9 +187,9 @@ def received_digest(scope: Scope) -> str:
     return repr(scope.item)[:10_000]
 
 
-def _is_there(root: Json, steps: Sequence[Step]) -> bool:
+def _is_there(root: Json, steps: Steps) -> bool:
     """Whether there is anything, be it an empty list, where a split looks for items."""
-    before_every = steps[: steps.index(None)] if None in steps else steps
+    before_every = steps[: steps.index(EVERY)] if EVERY in steps else steps
     return walk(root, before_every) is not None
 
 

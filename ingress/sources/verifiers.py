@@ -15,10 +15,10 @@ from ingress.sources.document import EntryDoc, HmacDoc, Keyed, PublicKeyDoc, Sig
 from ingress.sources.event_words import Unit
 from ingress.sources.freshness import Freshness
 from ingress.sources.keys import Secret, decode_key, ed25519_holds, ed25519_key, rsa_holds, rsa_key
-from ingress.sources.lookup import Lookup, compile_lookup, parse_steps
 from ingress.sources.request import Rejected, SignedRequest, VerificationFailure, Verified, WebhookRequest
 from ingress.sources.shared_secrets import basic, body_token, static_header, url_token
 from ingress.sources.signatures import Check, Layout, Make, Signature, hash_check, header_bytes, hmac_check
+from rules.paths import CompiledPath, compile_path, parse_payload_path
 
 #: Of several refusals the one that came furthest is told: it is the way in that the sender meant.
 _FURTHEST: Final = (
@@ -31,7 +31,7 @@ _FURTHEST: Final = (
 )
 
 #: Reads a path in the body of a request, for what stands inside it; None when the body cannot be read.
-ReadBody = Callable[[WebhookRequest, Lookup], str | None]
+ReadBody = Callable[[WebhookRequest, CompiledPath], str | None]
 
 
 class Proof(Protocol):
@@ -120,8 +120,10 @@ def _compare(name: str, entry: EntryDoc, keys: tuple[bytes, ...], read_body: Rea
         return url_token(name, keys, param=entry.url_token.param)
     assert entry.body_token is not None  # the last of the family
     path = entry.body_token.path
-    lookup = compile_lookup(path)
-    return body_token(name, keys, path=path, steps=parse_steps(path), find=lambda received: read_body(received, lookup))
+    lookup = compile_path(path)
+    return body_token(
+        name, keys, path=path, steps=parse_payload_path(path), find=lambda received: read_body(received, lookup)
+    )
 
 
 def _layout(doc: SignatureDoc) -> Layout:

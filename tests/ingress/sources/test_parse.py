@@ -9,8 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ingress.sources.decoders import DEPTH_LIMIT, BodySpec, Format, decode
-from ingress.sources.errors import UnreadableBodyError
+from ingress.sources.parse import DEPTH_LIMIT, BodySpec, Format, UnreadableBodyError, decode
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 FORM = "application/x-www-form-urlencoded"

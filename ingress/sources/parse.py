@@ -12,13 +12,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl
+from xml.parsers import expat  # nosec - no entity is expanded: a document type is refused
 
-from ingress.sources.brackets import unfold
-from ingress.sources.errors import UnreadableBodyError
-from ingress.sources.xml_text import read_xml
-from rules.vocabulary import Json
+from rules.vocabulary import Json, Problem
 
 #: Deeper than any CRM nests, and far from what exhausts the stack of those who come after.
 DEPTH_LIMIT: Final = 64
@@ -33,8 +31,19 @@ CHARSETS: Final = {
     "windows-1252": "cp1252",
 }
 
+#: Brackets the name of one form field may have; Kommo's custom fields have six.
+BRACKETS_LIMIT: Final = 32
+#: Elements one XML body may have.
+ELEMENTS_LIMIT: Final = 50_000
+
 _CHARSET: Final = re.compile(r"charset\s*=\s*\"?([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
 _UNSTORABLE: Final = re.compile("[\ud800-\udfff\0]")
+#: Digits of an index in brackets that counts; longer ones are names.
+_INDEX_DIGITS: Final = 6
+
+
+class UnreadableBodyError(Problem):
+    """No value can be made of a body; the message is one sentence for the operator and quotes nothing of the body."""
 
 
 class Format(StrEnum):
@@ -112,19 +121,7 @@ def _form(body: bytes, content_type: str, spec: BodySpec) -> Json:
 
 
 def _form_brackets(body: bytes, content_type: str, spec: BodySpec) -> Json:
-    return _from_form(body, content_type, spec, unfold)
-
-
-def _xml(body: bytes, _content_type: str, _spec: BodySpec) -> Json:
-    return clean(read_xml(body, depth_limit=DEPTH_LIMIT))
-
-
-_READERS: Final[Mapping[Format, Callable[[bytes, str, BodySpec], Json]]] = {
-    Format.JSON: _json,
-    Format.FORM: _form,
-    Format.FORM_BRACKETS: _form_brackets,
-    Format.XML: _xml,
-}
+    return _from_form(body, content_type, spec, _unfold)
 
 
 def _from_form(
@@ -145,13 +142,18 @@ def _flat(pairs: list[tuple[str, str]]) -> dict[str, Json]:
     """Return a form's fields under their own names; one that is given several times is a list."""
     found: dict[str, Json] = {}
     for name, value in pairs:
-        if name not in found:
-            found[name] = value
-        elif isinstance(found[name], list):
-            found[name].append(value)
-        else:
-            found[name] = [found[name], value]
+        _add(found, name, value)
     return found
+
+
+def _add(fields: dict[str, Json], name: str, value: Json) -> None:
+    """Add a value under a name; several values of one name are a list."""
+    if name not in fields:
+        fields[name] = value
+    elif isinstance(fields[name], list):
+        fields[name].append(value)
+    else:
+        fields[name] = [fields[name], value]
 
 
 def _text(body: bytes, content_type: str, spec: BodySpec, *, fallback: str | None = None) -> str:
@@ -215,3 +217,150 @@ def clean(value: Json) -> Json:
     if isinstance(value, dict):
         return {_storable(name): clean(one) for name, one in value.items()}
     return value
+
+
+# -- forms with bracket keys, as PHP and amoCRM write them ----------------------------------------------------------------
+
+
+class _Node(dict[str, Json]):
+    """A map under construction that knows the next free index."""
+
+    __slots__ = ("next_index",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.next_index = 0
+
+    def name(self, step: str, *, at_top: bool) -> str:
+        """Return the key for a step: `[]` is the next free index, the name in front of the brackets is itself."""
+        if step == "" and not at_top:
+            step = str(self.next_index)
+        if _is_index(step):
+            self.next_index = max(self.next_index, int(step) + 1)
+        return step
+
+
+def _unfold(pairs: list[tuple[str, str]]) -> dict[str, Json]:
+    """Return the fields as nested maps and lists: `leads[add][0][id]=301` is a list in a map in a map.
+
+    A map keyed 0..n is a list, any other stays a map; `tags[]=a&tags[]=b` counts up. Source of the format:
+    https://developers.kommo.com/docs/webhooks-general. Raises UnreadableBodyError for a key with too many brackets.
+    """
+    root = _Node()
+    for name, value in pairs:
+        steps = _steps(name)
+        node = root
+        for step in steps[:-1]:
+            key = node.name(step, at_top=node is root)
+            child = node.get(key)
+            if not isinstance(child, _Node):  # a plain value under the same name gives way, as in PHP
+                child = node[key] = _Node()
+            node = child
+        _put(node, node.name(steps[-1], at_top=node is root), value, plain=len(steps) == 1)
+    return {name: _settled(value) for name, value in root.items()}
+
+
+def _put(node: _Node, key: str, value: str, *, plain: bool) -> None:
+    before = node.get(key)
+    if plain and isinstance(before, str):
+        node[key] = [before, value]  # a plain name given several times is a list
+    elif plain and isinstance(before, list):
+        before.append(value)
+    elif not isinstance(before, _Node):
+        node[key] = value
+
+
+def _steps(name: str) -> list[str]:
+    """Return `a[b][0]` as a, b, 0; a key whose brackets do not match is one plain name."""
+    head, bracket, tail = name.partition("[")
+    if not bracket or not head or not tail.endswith("]"):
+        return [name]
+    steps = tail[:-1].split("][", BRACKETS_LIMIT)
+    if len(steps) > BRACKETS_LIMIT:
+        raise UnreadableBodyError(f"a form field's name has more than {BRACKETS_LIMIT} brackets")
+    if any("[" in step or "]" in step for step in steps):
+        return [name]
+    return [head, *steps]
+
+
+def _is_index(step: str) -> bool:
+    return step.isascii() and step.isdigit() and len(step) <= _INDEX_DIGITS and (step == "0" or step[0] != "0")
+
+
+def _settled(value: Json) -> Json:
+    """Return a finished node as a list when it is keyed 0..n, else as a map; depth is bounded by BRACKETS_LIMIT."""
+    if not isinstance(value, _Node):
+        return value
+    if value.next_index == len(value) and all(map(_is_index, value)):
+        return [_settled(value[str(index)]) for index in range(len(value))]
+    return {name: _settled(one) for name, one in value.items()}
+
+
+# -- XML ---------------------------------------------------------------------------------------------------------------
+
+
+def _xml(body: bytes, _content_type: str, _spec: BodySpec) -> Json:
+    """Read an XML document as a map with its root element's name.
+
+    Namespaces are dropped, attributes get an `@`, an element with nothing but text is that text, one that is repeated is a
+    list. A document type is refused whole: no entity is ever expanded and nothing outside is ever read.
+    """
+    reader = _XmlReader()
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler = reader.start
+    parser.EndElementHandler = reader.end
+    parser.CharacterDataHandler = reader.data
+    parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = _refuse_document_type
+    try:
+        parser.Parse(body, True)
+    except expat.ExpatError as fault:
+        raise UnreadableBodyError(
+            f"the body is not XML: {expat.ErrorString(fault.code)} at line {fault.lineno}, column {fault.offset + 1}"
+        ) from None
+    except (LookupError, ValueError):
+        raise UnreadableBodyError("the body is XML in an encoding that is not known") from None
+    return clean(reader.open[0][0])
+
+
+class _XmlReader:
+    """Builds the value while expat reads; `open` are the elements around the present place, fields and text of each."""
+
+    def __init__(self) -> None:
+        self.open: list[tuple[dict[str, Json], list[str]]] = [({}, [])]
+        self.elements = 0
+
+    def start(self, _name: str, attributes: dict[str, str]) -> None:
+        self.elements += 1
+        if len(self.open) > DEPTH_LIMIT:
+            raise UnreadableBodyError(f"the body is nested deeper than {DEPTH_LIMIT} levels")
+        if self.elements > ELEMENTS_LIMIT:
+            raise UnreadableBodyError(f"the body has more than {ELEMENTS_LIMIT} elements")
+        kept = {f"@{_local(key)}": value for key, value in attributes.items() if not key.startswith("xmlns")}
+        self.open.append((kept, []))
+
+    def end(self, name: str) -> None:
+        fields, texts = self.open.pop()
+        text = "".join(texts).strip()
+        if fields and text:
+            fields["#text"] = text
+        _add(self.open[-1][0], _local(name), fields or text or None)
+
+    def data(self, text: str) -> None:
+        self.open[-1][1].append(text)
+
+
+def _local(name: str) -> str:
+    return name.rpartition(":")[2]
+
+
+def _refuse_document_type(*_: Any) -> None:
+    raise UnreadableBodyError("the body has a document type; XML with one is not read")
+
+
+_READERS: Final[Mapping[Format, Callable[[bytes, str, BodySpec], Json]]] = {
+    Format.JSON: _json,
+    Format.FORM: _form,
+    Format.FORM_BRACKETS: _form_brackets,
+    Format.XML: _xml,
+}
