@@ -1,4 +1,4 @@
-# Leadwire in seven words: install, demo, up, test, check, bench, chaos. Everything else is `.venv/bin/leadwire --help`.
+# Leadwire in a few words: install, demo, up, test, check, docs, bench, chaos. Everything else is `.venv/bin/leadwire --help`.
 # `install` needs Python 3.11 or later and nothing else; it runs by itself before the others, and once.
 
 VENV := .venv
@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-long check bench chaos
+.PHONY: help install demo up test test-long check docs bench chaos
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -49,6 +49,9 @@ check: $(STAMP) ## Run the gates: format, lint, types, import contracts, docstri
 	@$(BIN)/lint-imports
 	@$(BIN)/interrogate --quiet rules worker ingress console || \
 		{ $(BIN)/interrogate -vv rules worker ingress console | grep MISSED >&2; exit 1; }
+
+docs: $(STAMP) ## Write the pages of docs/ that are made from the code: settings, commands, sandbox.
+	@$(BIN)/python -m console.reference
 
 # The afternoon's script is served by gunicorn; without a network it is served by waitress, and the table says so.
 $(BENCH_STAMP): bench/requirements.txt $(STAMP)
