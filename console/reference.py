@@ -22,8 +22,8 @@ WIDTH: Final = 100
 _SETTINGS: Final = """# Settings
 
 Environment variables; a file `.env` in the working folder is read too, and the environment wins. An empty variable counts as
-absent. All faults are reported at once when a command starts, and nothing is started. `${NAME}` in rules and `{env: NAME}` in sources
-read any other variable, never these. Ports of 0 mean: choose a free one and print it.
+absent. All faults are reported at once when a command starts, and nothing is started. `${NAME}` in rules and `{env: NAME}` in
+sources read any other variable, never these. Ports of 0 mean: choose a free one and print it.
 
 | Variable | Default | Decides |
 | --- | --- | --- |
