@@ -46,7 +46,8 @@ TOGETHER: Final = timedelta(minutes=10)
 Group = list[tuple[PendingReconciliation, Sought]]
 
 
-#: A task counts as absent only when the clock has not leapt for so long: longer than any attempt takes.
+#: A task counts as absent only when the clock has not leapt since its attempt began, or for so long: longer than any attempt
+#: takes.
 STEADY_SECONDS: Final = 60.0
 
 
@@ -123,7 +124,7 @@ class Reconciler:
 
     def once(self) -> int:
         """Do what is due now; return how many doubts that was."""
-        self._is_steady()  # looks at the clocks in every round
+        self._is_steady(timedelta())  # looks at the clocks in every round
         doubts = self._ledger.claim_doubts(self._provider.name, self._clock.now(), self._timing.hold, BATCH)
         end_seconds = self._clock.awake_seconds() + self._timing.look_up_seconds
         begin_by_seconds = end_seconds - self._timing.look_up_seconds / 2
@@ -193,7 +194,7 @@ class Reconciler:
         """Write down what a look-up that began then came to."""
         now = self._clock.now()
         task = doubt.task
-        if isinstance(outcome, Absent) and not self._is_steady():
+        if isinstance(outcome, Absent) and not self._is_steady(now - doubt.began_at):
             self._ledger.note_look_up(doubt, now + self._timing.plan.apart, failed=False)
             return
         step = after_look_up(
@@ -250,12 +251,16 @@ class Reconciler:
             self._ledger.note_form_works(self._provider.name, now)
         self._form_works = True
 
-    def _is_steady(self) -> bool:
-        """Whether the moments in the ledger can be trusted: after a leap of the clock a lease may have seemed to end early.
+    def _is_steady(self, since_attempt: timedelta) -> bool:
+        """Whether what the ledger says of an attempt that began so long ago can be trusted.
 
-        Then a request may still be on its way, and what is absent may be made yet.
+        After a leap of the clock its lease may have seemed to end early, and the moment of its end may be wrong. Then a
+        request may still be on its way, and what is absent may be made yet.
         """
-        return self._steadiness is None or self._steadiness.seconds() >= STEADY_SECONDS
+        if self._steadiness is None:
+            return True
+        is_recent = timedelta() <= since_attempt < timedelta(seconds=STEADY_SECONDS)
+        return self._steadiness.seconds() >= (since_attempt.total_seconds() if is_recent else STEADY_SECONDS)
 
     def _is_over(self) -> bool:
         return self._stopping.is_set() or self._closing.is_set()

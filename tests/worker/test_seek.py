@@ -160,13 +160,32 @@ def test_what_the_provider_has_is_delivered(house, caplog):
     assert 0 == house.seek.once()
 
 
-def test_nothing_is_looked_up_before_the_lease_ends(house):
+def test_what_a_dead_worker_sent_is_not_looked_up_before_the_lease_ends(house):
     """Until then the request may still be executed."""
     house.plan("tk_1")
-    house.try_("tk_1", stored=True)
-    house.pass_(seconds=59)
+    house.ledger.claim(["tk_1"], house.now, LEASE, "w-1")
+    house.pass_(seconds=10)
+    assert ["tk_1"] == house.ledger.release("w-1", house.now)
+    house.pass_(seconds=49)
     assert 0 == house.seek.once()
     assert TaskState.UNKNOWN == house.task().state
+    house.pass_(seconds=1)
+    assert 1 == house.seek.once()
+
+
+def test_what_its_own_worker_settled_is_sent_again_within_thirty_seconds(house):
+    """Looked up at once and 20 s after the attempt's end; absent from both listings it is due again then."""
+    house.doubt("tk_0", stored=True)  # shows that the provider understands the question
+    house.seek.once()
+    house.plan("tk_1")
+    house.try_("tk_1", stored=False)
+    ended_at = house.now
+    assert 1 == house.seek.once()
+    house.pass_(seconds=19)
+    assert 0 == house.seek.once()
+    house.pass_(seconds=1)
+    assert 1 == house.seek.once()
+    assert (TaskState.WAITING, ended_at + timedelta(seconds=20)) == (house.task().state, house.task().due_at)
 
 
 def test_what_two_listings_do_not_show_is_sent_again(house):

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, bindparam, delete, select, update
 from rules.vocabulary import LedgerError, TaskState, Verdict, instant
 from worker.ledger import counters, listing, outcomes
 from worker.ledger.counters import Tally
-from worker.ledger.doubts import Begun
+from worker.ledger.doubts import FIRST_LOOK_MICROS, Begun
 from worker.ledger.doubts import begin as begin_doubts
 from worker.ledger.encoding import label, micros, sentence, stored_task
 from worker.ledger.schema import attempts, doubts, tasks
@@ -203,7 +203,7 @@ def _retried(connection: Connection, task: StoredTask, due_at: datetime, now: da
     anew = {"attempts": 0, "epoch": task.epoch + 1, "first_attempt_at": None}
     if _LAST_VERDICT.value(connection, {"task_id": task.id}) == Verdict.UNKNOWN:
         at = micros(now)
-        begun = Begun(task_id=task.id, provider=task.provider, ended_at=at, lease_until_at=None)
+        begun = Begun(task_id=task.id, provider=task.provider, ended_at=at, look_up_at=at + FIRST_LOOK_MICROS)
         begin_doubts(connection, [begun])
         changed["state"] = TaskState.UNKNOWN
     return changed | {"due_at": micros(due_at)} | anew

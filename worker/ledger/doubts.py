@@ -1,7 +1,8 @@
 """Which tasks are looked up at their provider, when, and by whom: nothing in doubt is sent again before that.
 
-A task that becomes `unknown` gets a row here in the same transaction; the first look-up is due when the claim's lease has
-ended, for until then its request may still be executed. One process at a time holds a row: taking it moves its `due_at`,
+A task that becomes `unknown` gets a row here in the same transaction. Where the worker that sent it has settled its attempt,
+the first look-up is due at once; where that worker died it is due when the lease has ended, for until then the request may
+still be executed. One process at a time holds a row: taking it moves its `due_at`,
 and only who knows that very moment may write what the look-up came to. Whoever ends the doubt otherwise (a late answer, a
 person) takes the row away; one that was left behind is cleared when it is due. An unknown task without a row waits for a
 person. While a provider is paused nobody asks it: what failed then would be a person's though it only has to be waited for.
@@ -22,8 +23,9 @@ from worker.ledger.schema import attempts, doubts, providers, tasks
 from worker.ledger.statements import ForIds, Statement, columns_of, upsert
 from worker.ledger.types import PendingReconciliation
 
-#: How long after it became unknown a task is looked up at the soonest.
+#: How long after somebody else than its own worker called it unknown a task is looked up at the soonest.
 FIRST_LOOK: Final = timedelta(seconds=5)
+FIRST_LOOK_MICROS: Final = FIRST_LOOK // timedelta(microseconds=1)
 
 #: The attempts since the task was planned, or retried by hand, that may have been executed.
 _BEGAN: Final = Statement(
@@ -90,16 +92,12 @@ _FIRST_OF_PROVIDER: Final = Statement(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """A task that has just become unknown: when its attempt has ended, and when the claim's lease does.
-
-    `since` is when it became unknown, if its attempt may end later than that.
-    """
+    """A task that has just become unknown: when its attempt has ended at the latest, and when it is first looked up."""
 
     task_id: str
     provider: ProviderName
     ended_at: int
-    lease_until_at: int | None
-    since: int | None = None
+    look_up_at: int
 
 
 def begin(connection: Connection, begun: Sequence[Begun]) -> None:
@@ -107,14 +105,13 @@ def begin(connection: Connection, begun: Sequence[Begun]) -> None:
     if not begun:
         return
     began = _BEGAN.rows_each(connection, [{"task_id": each.task_id} for each in begun])
-    first_look = FIRST_LOOK // timedelta(microseconds=1)
     rows = [
         {
             "task_id": each.task_id,
             "provider": each.provider,
             "began_at": (found[0][0] if found and found[0][0] is not None else each.ended_at),
             "ended_at": each.ended_at,
-            "due_at": max(each.lease_until_at or 0, (each.since or each.ended_at) + first_look),
+            "due_at": each.look_up_at,
             "look_ups": 0,
             "absent_at": None,
         }

@@ -347,7 +347,7 @@ def _mind_doubts(connection: Connection, settled: Sequence[_Settled]) -> None:
                 task_id=each.claim.task.id,
                 provider=each.claim.task.provider,
                 ended_at=each.row["now"],
-                lease_until_at=micros(each.claim.lease_until_at),
+                look_up_at=each.row["now"],
             )
             for each in unknown
         ],
@@ -391,8 +391,7 @@ def _give_up(connection: Connection, held: Sequence[Any], why: str, at: int, sti
             task_id=row.id,
             provider=ProviderName(row.provider),
             ended_at=at + still_sending,
-            lease_until_at=row.lease_until_at,
-            since=at,
+            look_up_at=max(row.lease_until_at or 0, at + doubts.FIRST_LOOK_MICROS),
         )
         for row in held
     ]

@@ -48,11 +48,11 @@ def ended(desk, state):
     return counted.get(Tally.TASKS_ENDED, {}).get((TaskType.TEAM_TASK, state), 0)
 
 
-def test_an_unknown_task_is_looked_up_when_its_lease_has_ended(desk):
-    """Not before: until then its request may still be executed; the window is that of the attempt."""
+def test_what_its_own_worker_settled_is_looked_up_at_once(desk):
+    """That worker knows that the attempt has ended: the first look-up need not wait for the end of the lease."""
     unknown(desk)
-    assert [] == due(desk, 59)
-    doubt = taken(desk, 60)
+    assert [] == due(desk, 1)
+    doubt = taken(desk, 2)
     assert ("tk_1", desk.now, desk.at(2), 0, None, False) == (
         doubt.task.id,
         doubt.began_at,
@@ -89,7 +89,7 @@ def test_each_provider_has_doubts_of_its_own(desk):
 def test_the_longest_overdue_come_first(desk):
     """So many at most, and nobody is overtaken for ever."""
     for number in range(1, 4):
-        unknown(desk, f"tk_{number}", event_id=f"ev_{number}", now=desk.at(4 - number))
+        unknown(desk, f"tk_{number}", event_id=f"ev_{number}", at=5 - number, now=desk.at(4 - number))
     assert ["tk_3", "tk_2"] == [doubt.task.id for doubt in due(desk, 100, limit=2)]
     assert ["tk_1"] == [doubt.task.id for doubt in due(desk, 100, limit=2)]
 

@@ -21,6 +21,8 @@ from worker.wire import Answered, NeverSent, NoAnswer, NotBegun
 LATEST_SECONDS = 30.0
 #: How long a task may be missing in the provider's own list.
 LAG_SECONDS = 8.0
+#: A provider that has hung up makes the task within so long or never: it is listed 20 s after the end of the attempt.
+AFTER_HANGING_UP_SECONDS = 11.5
 
 _MARK = re.compile(r"\[(lw:[0-9a-f]{12})\]")
 
@@ -64,7 +66,7 @@ def wavering(draw):
 
 def hanging_up(draw):
     """End the connection; the task may be made all the same, also later."""
-    return Fate(made=draw.random() < 0.7, after_seconds=draw.uniform(0, LATEST_SECONDS), status=0)
+    return Fate(made=draw.random() < 0.7, after_seconds=draw.uniform(0, AFTER_HANGING_UP_SECONDS), status=0)
 
 
 def slow(draw):
