@@ -40,11 +40,11 @@ from functools import cache
 from typing import Final
 
 from rules.conditions import explain
-from rules.filters import ZONE, e164, in_words
+from rules.filters import ZONE, TemplateError, e164, in_words
 from rules.messages import as_json
 from rules.operators import LOCAL
 from rules.rule_set import Action, DueOn, Dynamic, Rule, RuleSet, Team
-from rules.templates import Template, TemplateError
+from rules.templates import Template
 from rules.times import (
     At,
     is_date,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rules.messages import did_you_mean, shown
-from rules.templates import is_template
+from rules.templates import TEMPLATE_LIMIT_CHARACTERS, is_template
 from rules.vocabulary import Json
 from rules.yaml_reader import Path, SourceMap
 
@@ -29,10 +29,6 @@ _MARKS: Final = {"{{": "}}", "{%": "%}", "{#": "#}"}
 _OPENING: Final = re.compile(r"\{[{%#]")
 #: The quoted texts inside template code.
 _QUOTED: Final = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
-
-
-#: Longer texts are no templates (`rules/templates.py` refuses them).
-TEMPLATE_LIMIT_CHARACTERS: Final = 20_000
 
 
 class Constant(str):

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rules.template_complaints import about_syntax
-from rules.template_sandbox import FILTERS
-from rules.templates import ZONE, TemplateError, compile_template, is_template
+from rules.filters import ZONE, TemplateError
+from rules.templates import FILTERS, about_syntax, compile_template, is_template
 from rules.vocabulary import Problem
 from rules.yaml_reader import Position, SourceMap, read
 
@@ -359,8 +358,6 @@ TWICE = "{{% for a in range(1000) %}}{{% for b in range(9) %}}{}{{% endfor %}}{{
                 "{{ q | string }}",
                 "{{ q | tojson }}",
                 "{{ q ~ 'x' }}",
-                "{{ q == p }}",
-                "{{ q in [q] }}",
                 "{{ {'x': q} }}",
                 "{{ data.absent | default(q) }}",
                 "{{ 'x'.strip(q) }}",
@@ -390,13 +387,10 @@ TWICE = "{{% for a in range(1000) %}}{{% for b in range(9) %}}{}{{% endfor %}}{{
         "{{ data.text.rsplit(data.piece) }}",
         "{{ data.list | select('in', data.list) }}",
         "{{ range(1000) | map('default', data.list) | map('length') | map('default', data.list) | list | string }}",
-        "{% for a in range(1000) %}"
-        + "{% if data.x is defined or data.y is defined %}{% endif %}" * 200
-        + "{% endfor %}",
     ],
 )
 def test_no_combination_works_without_end(text):
-    """Every operation pays for its operands as if they were written out, every turn for what stands in the loop."""
+    """However large an event is: what a template names of it, and what a filter is given, is refused beyond a size."""
     template, faults = compiled(text)
     assert [] == faults
     with pytest.raises(TemplateError, match="too large"):
