@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("rules", "worker", "ingress", "console")
@@ -65,3 +66,16 @@ def test_every_test_says_what_holds(path: Path) -> None:
 def test_test_folders_are_no_packages() -> None:
     """No `__init__.py` below tests: a package `tests/rules` would shadow the package `rules`."""
     assert [] == [_called(path) for path in (ROOT / "tests").rglob("__init__.py")]
+
+
+def test_the_hooks_before_a_commit_are_the_gates() -> None:
+    """`.pre-commit-config.yaml` runs what `make check` runs, in the same order."""
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    gates = (ROOT / "Makefile").read_text(encoding="utf-8").split("\ncheck:", 1)[1].split("\n\n", 1)[0]
+    run = [
+        line.strip().removeprefix("@$(BIN)/") for line in gates.splitlines()[1:] if line.strip().startswith("@$(BIN)")
+    ]
+
+    assert [hook["entry"].removeprefix(".venv/bin/") for hook in hooks] == [
+        command.removesuffix(" || \\") for command in run
+    ]
