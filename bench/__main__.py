@@ -19,7 +19,7 @@ from bench.measure import BenchError, Plan, Result, gauge, measure
 from bench.rule_matching import matching
 from bench.systems import ROOT, Leadwire, Naive, System
 from bench.table import by_role, table
-from console.broker import find_server
+from console.local_broker import find_server
 from rules.vocabulary import Problem
 
 BASE: Final = "naive"

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from bench.events import SECRET, SIGNATURE_HEADER, SIGNATURE_PREFIX
 from bench.processes import Started, start
-from console.broker import find_server
+from console.local_broker import find_server
 from rules.vocabulary import TaskState
 from worker.ledger import open_ledger
 

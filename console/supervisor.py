@@ -24,7 +24,7 @@ from typing import Final
 
 import httpx
 
-from console import broker
+from console import local_broker
 from console.data_folder import instance_id, lock_folder, operator_token
 from ingress.lifeline import dies_with_me
 from rules.vocabulary import LedgerError, Problem, SettingsError
@@ -179,10 +179,10 @@ class Supervisor:
     def _start_broker(self) -> str:
         folder = self.settings.home / "broker"
         folder.mkdir(mode=0o700, exist_ok=True)
-        path = broker.socket_path(self.settings.home)
+        path = local_broker.socket_path(self.settings.home)
         path.unlink(missing_ok=True)
-        url = broker.broker_url(path)
-        command = broker.command(broker.find_server(), folder, path)
+        url = local_broker.broker_url(path)
+        command = local_broker.command(local_broker.find_server(), folder, path)
         environment = {"PATH": os.defpath, "HOME": str(folder)}
         child = Child("broker", command, environment, self._log_path("broker"), path.is_socket)
         self._start(child)
@@ -329,7 +329,7 @@ class Supervisor:
         if own_broker is not None:
             _end([own_broker], STOP_BROKER_SECONDS)
             with suppress(OSError, Problem):
-                broker.remove_socket(self.settings.home)
+                local_broker.remove_socket(self.settings.home)
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]], patience_seconds: float) -> None:

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from console import broker
+from console import local_broker
 from console.supervisor import free_port
 from ingress.lifeline import dies_with_me
 from rules.vocabulary import Problem
@@ -93,7 +93,7 @@ class House:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        socket_folder = broker.socket_path(self.home).parent
+        socket_folder = local_broker.socket_path(self.home).parent
         if not socket_folder.is_relative_to(self.home):  # where the data folder's path is too long for a socket
             shutil.rmtree(socket_folder, ignore_errors=True)
 

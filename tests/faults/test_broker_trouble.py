@@ -9,7 +9,7 @@ import uuid
 import pytest
 import redis
 
-from console.broker import socket_path
+from console.local_broker import socket_path
 from tests.flow.processes import command_of, processes_of
 from worker.broker import QUEUES
 

@@ -8,7 +8,7 @@ import time
 import pytest
 import redis
 
-from console import broker
+from console import local_broker
 from ingress.lifeline import dies_with_me
 from rules.vocabulary import ProviderName, TaskType
 from worker.broker import EVENTS_QUEUE, QUEUE_OF, QueueDepths, celery_app, wait_until_reachable
@@ -20,13 +20,13 @@ from worker.publisher import IDS_PER_MESSAGE, Publisher
 def server(tmp_path_factory):
     """Give the URL and the socket of a broker of this module's own."""
     folder = tmp_path_factory.mktemp("broker")
-    path = broker.socket_path(folder)
+    path = local_broker.socket_path(folder)
     path.parent.mkdir(exist_ok=True)
     process = subprocess.Popen(
-        dies_with_me(broker.command(broker.find_server(), folder, path)), stdout=subprocess.DEVNULL
+        dies_with_me(local_broker.command(local_broker.find_server(), folder, path)), stdout=subprocess.DEVNULL
     )
-    assert wait_until_reachable(broker.broker_url(path), 10)
-    yield broker.broker_url(path), path
+    assert wait_until_reachable(local_broker.broker_url(path), 10)
+    yield local_broker.broker_url(path), path
     process.kill()
     process.wait()
 
@@ -119,7 +119,7 @@ def test_depths_count_what_waits(server, publisher):
 
 def test_without_a_broker_nobody_waits_and_nothing_raises(tmp_path):
     """With no broker there at all the callers return at once, and depths say that they are not to be had."""
-    app = celery_app(broker.broker_url(tmp_path / "nowhere"))
+    app = celery_app(local_broker.broker_url(tmp_path / "nowhere"))
     publisher = Publisher(app)
     for number in range(1000):
         publisher.tasks([ref(number)])

@@ -17,7 +17,7 @@ from pathlib import Path
 import redis
 from sqlalchemy import select, text
 
-from console.broker import find_server
+from console.local_broker import find_server
 from rules.vocabulary import LedgerError
 from tests.faults.chaos import events
 from tests.faults.chaos.history import ENDED, Attempt, Touch
