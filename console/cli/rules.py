@@ -93,7 +93,7 @@ def schema() -> None:
     """Print the JSON Schema of rule files, for editors that complete and check while you type."""
     made = rules_schema()
     made["$defs"] |= source_definitions()
-    made["properties"]["sources"]["additionalProperties"] = {"$ref": "#/$defs/SourceDoc"}
+    made["properties"]["sources"]["additionalProperties"] = {"$ref": "#/$defs/SourceSection"}
     click.echo(document(made))
 
 

@@ -17,14 +17,14 @@ from console.posting import post, sealed
 from console.samples import Lead, Sample, sample, variants
 from ingress import sources
 from ingress.sources import Source, Unreadable, WebhookRequest
-from ingress.sources.parse import Format
+from ingress.sources.schema import BodyFormat
 from rules.loader import load
 from rules.vocabulary import Problem, RuleError
 from worker.context import FRONT_DOOR_SECTIONS, new_id, utc_now
 from worker.rule_sets import read_files
 from worker.settings import Settings
 
-CONTENT_TYPES = {Format.XML: "text/xml", Format.FORM: "application/x-www-form-urlencoded"}
+CONTENT_TYPES = {BodyFormat.XML: "text/xml", BodyFormat.FORM: "application/x-www-form-urlencoded"}
 
 
 @click.command()
@@ -133,7 +133,7 @@ def _from_file(source: Source, path: str) -> Sample:
         content = Path(path).read_bytes()
     except OSError as error:
         raise Problem(f"{path}: cannot be read: {error.strerror}") from error
-    form = Format.FORM if source.body.format is Format.FORM_BRACKETS else source.body.format
+    form = BodyFormat.FORM if source.body.format is BodyFormat.FORM_BRACKETS else source.body.format
     return Sample(body=content, content_type=CONTENT_TYPES.get(form, "application/json"))
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Final
 
 from ingress.sources import Source
-from ingress.sources.event_words import Unit, When
+from ingress.sources.schema import MomentPath, TimeUnit
 from rules.paths import CompiledPath, Step, parse_payload_path
 from rules.vocabulary import Json, Problem, instant
 
@@ -63,23 +63,23 @@ def made_up(source: Source, words: Mapping[str, Json], now: datetime) -> tuple[J
     """Return a body and the headers that go with it. Raises Problem for a source that reads XML."""
     if source.body.format == "xml":
         raise Problem(f"{source.name}: no XML sample can be made; send a file of your own")
-    paths, contact = source.paths, source.paths.contact
+    data, event, contact = source.mapping.data, source.mapping.event, source.mapping.contact
     split = source.splits[0] if source.splits else None
     draft = _Draft(split.constants if split else {})
-    if paths.data is not None:
+    if data is not None:
         for name in ("value", "source", "notes"):
-            draft.put(_below(paths.data, name), words[name])
+            draft.put(_below(data, name), words[name])
     else:
         draft.item = {name: words[name] for name in ("value", "source", "notes")}
-    draft.put(paths.type, _raw_type(source))
-    draft.put(paths.id, words["id"])
-    for path in paths.dedupe.paths if paths.dedupe else ():
+    draft.put(event.type, _raw_type(source))
+    draft.put(event.id, words["id"])
+    for path in event.dedupe.paths if event.dedupe else ():
         draft.put(path, words["id"])
-    draft.put(paths.subject_id, words["record"])
+    draft.put(event.subject.id if event.subject else None, words["record"])
     for name in ("name", "phone", "email", "country"):
         draft.put(getattr(contact, name), words[name])
-    if paths.occurred_at:
-        draft.put(paths.occurred_at.path, _moment(paths.occurred_at, now))
+    if event.occurred_at:
+        draft.put(event.occurred_at.path, _moment(event.occurred_at, now))
     body = draft.item
     if split:
         body = _with(draft.root, split.steps, draft.item)
@@ -90,14 +90,14 @@ def made_up(source: Source, words: Mapping[str, Json], now: datetime) -> tuple[J
 
 def _raw_type(source: Source) -> str:
     """Return the source's own word for a new lead, else the first word it maps, else ours."""
-    words = source.paths.types
+    words = source.mapping.event.map
     return next((raw for raw, word in words.items() if word == EVENT_TYPE), next(iter(words), EVENT_TYPE))
 
 
-def _moment(when: When, now: datetime) -> Json:
-    if when.unit in (Unit.ISO, Unit.AUTO):
+def _moment(when: MomentPath, now: datetime) -> Json:
+    if when.unit in (TimeUnit.ISO, TimeUnit.AUTO):
         return instant(now)
-    return int(now.timestamp() * (1000 if when.unit is Unit.MILLISECONDS else 1))
+    return int(now.timestamp() * (1000 if when.unit is TimeUnit.MILLISECONDS else 1))
 
 
 def _below(lookup: CompiledPath, name: str) -> CompiledPath:

@@ -1,27 +1,26 @@
 """THE SOURCES: who may post, how each signs, and how its payload becomes events. Data, with code for closed families only.
 
-Pure: no clock, no randomness, no environment, no I/O. A new CRM is one YAML file in this folder.
+Pure: no clock, no randomness, no environment, no I/O. A new CRM is one YAML file in this folder. `schema` says what may be
+written, `verify` whether a request is genuine, `parse` what its bytes hold, `mapping` which events that is, and `source` ties
+them together.
 """
 
 from __future__ import annotations
 
-from ingress.sources.assembly import build
-from ingress.sources.presets import PRESETS, preset
-from ingress.sources.request import (
+from ingress.sources.schema import PRESETS, preset
+from ingress.sources.source import Source, Unreadable, build
+from ingress.sources.verify import (
     CannotSignError,
     Rejected,
     SignedRequest,
-    Unreadable,
     VerificationFailure,
     Verified,
     WebhookRequest,
     WebhookResponse,
 )
-from ingress.sources.source import Ack, Source
 
 __all__ = [
     "PRESETS",
-    "Ack",
     "CannotSignError",
     "Rejected",
     "SignedRequest",

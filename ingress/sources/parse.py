@@ -10,18 +10,15 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Final
 from urllib.parse import parse_qsl
 from xml.parsers import expat  # nosec - no entity is expanded: a document type is refused
 
+from ingress.sources.schema import BodyFormat, BodySection
 from rules.vocabulary import Json, Problem
 
 #: Deeper than any CRM nests, and far from what exhausts the stack of those who come after.
 DEPTH_LIMIT: Final = 64
-#: Kommo sends thousands of fields for a batch of contacts.
-FIELDS_LIMIT: Final = 20_000
 #: Character sets a sender may declare; any other name is read as UTF-8.
 CHARSETS: Final = {
     "utf-8": "utf-8",
@@ -46,32 +43,12 @@ class UnreadableBodyError(Problem):
     """No value can be made of a body; the message is one sentence for the operator and quotes nothing of the body."""
 
 
-class Format(StrEnum):
-    """The forms a body can have."""
-
-    JSON = "json"
-    FORM = "form"
-    FORM_BRACKETS = "form-brackets"
-    XML = "xml"
-    AUTO = "auto"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BodySpec:
-    """How a source's bodies are read; `json_field` names the form field that holds the JSON, where there is one."""
-
-    format: Format = Format.JSON
-    charset: str | None = None
-    fields_limit: int = FIELDS_LIMIT
-    json_field: str | None = None
-
-
-def decode(body: bytes, content_type: str, spec: BodySpec) -> Json:
+def decode(body: bytes, content_type: str, spec: BodySection) -> Json:
     """Return the body as a value. Raises UnreadableBodyError."""
     if not body.strip():
         raise UnreadableBodyError("the body is empty")
     try:
-        if spec.format is Format.AUTO:
+        if spec.format is BodyFormat.AUTO:
             return _auto(body, content_type, spec)
         return _READERS[spec.format](body, content_type, spec)
     except UnreadableBodyError:
@@ -82,7 +59,7 @@ def decode(body: bytes, content_type: str, spec: BodySpec) -> Json:
         raise UnreadableBodyError(f"the body cannot be read as {spec.format}: {type(fault).__name__}") from None
 
 
-def _auto(body: bytes, content_type: str, spec: BodySpec) -> Json:
+def _auto(body: bytes, content_type: str, spec: BodySection) -> Json:
     """Read a body whose sender may have declared it wrongly or not at all."""
     media_type = content_type.partition(";")[0].strip().lower()
     start = body.lstrip(b" \t\r\n\xef\xbb\xbf")[:1]
@@ -102,7 +79,7 @@ def _auto(body: bytes, content_type: str, spec: BodySpec) -> Json:
     return _form_brackets(body, content_type, spec)
 
 
-def _json(body: bytes, content_type: str, spec: BodySpec) -> Json:
+def _json(body: bytes, content_type: str, spec: BodySection) -> Json:
     text = _text(body, content_type, spec).lstrip("\ufeff")
     deep = body.count(b"[") + body.count(b"{") > DEPTH_LIMIT
     try:
@@ -116,16 +93,16 @@ def _json(body: bytes, content_type: str, spec: BodySpec) -> Json:
     return clean(value) if b"\\ud" in body or b"\\uD" in body or b"\\u0000" in body else value
 
 
-def _form(body: bytes, content_type: str, spec: BodySpec) -> Json:
+def _form(body: bytes, content_type: str, spec: BodySection) -> Json:
     return _from_form(body, content_type, spec, _flat)
 
 
-def _form_brackets(body: bytes, content_type: str, spec: BodySpec) -> Json:
+def _form_brackets(body: bytes, content_type: str, spec: BodySection) -> Json:
     return _from_form(body, content_type, spec, _unfold)
 
 
 def _from_form(
-    body: bytes, content_type: str, spec: BodySpec, arrange: Callable[[list[tuple[str, str]]], dict[str, Json]]
+    body: bytes, content_type: str, spec: BodySection, arrange: Callable[[list[tuple[str, str]]], dict[str, Json]]
 ) -> Json:
     text = _text(body, content_type, spec, fallback="cp1252")
     if text.count("&") >= spec.fields_limit:
@@ -135,7 +112,7 @@ def _from_form(
         raise UnreadableBodyError("the form has no fields")
     fields = arrange([(_storable(name), _storable(value)) for name, value in pairs])
     inner = fields.get(spec.json_field) if spec.json_field else None
-    return _json(inner.encode(), "", BodySpec()) if isinstance(inner, str) else fields
+    return _json(inner.encode(), "", _PLAIN_JSON) if isinstance(inner, str) else fields
 
 
 def _flat(pairs: list[tuple[str, str]]) -> dict[str, Json]:
@@ -156,7 +133,7 @@ def _add(fields: dict[str, Json], name: str, value: Json) -> None:
         fields[name] = [fields[name], value]
 
 
-def _text(body: bytes, content_type: str, spec: BodySpec, *, fallback: str | None = None) -> str:
+def _text(body: bytes, content_type: str, spec: BodySection, *, fallback: str | None = None) -> str:
     declared = _CHARSET.search(content_type)
     charset = spec.charset or CHARSETS.get(declared[1].lower() if declared else "utf-8", "utf-8")
     try:
@@ -299,7 +276,7 @@ def _settled(value: Json) -> Json:
 # -- XML ---------------------------------------------------------------------------------------------------------------
 
 
-def _xml(body: bytes, _content_type: str, _spec: BodySpec) -> Json:
+def _xml(body: bytes, _content_type: str, _spec: BodySection) -> Json:
     """Read an XML document as a map with its root element's name.
 
     Namespaces are dropped, attributes get an `@`, an element with nothing but text is that text, one that is repeated is a
@@ -358,9 +335,11 @@ def _refuse_document_type(*_: Any) -> None:
     raise UnreadableBodyError("the body has a document type; XML with one is not read")
 
 
-_READERS: Final[Mapping[Format, Callable[[bytes, str, BodySpec], Json]]] = {
-    Format.JSON: _json,
-    Format.FORM: _form,
-    Format.FORM_BRACKETS: _form_brackets,
-    Format.XML: _xml,
+#: How the JSON inside a form field is read.
+_PLAIN_JSON: Final = BodySection()
+_READERS: Final[Mapping[BodyFormat, Callable[[bytes, str, BodySection], Json]]] = {
+    BodyFormat.JSON: _json,
+    BodyFormat.FORM: _form,
+    BodyFormat.FORM_BRACKETS: _form_brackets,
+    BodyFormat.XML: _xml,
 }

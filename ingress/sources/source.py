@@ -1,34 +1,60 @@
-"""One source, compiled: who may post, how its payload becomes events, and what it is told.
+"""One source, compiled: what a request for it comes to. `build` makes all of them from the text of a rules folder.
 
-Everything here is a decision about one request; nothing is stored, sent or timed. `ingress/accept.py` owns the order.
+Everything here is a decision about one request; nothing is stored, sent or timed. A source that cannot be made complete is
+not made at all: unset secrets, no verifier, an address that is signed and not known are faults at their line, never a source
+that lets more through.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from difflib import get_close_matches
 from html import escape
 from typing import Final
 from urllib.parse import quote, quote_plus, urlsplit
 
-from ingress.sources.handshakes import Handshakes
-from ingress.sources.notation import Split
-from ingress.sources.parse import BodySpec, UnreadableBodyError, decode
-from ingress.sources.reading import EventPaths, hash_of, unreadable
-from ingress.sources.request import (
+from ingress.sources.mapping import EventMapping, hash_of, unreadable_event
+from ingress.sources.parse import UnreadableBodyError, decode
+from ingress.sources.schema import (
+    PRESETS,
+    AckSection,
+    BodySection,
+    ChallengeSection,
+    GetEchoSection,
+    IgnoreSection,
+    OptionsSection,
+    SecretReference,
+    SourceSection,
+    SplitPath,
+    WayInSection,
+    extended,
+    parse_source,
+    preset,
+)
+from ingress.sources.verify import (
     CannotSignError,
     Rejected,
     SignedRequest,
-    Unreadable,
     Verified,
+    Verifier,
     WebhookRequest,
     WebhookResponse,
+    WebhookSecret,
+    answer_signed,
+    answer_unsigned,
+    compile_verifier,
+    secrets_for,
+    verify_any,
 )
-from ingress.sources.verifiers import Verifier, verify_any
-from rules.paths import EVERY, Scope, Steps, expand, replaced, text_of, walk
+from rules.messages import kind
+from rules.paths import EVERY, CompiledPath, Scope, Steps, expand, parse_payload_path, replaced, text_of, walk
+from rules.rule_set import SourceText
 from rules.vocabulary import Json, RuleFault
+from rules.yaml_reader import Path, SourceMap
 from worker.ledger.types import IncomingEvent
 
 #: Events one request may carry: Meta sends up to 1,000.
@@ -41,16 +67,16 @@ SHORTEST_REDACTION: Final = 4
 KEPT_HEADERS: Final = frozenset({"content-type", "user-agent"})
 #: Headers that are never stored, whatever a source's paths say.
 SECRET_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "cookie"})
+#: Shorter secrets can be found by trying.
+SHORT_SECRET: Final = 16
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ack:
-    """What the sender is told: success, and "come again"."""
+class Unreadable:
+    """The request is from the source, and no events can be made of its body; `reason` is for the operator."""
 
-    status: int = 200
-    busy_status: int = 503
-    body: str | None = None
-    content_type: str | None = None
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,38 +86,47 @@ class Source:
     name: str
     preset: str | None = None
     verifiers: tuple[Verifier, ...] = field(repr=False)
-    handshakes: Handshakes = field(default_factory=Handshakes, repr=False)
-    body: BodySpec = field(default_factory=BodySpec)
-    #: None: the limit of the front door.
-    body_limit_bytes: int | None = None
-    splits: tuple[Split, ...] = ()
-    paths: EventPaths = field(repr=False)
+    #: Questions that senders ask without a signature, with the tokens agreed on, and those inside a verified body.
+    unsigned_questions: tuple[GetEchoSection | OptionsSection, ...] = ()
+    signed_questions: tuple[ChallengeSection | IgnoreSection, ...] = ()
+    verify_tokens: tuple[str, ...] = field(default=(), repr=False)
+    body: BodySection = field(default_factory=BodySection)
+    splits: tuple[SplitPath, ...] = ()
+    mapping: EventMapping = field(repr=False)
     redact: tuple[Steps, ...] = ()
     kept_headers: frozenset[str] = KEPT_HEADERS
     public_base: str | None = None
-    ack: Ack = field(default_factory=Ack)
+    ack: AckSection = field(default_factory=AckSection)
     warnings: tuple[RuleFault, ...] = ()
 
-    def verify(self, received: WebhookRequest, now: datetime) -> Verified | Rejected:
+    @property
+    def body_limit_bytes(self) -> int | None:
+        """The largest body it takes; None: the limit of the whole ingress."""
+        return self.body.limit_bytes
+
+    def verify(self, request: WebhookRequest, now: datetime) -> Verified | Rejected:
         """Say whether the request is from this source and fresh. Never raises, whatever it holds."""
-        return verify_any(self.verifiers, received, now)
+        return verify_any(self.verifiers, request, now)
 
-    def handshake(self, received: WebhookRequest) -> WebhookResponse | None:
-        """Answer a question asked without a signature (GET, OPTIONS), or None when this is none."""
-        return self.handshakes.before(received)
+    def handshake(self, request: WebhookRequest) -> WebhookResponse | None:
+        """Answer a question asked without a signature (GET, OPTIONS), or return None when this is none."""
+        answers = (answer_unsigned(one, self.verify_tokens, request) for one in self.unsigned_questions)
+        return next((answer for answer in answers if answer), None)
 
-    def challenge(self, received: WebhookRequest) -> WebhookResponse | None:
-        """Answer a question inside a verified body, or None when it holds events."""
-        if not self.handshakes.signed:
+    def challenge(self, request: WebhookRequest) -> WebhookResponse | None:
+        """Answer a question inside a verified body, or return None when it holds events."""
+        if not self.signed_questions:
             return None
         try:
-            root = self.decode(received)
+            root = self.decode(request)
         except UnreadableBodyError:
             return None
-        return self.handshakes.after(Scope(item=root, root=root, headers=received.headers))
+        scope = Scope(item=root, root=root, headers=request.headers)
+        answers = (answer_signed(one, scope) for one in self.signed_questions)
+        return next((answer for answer in answers if answer), None)
 
     def read(
-        self, received: WebhookRequest, now: datetime, new_id: Callable[[], str]
+        self, request: WebhookRequest, now: datetime, new_id: Callable[[], str]
     ) -> list[IncomingEvent] | Unreadable:
         """Return the events of a verified request.
 
@@ -99,28 +134,28 @@ class Source:
         even items could be found.
         """
         try:
-            root = self.decode(received)
+            root = self.decode(request)
         except UnreadableBodyError as fault:
             return Unreadable(reason=str(fault))
         for steps in self.redact:
             root = replaced(root, steps, REDACTED)
-        found = self._items(root, received.headers)
+        found = self._items(root, request.headers)
         if isinstance(found, Unreadable):
             return found
         return [self._event(scope, now, new_id(), index, len(found)) for index, scope in enumerate(found)]
 
-    def unreadable(self, received: WebhookRequest, reason: str, now: datetime, event_id: str) -> IncomingEvent:
+    def unreadable(self, request: WebhookRequest, reason: str, now: datetime, event_id: str) -> IncomingEvent:
         """Return a whole request that cannot be read as one event that says why; the delivery keeps the body."""
-        return unreadable(self.name, event_id, now, reason, hash_of(received.body.hex()))
+        return unreadable_event(self.name, event_id, now, reason, hash_of(request.body.hex()))
 
-    def decode(self, received: WebhookRequest) -> Json:
+    def decode(self, request: WebhookRequest) -> Json:
         """Return the body as a value. Raises UnreadableBodyError."""
-        return decode(received.body, received.headers.get("content-type", ""), self.body)
+        return decode(request.body, request.headers.get("content-type", ""), self.body)
 
-    def kept(self, received: WebhookRequest) -> tuple[Mapping[str, str], bytes]:
+    def kept(self, request: WebhookRequest) -> tuple[Mapping[str, str], bytes]:
         """Return the headers and the body as they may be stored: nothing that lets anybody else post."""
-        headers = {name: value for name, value in received.headers.items() if name in self.kept_headers}
-        return headers, self._without_secrets(received) if self.redact else received.body
+        headers = {name: value for name, value in request.headers.items() if name in self.kept_headers}
+        return headers, self._without_secrets(request) if self.redact else request.body
 
     def sign(self, body: bytes, content_type: str, url: str, now: datetime) -> SignedRequest:
         """Return what a request for `url` must carry to be believed; raises CannotSignError where only the sender can.
@@ -138,7 +173,7 @@ class Source:
         refused: CannotSignError | None = None
         for verifier in self.verifiers:
             try:
-                return verifier.proof.sign(request, now)
+                return verifier.sign(request, now)
             except CannotSignError as fault:
                 refused = refused or fault
         raise refused or CannotSignError(f"{self.name}: the source has no verifier")
@@ -160,37 +195,32 @@ class Source:
 
     def _event(self, scope: Scope, now: datetime, event_id: str, index: int, items: int) -> IncomingEvent:
         try:
-            return self.paths.read(scope, event_id=event_id, received_at=now, index=index, items=items)
+            return self.mapping.read(scope, event_id=event_id, received_at=now, index=index, items=items)
         except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as fault:
             # A bad item must not take its neighbours with it; that it came to this is a fault of ours, so it is named.
             reason = f"the item cannot be read: {type(fault).__name__}"
-            return unreadable(self.name, event_id, now, reason, hash_of([index, received_digest(scope)]))
+            digest = repr(scope.item)[:10_000]  # it cannot be hashed as a value
+            return unreadable_event(self.name, event_id, now, reason, hash_of([index, digest]))
 
-    def _without_secrets(self, received: WebhookRequest) -> bytes:
+    def _without_secrets(self, request: WebhookRequest) -> bytes:
         """Return the raw body without the values at the paths to be redacted, in any way they may be written."""
         try:
-            root = self.decode(received)
+            root = self.decode(request)
         except UnreadableBodyError:
             return b""
         texts = {text for steps in self.redact for value, _ in expand(root, steps, root) if (text := text_of(value))}
         if len(texts) > REDACTIONS_LIMIT or any(len(text) < SHORTEST_REDACTION for text in texts):
             return b""
-        body = received.body
+        body = request.body
         for text in texts:
             for written in _spellings(text):
                 body = body.replace(written, REDACTED.encode())
         return body
 
 
-def received_digest(scope: Scope) -> str:
-    """Return something that tells items apart when they cannot be hashed as values."""
-    return repr(scope.item)[:10_000]
-
-
 def _is_there(root: Json, steps: Steps) -> bool:
     """Whether there is anything, be it an empty list, where a split looks for items."""
-    before_every = steps[: steps.index(EVERY)] if EVERY in steps else steps
-    return walk(root, before_every) is not None
+    return walk(root, steps[: steps.index(EVERY)] if EVERY in steps else steps) is not None
 
 
 def _spellings(text: str) -> set[bytes]:
@@ -205,3 +235,233 @@ def _spellings(text: str) -> set[bytes]:
         escape(text, quote=False),
     )
     return {form.encode("utf-8", "replace") for form in forms}
+
+
+# -- from text to sources ----------------------------------------------------------------------------------------------
+
+
+def build(
+    texts: Sequence[SourceText], environment: Mapping[str, str], *, public_url: str | None
+) -> tuple[dict[str, Source], list[RuleFault]]:
+    """Compile every entry of `sources:`; return the good ones by name, and all faults of the others.
+
+    `environment` holds the variables that `{env: NAME}` names; `public_url` is the address senders know, for signatures
+    that cover it. Warnings are with each Source.
+    """
+    sources: dict[str, Source] = {}
+    faults: list[RuleFault] = []
+    for text in texts:
+        builder = _SourceBuilder(text, environment, public_url)
+        source = builder.source()
+        if text.name in sources:
+            builder.complain((), f'a source named "{text.name}" stands in another file already', at_key=True)
+        if source and not builder.places.faults:
+            sources[text.name] = replace(source, warnings=tuple(builder.places.warnings))
+        faults += sorted(builder.places.faults, key=lambda fault: (fault.line, fault.column))
+    return sources, faults
+
+
+class _SourceBuilder:
+    """Makes one source; complains into places of its own, so that building again starts afresh."""
+
+    def __init__(self, text: SourceText, environment: Mapping[str, str], public_url: str | None) -> None:
+        self.text = text
+        self.environment = environment
+        self.public_url = public_url
+        self.places = SourceMap(file=text.places.file, values=text.places.values, keys=text.places.keys)
+
+    def complain(self, path: Path, message: str, *, at_key: bool = False) -> None:
+        self.places.complain((*self.text.path, *path), message, at_key=at_key)
+
+    def source(self) -> Source | None:
+        """Return the source, or None after complaining."""
+        if not _NAME.fullmatch(self.text.name):
+            self.complain(
+                (), "a source's name is part of its address: use letters, digits, - and _ (63 at most)", at_key=True
+            )
+        raw = self._with_preset()
+        if raw is None:
+            return None
+        section = parse_source(raw, self.places, self.text.path)
+        if section is None:
+            self._complain_of_unset(raw, ())
+            return None
+        return self._compiled(section)
+
+    def _with_preset(self) -> Mapping[str, Json] | None:
+        own: Json = self.text.value  # as a user wrote it: anything
+        if not isinstance(own, Mapping):
+            self.complain((), "must be a mapping, such as {extend: generic, secrets: [{env: CRM_SECRET}]}")
+            return None
+        name = own.get("extend")
+        if name is None:
+            if "auth" in own:
+                return own
+            hint = f"; did you mean extend: {self.text.name}" if self.text.name in PRESETS else ""
+            message = f"has no auth: say how its requests prove where they are from, or extend a preset{hint}"
+            self.complain((), message, at_key=True)
+        elif not isinstance(name, str):
+            self.complain(("extend",), f"must be the name of one preset, such as generic, not {kind(name)}")
+        elif name not in PRESETS:
+            near = get_close_matches(name, PRESETS, n=1)
+            hint = f", did you mean {near[0]}" if near else ""
+            self.complain(("extend",), f'there is no preset "{name}"{hint}; presets: {", ".join(PRESETS)}')
+        else:
+            return extended(preset(name), own)
+        return None
+
+    def _complain_of_unset(self, value: Json, path: Path) -> None:
+        """Complain about unset variables of a source that is faulty anyway, so that one run tells all."""
+        if isinstance(value, Mapping) and set(value) == {"env"} and isinstance(value["env"], str):
+            own = value["env"].startswith("LEADWIRE_")  # refused already, set or not
+            if not own and not self.environment.get(value["env"], "").strip():
+                self.complain(path, f"{value['env']} is not set, or empty")
+            return
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+        for step, one in pairs:
+            self._complain_of_unset(one, (*path, step))
+
+    def _compiled(self, section: SourceSection) -> Source | None:
+        base = section.url.public_base or self.public_url
+        public_base = base.rstrip("/") if base else None
+        verifiers = self._verifiers(section, public_base)
+        tokens = self._verify_tokens(section)
+        if self.places.faults:
+            return None
+        if not verifiers:
+            self.complain(("auth",), "no verifier is enabled: nothing could ever be accepted")
+            return None
+        covers = [verifier.covers for verifier in verifiers if verifier.covers is not None]
+        mapping = EventMapping(
+            source=self.text.name,
+            event=section.event,
+            contact=section.contact,
+            data=section.data,
+            region=section.region,
+            signed_headers=frozenset.intersection(*covers) if covers else None,
+        )
+        self._warn_of_weak_identity(mapping)
+        ways = [way for _, way in section.auth.ways_in]
+        token_paths = [parse_payload_path(way.body_token.path) for way in ways if way.body_token]
+        secret_headers = SECRET_HEADERS.union(*(verifier.secret_headers for verifier in verifiers))
+        questions = section.handshake
+        return Source(
+            name=self.text.name,
+            preset=section.extend,
+            verifiers=verifiers,
+            unsigned_questions=tuple(found for one in questions if (found := one.get_echo or one.options)),
+            signed_questions=tuple(asked for one in questions if (asked := one.json_challenge or one.ignore)),
+            verify_tokens=tokens,
+            body=section.body,
+            splits=section.split or (),
+            mapping=mapping,
+            redact=(*section.redact, *token_paths),
+            kept_headers=(KEPT_HEADERS | _headers_read(section)) - secret_headers,
+            public_base=public_base,
+            ack=section.ack,
+        )
+
+    def _secrets(self, refs: tuple[SecretReference, ...] | None, path: Path) -> list[WebhookSecret]:
+        found = []
+        for index, ref in enumerate(refs or ()):
+            at = (*path, index)
+            if ref.env is None:
+                secret = WebhookSecret(text=ref.text or "", name=".".join(map(str, at)))
+            else:
+                secret = WebhookSecret(text=self.environment.get(ref.env, "").strip("\r\n"), name=ref.env)
+            if not secret.text.strip():
+                what = f"{ref.env} is not set, or empty" if ref.env else "the secret is empty"
+                self.complain(at, f"{what}: without its secret this source accepts nothing, so it is not started")
+                continue
+            if len(secret.text) < SHORT_SECRET:
+                name = ref.env or "the secret"
+                message = f"{name} has fewer than {SHORT_SECRET} characters and can be guessed"
+                self.places.warn((*self.text.path, *at), message)
+            found.append(secret)
+        return found
+
+    def _verifiers(self, section: SourceSection, public_base: str | None) -> tuple[Verifier, ...]:
+        shared = self._secrets(section.secrets, ("secrets",))
+        ways = section.auth.ways_in
+        names = {way.name for _, way in ways}
+        for index, name in enumerate(section.auth.enable):
+            if name not in names:
+                self.complain(("auth", "enable", index), f'there is no verifier named "{name}" to enable')
+        used = [(at, way) for at, way in ways if way.enabled or way.name in section.auth.enable]
+        prefixes = frozenset(
+            way.verifier.key_prefix for _, way in used if way.verifier.key_prefix and not way.verifier.key
+        )
+        made = []
+        unserved = False
+        for at, way in used:
+            own = way.verifier.key
+            keys_at: Path = ("secrets",) if own is None else (*at, way.kind, "key")
+            if own is None:
+                secrets = secrets_for(shared, way.verifier, prefixes)
+                unserved = unserved or section.secrets is None
+            else:
+                secrets = self._secrets(own, keys_at)
+            verifier = self._verifier(section, way, secrets, keys_at, public_base) if secrets else None
+            made += [verifier] if verifier else []
+        if unserved:
+            message = (
+                "secrets: is missing; name the variable that holds the source's secret: secrets: [{env: ..._SECRET}]"
+            )
+            self.complain((), message, at_key=True)
+        return tuple(made)
+
+    def _verifier(
+        self, section: SourceSection, way: WayInSection, secrets: list[WebhookSecret], at: Path, public_base: str | None
+    ) -> Verifier | None:
+        def read_body(request: WebhookRequest, path: CompiledPath) -> str | None:
+            try:
+                root = decode(request.body, request.headers.get("content-type", ""), section.body)
+            except UnreadableBodyError:
+                return None
+            return text_of(path.find(Scope(item=root, root=root, headers=request.headers)))
+
+        if "url" in way.signed_kinds and public_base is None:
+            message = (
+                "its signature covers the address senders know: set LEADWIRE_PUBLIC_URL, "
+                'or give url: {public_base: "https://hooks.example.com"}'
+            )
+            self.complain((), message, at_key=True)
+            return None
+        unescape = section.url.unescape is not None
+        try:
+            return compile_verifier(way, secrets, public_base=public_base, unescape=unescape, read_body=read_body)
+        except ValueError as fault:
+            self.complain(at, str(fault))
+            return None
+
+    def _verify_tokens(self, section: SourceSection) -> tuple[str, ...]:
+        """Return the tokens that GET handshakes must name; complain where such a handshake has none."""
+        echoes = [index for index, one in enumerate(section.handshake) if one.get_echo]
+        if not echoes:
+            return ()
+        if section.verify_token is None:
+            message = "needs the token that was agreed with the sender: verify_token: {env: ..._VERIFY_TOKEN}"
+            for index in echoes:
+                self.complain(("handshake", index, "get_echo"), message)
+        return tuple(token.text for token in self._secrets(section.verify_token, ("verify_token",)))
+
+    def _warn_of_weak_identity(self, mapping: EventMapping) -> None:
+        if mapping.event.id is None and mapping.event.dedupe is None:
+            message = "names neither id nor dedupe: an event is recognised by its content, and for ten minutes only"
+            self.places.warn((*self.text.path, "event"), message)
+        elif not mapping.id_is_signed:
+            message = "this header is not covered by the signature: events are recognised by their content instead"
+            self.places.warn((*self.text.path, "event", "id"), message)
+
+
+def _headers_read(section: SourceSection) -> frozenset[str]:
+    """Return the headers an event is made from: they are stored with it, so that it can be read again."""
+    event = section.event
+    paths: list[CompiledPath | None] = [event.type, event.id, event.attempt, section.data]
+    paths += [path for _, path in section.contact]
+    paths += event.dedupe.paths if event.dedupe else ()
+    paths += [event.occurred_at.path if event.occurred_at else None, event.subject.id if event.subject else None]
+    stamps = [way.timestamp for _, way in section.auth.ways_in if way.timestamp]
+    return frozenset(name for path in paths if path for name in path.headers).union(
+        *(one.header or () for one in stamps)
+    )

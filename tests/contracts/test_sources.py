@@ -49,7 +49,7 @@ def _signed(source: Source, now: datetime = NOW, variant: str | None = None) -> 
 
 
 def _proof_headers(source: Source, received: WebhookRequest) -> list[str]:
-    first = source.verifiers[0].proof
+    first = source.verifiers[0]
     return sorted(first.secret_headers & set(received.headers))
 
 
@@ -59,7 +59,7 @@ def _with(received: WebhookRequest, **changed: object) -> WebhookRequest:
 
 
 def _is_signature(source: Source) -> bool:
-    return source.verifiers[0].proof.covers is not None
+    return source.verifiers[0].covers is not None
 
 
 @pytest.fixture(params=PRESETS)

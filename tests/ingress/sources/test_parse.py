@@ -9,14 +9,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ingress.sources.parse import DEPTH_LIMIT, BodySpec, Format, UnreadableBodyError, decode
+from ingress.sources.parse import DEPTH_LIMIT, UnreadableBodyError, decode
+from ingress.sources.schema import BodyFormat, BodySection
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 FORM = "application/x-www-form-urlencoded"
 
 
-def _decode(body: bytes, format_: Format = Format.AUTO, content_type: str = "", **spec: object) -> object:
-    return decode(body, content_type, BodySpec(format=format_, **spec))
+def _decode(body: bytes, format_: BodyFormat = BodyFormat.AUTO, content_type: str = "", **spec: object) -> object:
+    return decode(body, content_type, BodySection(format=format_, **spec))
 
 
 def test_kommos_form() -> None:
@@ -24,7 +25,7 @@ def test_kommos_form() -> None:
     body = (SAMPLES / "kommo_form.txt").read_bytes().strip()
     expected = json.loads((SAMPLES / "kommo_form.json").read_text(encoding="utf-8"))
 
-    assert expected == _decode(body, Format.FORM_BRACKETS)
+    assert expected == _decode(body, BodyFormat.FORM_BRACKETS)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_kommos_form() -> None:
 )
 def test_bracket_keys(text, expected) -> None:
     """Maps keyed 0..n are lists, odd keys are names, and no key is a position that memory is taken for."""
-    assert expected == _decode(text.encode(), Format.FORM_BRACKETS)
+    assert expected == _decode(text.encode(), BodyFormat.FORM_BRACKETS)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_auto_reads_what_senders_declare_wrongly(content_type, body, expected) -
 def test_what_is_not_json_is_said_in_a_sentence(body) -> None:
     """No traceback, no crash, and nothing of the body in the message."""
     with pytest.raises(UnreadableBodyError) as fault:
-        _decode(body, Format.JSON)
+        _decode(body, BodyFormat.JSON)
 
     assert len(str(fault.value)) < 120
 
@@ -127,14 +128,14 @@ def test_what_is_not_json_is_said_in_a_sentence(body) -> None:
 def test_hostile_xml_is_refused(body) -> None:
     """No entity is expanded, nothing outside is read, depth is bounded."""
     with pytest.raises(UnreadableBodyError):
-        _decode(body, Format.XML)
+        _decode(body, BodyFormat.XML)
 
 
 def test_xml_attributes_and_text() -> None:
     """Namespaces are dropped, attributes marked, an empty element is nothing."""
     body = b'<x:r xmlns:x="u"><i x:type="sf:Lead">t</i><e/><n><m>1</m></n></x:r>'
 
-    assert {"r": {"i": {"@type": "sf:Lead", "#text": "t"}, "e": None, "n": {"m": "1"}}} == _decode(body, Format.XML)
+    assert {"r": {"i": {"@type": "sf:Lead", "#text": "t"}, "e": None, "n": {"m": "1"}}} == _decode(body, BodyFormat.XML)
 
 
 def test_json_keeps_what_it_can() -> None:
@@ -142,18 +143,18 @@ def test_json_keeps_what_it_can() -> None:
     body = b'{"a": 1, "a": 2, "id": 123456789012345678901234567890, "s": "x\\ud800y\\u0000z", "\\udfff": 1, "n": 1.5}'
 
     assert {"a": 2, "id": 123456789012345678901234567890, "s": "x\ufffdyz", "\ufffd": 1, "n": 1.5} == _decode(
-        body, Format.JSON
+        body, BodyFormat.JSON
     )
 
 
 def test_depth_at_the_limit() -> None:
     """As deep as the limit is read, one level more is not."""
-    assert _decode(b"[" * DEPTH_LIMIT + b"]" * DEPTH_LIMIT, Format.JSON)
+    assert _decode(b"[" * DEPTH_LIMIT + b"]" * DEPTH_LIMIT, BodyFormat.JSON)
     with pytest.raises(UnreadableBodyError, match="nested deeper"):
-        _decode(b"[" * (DEPTH_LIMIT + 1) + b"]" * (DEPTH_LIMIT + 1), Format.JSON)
+        _decode(b"[" * (DEPTH_LIMIT + 1) + b"]" * (DEPTH_LIMIT + 1), BodyFormat.JSON)
 
 
-@pytest.mark.parametrize("format_", [Format.FORM, Format.FORM_BRACKETS])
+@pytest.mark.parametrize("format_", [BodyFormat.FORM, BodyFormat.FORM_BRACKETS])
 def test_forms_are_bounded(format_) -> None:
     """20,000 fields are read, one more is not; a bomb of brackets is refused."""
     fields = "&".join(f"a[{number}][b]={number}" for number in range(20_000)).encode()
@@ -163,7 +164,7 @@ def test_forms_are_bounded(format_) -> None:
         _decode(fields + b"&x=1", format_)
     with pytest.raises(UnreadableBodyError):
         _decode(b"&" * 20, format_)
-    if format_ is Format.FORM_BRACKETS:
+    if format_ is BodyFormat.FORM_BRACKETS:
         with pytest.raises(UnreadableBodyError, match="brackets"):
             _decode(b"a" + b"[0]" * 100_000 + b"=1", format_)
 
@@ -171,7 +172,7 @@ def test_forms_are_bounded(format_) -> None:
 def test_appending_stays_quick() -> None:
     """Free positions are counted, not searched: twenty thousand appends after explicit ones are done at once."""
     body = "&".join([f"a[{number}]=1" for number in range(10_000)] + ["a[]=1"] * 10_000).encode()
-    found = _decode(body, Format.FORM_BRACKETS)
+    found = _decode(body, BodyFormat.FORM_BRACKETS)
 
     assert isinstance(found, dict)
     assert 20_000 == len(found["a"])
@@ -185,9 +186,9 @@ def test_appending_stays_quick() -> None:
 @example(body=b"[\x00]", content_type=FORM)
 def test_any_bytes_in_any_form(body, content_type) -> None:
     """What comes out can be written as JSON and as UTF-8; what does not come out is one kind of fault."""
-    for format_ in Format:
+    for format_ in BodyFormat:
         try:
-            value = decode(body, content_type, BodySpec(format=format_))
+            value = decode(body, content_type, BodySection(format=format_))
         except UnreadableBodyError:
             continue
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode("utf-8")
@@ -204,4 +205,4 @@ def test_json_comes_out_as_it_went_in(value) -> None:
     """Apart from NUL, which no database stores, every JSON value survives."""
     text = json.dumps(value)
 
-    assert json.loads(text.replace("\\u0000", "")) == decode(text.encode(), "", BodySpec())
+    assert json.loads(text.replace("\\u0000", "")) == decode(text.encode(), "", BodySection())

@@ -220,11 +220,11 @@ def test_a_preset_is_extended_key_by_key(make_source) -> None:
     with_v1 = make_source("{extend: hubspot, secrets: [{env: KEY}], auth: {enable: [v1]}}", ENV)
     without_v1 = make_source("{extend: hubspot, secrets: [{env: KEY}]}", ENV)
 
-    assert {"nuevo": "lead.created"} == renamed.paths.types
-    assert ("tel", True) == (renamed.paths.contact.phone.text, renamed.paths.contact.name is not None)
-    assert ["hmac"] == [one.proof.name for one in own.verifiers]
-    assert ["v3", "v1"] == [one.proof.name for one in with_v1.verifiers]
-    assert ["v3"] == [one.proof.name for one in without_v1.verifiers]
+    assert {"nuevo": "lead.created"} == renamed.mapping.event.map
+    assert ("tel", True) == (renamed.mapping.contact.phone.text, renamed.mapping.contact.name is not None)
+    assert ["hmac"] == [one.name for one in own.verifiers]
+    assert ["v3", "v1"] == [one.name for one in with_v1.verifiers]
+    assert ["v3"] == [one.name for one in without_v1.verifiers]
 
 
 @pytest.mark.parametrize("name", PRESETS)

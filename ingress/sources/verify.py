@@ -1,0 +1,768 @@
+"""Is a request from its source, and fresh? Signatures, shared secrets, timestamps, and the questions senders ask first.
+
+Two closed families: verifiers that compute a signature over raw bytes (hmac, hash_concat, ed25519, rsa_sha256), and those
+that compare a secret which the request itself carries (basic, static_header, url_token, body_token). What vendors do with
+headers is data, see `schema.py`. Nothing here raises, whatever a request holds. A source without a key for any verifier
+does not come into being: there is no way to run one open.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+from urllib.parse import parse_qsl, urlencode
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
+
+from ingress.sources.mapping import moment_of
+from ingress.sources.schema import (
+    BasicSection,
+    BodyTokenSection,
+    ChallengeSection,
+    GetEchoSection,
+    HmacSection,
+    IgnoreSection,
+    KeyEncoding,
+    OptionsSection,
+    SignatureSection,
+    SignedPart,
+    StaticHeaderSection,
+    TimestampSection,
+    TimeUnit,
+    UrlTokenSection,
+    VerifierSection,
+    WayInSection,
+)
+from rules.paths import CompiledPath, Scope, Steps, compile_path, header_text, parse_payload_path, raw_header
+from rules.vocabulary import Json, Problem
+
+#: How many query parameters are looked at; a webhook's address has one or two.
+QUERY_LIMIT: Final = 100
+#: Signatures of one header that are tried: rotation needs two or three.
+SIGNATURES_LIMIT: Final = 16
+
+#: What may be echoed: Meta sends digits, Slack letters and digits.
+_ECHO: Final = re.compile(r"[A-Za-z0-9._~=+/-]{1,500}")
+#: Digits only: `NaN`, signs, blanks inside and exponents are no timestamps.
+_TIMESTAMP: Final = re.compile(rb"\d{1,15}(\.\d{1,9})?")
+#: The escapes HubSpot decodes before it signs an address. Source: HubSpot, "Validating requests", signature v3.
+_HUBSPOT_ESCAPES: Final = re.compile("%(3A|2F|3F|40|21|24|27|28|29|2A|2C|3B)", re.IGNORECASE)
+_PLAIN: Final = {"content-type": "text/plain; charset=utf-8"}
+_JSON: Final = {"content-type": "application/json"}
+#: The length of a raw Ed25519 key.
+_ED25519_BYTES: Final = 32
+
+# -- requests and results ----------------------------------------------------------------------------------------------
+
+
+class CannotSignError(Problem):
+    """A request for this source cannot be made here: only its sender has what it takes to sign."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookRequest:
+    """One HTTP request as it came in; no framework's object, so that tests can try any bytes on any source.
+
+    `path` begins with a slash and holds no query; `query_string` is raw, without the question mark. Header names are lower
+    case, values as WSGI gives them (each character one byte). `body` holds the raw bytes.
+    """
+
+    method: str
+    path: str
+    query_string: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: bytes = field(default=b"", repr=False)
+    remote: str | None = None
+
+    def query(self) -> dict[str, str]:
+        """Return the query parameters, the first of each name; what cannot be read is left out."""
+        text = self.query_string.decode("latin-1")
+        try:
+            pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=QUERY_LIMIT, errors="replace")
+        except ValueError:
+            return {}
+        return dict(reversed(pairs))
+
+    def raw_header(self, names: Sequence[str]) -> bytes | None:
+        """Return the first of these headers that is there, as the bytes that came in."""
+        for name in names:
+            if name in self.headers:
+                return raw_header(self.headers[name])
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookResponse:
+    """What the sender is told."""
+
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class VerificationFailure(StrEnum):
+    """Why a request was not believed, from the first look at it to the last; few words, so that they can be counted."""
+
+    #: The header, parameter or field that carries the proof is not there.
+    MISSING = "missing"
+    #: It is there and not of the form the source uses.
+    MALFORMED = "malformed"
+    #: It is of the right form and wrong.
+    MISMATCH = "mismatch"
+    #: It is right, and its timestamp is missing or not one.
+    NO_TIMESTAMP = "no_timestamp"
+    #: It is right, and was made too far in the future.
+    TOO_NEW = "too_new"
+    #: It is right, and was made too long ago.
+    TOO_OLD = "too_old"
+
+
+_ORDER: Final = tuple(VerificationFailure)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """The request is from the source; `by` names the verifier that says so."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """The request is not believed. `detail` is for the log: it names what was looked at and never holds its value."""
+
+    reason: VerificationFailure
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedRequest:
+    """What a request must carry to be believed: headers, query parameters, and the body (changed by a token inside it)."""
+
+    headers: Mapping[str, str] = field(repr=False)
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: bytes = field(default=b"", repr=False)
+    method: str = "POST"
+
+
+#: Reads a path in the body of a request; None when there is nothing or the body cannot be read.
+ReadBody = Callable[[WebhookRequest, CompiledPath], str | None]
+
+
+def verify_any(verifiers: Sequence[Verifier], request: WebhookRequest, now: datetime) -> Verified | Rejected:
+    """Say whether any verifier believes the request; else why the one that came furthest does not.
+
+    That is the way in that the sender meant.
+    """
+    furthest: Rejected | None = None
+    for verifier in verifiers:
+        found = verifier.verify(request, now)
+        if isinstance(found, Verified):
+            return found
+        if furthest is None or _ORDER.index(found.reason) > _ORDER.index(furthest.reason):
+            furthest = found
+    return furthest or Rejected(reason=VerificationFailure.MISSING, detail="the source has no verifier")
+
+
+# -- secrets and keys --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookSecret:
+    """A secret with the name it goes by in messages: its variable, or where it is written."""
+
+    text: str = field(repr=False)
+    name: str
+
+
+def secrets_for(
+    secrets: Sequence[WebhookSecret], section: VerifierSection, prefixes: frozenset[str]
+) -> list[WebhookSecret]:
+    """Return those of the shared secrets that are meant for a verifier.
+
+    A secret with the prefix of a verifier (`whsec_`, `whpk_`) serves only the verifiers with that prefix: a public key must
+    never be taken for a shared one, or everybody could sign.
+    """
+    chosen = []
+    for secret in secrets:
+        prefix = next((one for one in prefixes if secret.text.startswith(one)), None)
+        if prefix == section.key_prefix or (prefix is None and not section.key_prefix_required):
+            chosen.append(secret)
+    return chosen
+
+
+def _key_bytes(secret: WebhookSecret, section: VerifierSection) -> bytes:
+    """Return a key's bytes. Raises ValueError with what is wrong, never with the secret."""
+    text = secret.text.removeprefix(section.key_prefix) if section.key_prefix else secret.text
+    if section.key_encoding == "text":
+        return text.encode("utf-8", "surrogatepass")
+    key = _decoded(text.strip().encode(), section.key_encoding)
+    if not key:
+        raise ValueError(f"{secret.name}: the secret is not {section.key_encoding}")
+    return key
+
+
+def _public_key(secret: WebhookSecret, section: VerifierSection, kind: str) -> Ed25519PublicKey | RSAPublicKey:
+    """Return a public key given as PEM, as SPKI or, for Ed25519, raw. Raises ValueError with what is wrong."""
+    is_pem = secret.text.lstrip().startswith("-----BEGIN")
+    raw = secret.text.strip().encode() if is_pem else _key_bytes(secret, section)
+    if kind == "ed25519" and len(raw) == _ED25519_BYTES:
+        return Ed25519PublicKey.from_public_bytes(raw)
+    try:
+        key = (load_pem_public_key if raw.startswith(b"-----BEGIN") else load_der_public_key)(raw)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError(
+            f"{secret.name}: this is no public key; give it as PEM, or as base64 of its SPKI form"
+        ) from None
+    wanted, name = (Ed25519PublicKey, "Ed25519") if kind == "ed25519" else (RSAPublicKey, "RSA")
+    if not isinstance(key, wanted):
+        raise ValueError(f"{secret.name}: this is a public key of another kind than {name}")  # noqa: TRY004
+    return key
+
+
+def _decoded(text: bytes, encoding: KeyEncoding) -> bytes | None:
+    """Return the bytes that hex text (either case) or base64 text (padding optional) stands for; None when it is none."""
+    try:
+        if encoding == "hex":
+            return binascii.unhexlify(text)
+        text = text.rstrip(b"=")
+        return binascii.a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)
+    except ValueError:
+        return None
+
+
+def same_secret(given: bytes, wanted: bytes) -> bool:
+    """Whether two secrets are the same; both are hashed first, so that not even the length shows in the time taken."""
+    return hmac.compare_digest(hashlib.sha256(given).digest(), hashlib.sha256(wanted).digest())
+
+
+# -- freshness ---------------------------------------------------------------------------------------------------------
+
+
+class Freshness:
+    """Whether a request was made just now, by the timestamp it carries: a captured one cannot be sent again for ever.
+
+    The comparison is done on numbers, so that no timestamp whatsoever can overflow a moment.
+    """
+
+    def __init__(self, section: TimestampSection, raw: Callable[[WebhookRequest], bytes | None]) -> None:
+        """Take how old or new a request may be, and what reads its timestamp."""
+        self.raw = raw
+        self.unit = TimeUnit(section.unit)
+        self._max_age_seconds = section.max_age.total_seconds()
+        self._max_future_seconds = section.max_future.total_seconds()
+
+    def check(self, request: WebhookRequest, now: datetime) -> Rejected | None:
+        """Return why the request is too old or too new, or None when it is fresh."""
+        raw = self.raw(request)
+        made_at_seconds = None if raw is None else self._seconds(raw)
+        if made_at_seconds is None:
+            return Rejected(reason=VerificationFailure.NO_TIMESTAMP, detail="its timestamp is missing or not one")
+        age_seconds = now.timestamp() - made_at_seconds
+        if age_seconds > self._max_age_seconds:
+            return Rejected(reason=VerificationFailure.TOO_OLD, detail=f"it was made {_about(age_seconds)} ago")
+        if -age_seconds > self._max_future_seconds:
+            return Rejected(
+                reason=VerificationFailure.TOO_NEW, detail=f"it was made {_about(-age_seconds)} in the future"
+            )
+        return None
+
+    def write(self, now: datetime) -> str:
+        """Return `now` as a sender would write it."""
+        if self.unit is TimeUnit.ISO:
+            return now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return str(int(now.timestamp() * (1000 if self.unit is TimeUnit.MILLISECONDS else 1)))
+
+    def _seconds(self, raw: bytes) -> float | None:
+        raw = raw.strip()
+        if self.unit is TimeUnit.ISO:
+            moment = moment_of(raw.decode("latin-1"), TimeUnit.ISO)
+            return moment.timestamp() if moment else None
+        if not _TIMESTAMP.fullmatch(raw):
+            return None
+        return float(raw) / (1000 if self.unit is TimeUnit.MILLISECONDS else 1)
+
+
+def _about(seconds: float) -> str:
+    """Return a span roughly: a clock that is wrong by hours or a unit that is wrong by a thousand shows itself."""
+    for size, name in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{seconds:.0f} seconds"
+
+
+# -- verifiers ---------------------------------------------------------------------------------------------------------
+
+
+class Verifier:
+    """One way to prove where a request is from, and how old it may be."""
+
+    #: The headers that the proof is made over, each with the names it goes by; None: it vouches for the whole request.
+    covers: frozenset[tuple[str, ...]] | None = None
+    #: Headers whose value is never stored.
+    secret_headers: frozenset[str] = frozenset()
+
+    def __init__(self, name: str, freshness: Freshness | None) -> None:
+        """Take the name it goes by, and what checks a request's age."""
+        self.name = name
+        self.freshness = freshness
+        self._verified = Verified(by=name)
+
+    def verify(self, request: WebhookRequest, now: datetime) -> Verified | Rejected:
+        """Say whether the request is believed; never raises."""
+        rejected = self.prove(request)
+        if rejected is None and self.freshness is not None:
+            rejected = self.freshness.check(request, now)
+        return rejected or self._verified
+
+    def prove(self, request: WebhookRequest) -> Rejected | None:
+        """Return why the request, whatever its age, is not from the source, or None when it is."""
+        raise NotImplementedError
+
+    def sign(self, request: WebhookRequest, now: datetime) -> SignedRequest:
+        """Return what a request must carry to be believed. Raises CannotSignError where only the sender can sign."""
+        raise NotImplementedError
+
+
+def compile_verifier(
+    way: WayInSection,
+    secrets: Sequence[WebhookSecret],
+    *,
+    public_base: str | None,
+    unescape: bool,
+    read_body: ReadBody,
+) -> Verifier:
+    """Return what checks one way in. Raises ValueError with what is wrong with its keys.
+
+    `public_base` is the address that senders know, where it is signed; `unescape` tries it with HubSpot's escapes decoded,
+    too; `read_body` finds what stands in the body.
+    """
+    section = way.verifier
+    if isinstance(section, SignatureSection):
+        return SignatureVerifier(way, section, secrets, read_body, public_base or "", unescape=unescape)
+    keys = [_key_bytes(secret, section) for secret in secrets]
+    match section:
+        case BasicSection():
+            carrier = _basic(section)
+            if section.user is not None:
+                keys = [f"{section.user}:".encode() + key for key in keys if key]
+        case StaticHeaderSection():
+            carrier = _static_header(section)
+        case UrlTokenSection():
+            carrier = _url_token(section)
+        case _:
+            assert isinstance(section, BodyTokenSection)  # the last of the family
+            carrier = _body_token(section, read_body)
+    return SharedSecretVerifier(way, keys, carrier, read_body)
+
+
+class SignatureVerifier(Verifier):
+    """A signature over parts of the request, compared as bytes with bytes: the message as it came in."""
+
+    def __init__(
+        self,
+        way: WayInSection,
+        section: SignatureSection,
+        secrets: Sequence[WebhookSecret],
+        read_body: ReadBody,
+        public_base: str,
+        *,
+        unescape: bool,
+    ) -> None:
+        """Take a way in and its secrets. Raises ValueError with what is wrong with them."""
+        self._section = section
+        self._prefix = section.prefix.encode()
+        freshness = (
+            Freshness(way.timestamp, self._timestamp_reader(way.timestamp, read_body)) if way.timestamp else None
+        )
+        super().__init__(way.name or way.kind, freshness)
+        self.secret_headers = frozenset(section.header)
+        self._timestamp = way.timestamp
+        self._id_header = way.id.header if way.id else ()
+        self._public_base = public_base.encode()
+        self._unescape = unescape
+        self._signs_url = "url" in way.signed_kinds
+        self._needed = [part for part in section.signed if part.kind not in ("url", "text")]
+        named = {
+            "id": self._id_header,
+            "timestamp": (way.timestamp.header or ()) if way.timestamp else (),
+        }
+        covered = {(part.text,) if part.kind == "header" else named.get(part.kind, ()) for part in section.signed}
+        self.covers = frozenset(covered - {()})
+        self._make: Callable[[bytes], bytes] | None = None
+        if isinstance(section, HmacSection):
+            keys = [_key_bytes(secret, section) for secret in secrets]
+            makers = [_signature_maker(way.kind, key, section.algorithm) for key in keys]
+            self._make = makers[0]
+            self._checks = [_comparing(make) for key, make in zip(keys, makers, strict=True) if key]
+        else:
+            self._checks = [_public_check(_public_key(secret, section, way.kind)) for secret in secrets]
+
+    def prove(self, request: WebhookRequest) -> Rejected | None:
+        """Return why the signature does not hold, or None when it does."""
+        header = self._section.header
+        value = request.raw_header(header)
+        if value is None:
+            return Rejected(reason=VerificationFailure.MISSING, detail=f"header {' or '.join(header)} is missing")
+        signatures = self._signatures(value)
+        if not signatures:
+            return Rejected(reason=VerificationFailure.MALFORMED, detail=f"header {header[0]} holds no signature")
+        values = self._values(request)
+        for part in self._needed:
+            if part.key not in values:
+                stamp = part.kind == "timestamp"
+                reason = VerificationFailure.NO_TIMESTAMP if stamp else VerificationFailure.MISSING
+                return Rejected(reason=reason, detail=f"{part.key}, which is signed, is missing")
+        holds = False
+        for message in self._messages(request, values):
+            for check in self._checks:
+                for signature in signatures:
+                    holds |= check(message, signature)
+        return None if holds else Rejected(reason=VerificationFailure.MISMATCH, detail="the signature does not match")
+
+    def sign(self, request: WebhookRequest, now: datetime) -> SignedRequest:
+        """Return the headers that make a request pass. Raises CannotSignError where only the sender has the key."""
+        if self._make is None:
+            raise CannotSignError(f"{self.name}: only its sender has the private key, so no request can be signed here")
+        headers = dict(request.headers)
+        stamp = self.freshness.write(now) if self.freshness else ""
+        if self._timestamp and self._timestamp.header:
+            headers[self._timestamp.header[0]] = stamp
+        if self._id_header and not any(name in headers for name in self._id_header):
+            headers[self._id_header[0]] = f"msg_{hashlib.sha256(request.body).hexdigest()[:24]}"
+        request = replace(request, headers=headers)
+        values = self._values(request)
+        item = self._timestamp.item if self._timestamp else None
+        if item:
+            values["timestamp"] = stamp.encode()
+        lacking = [part.key for part in self._needed if part.key not in values]
+        if lacking:
+            raise CannotSignError(f"{self.name}: {', '.join(lacking)} must be given to sign a request")
+        signature = self._make(self._messages(request, values)[0])
+        headers[self._section.header[0]] = self._written(signature, {item: stamp} if item else {})
+        return SignedRequest(headers=headers, body=request.body)
+
+    def _signatures(self, value: bytes) -> list[bytes]:
+        """Return the signatures of a header's value, decoded; what is not of the right form is left out."""
+        texts = [value.strip()]
+        if self._section.separator is not None:
+            wanted = (self._section.scheme or "").encode()
+            texts = [text for key, text in self._items(value) if key == wanted]
+        decoded = (self._signature(text) for text in texts[:SIGNATURES_LIMIT])
+        return [signature for signature in decoded if signature]
+
+    def _signature(self, text: bytes) -> bytes | None:
+        prefix = self._prefix
+        if prefix and text[: len(prefix)].lower() != prefix.lower():
+            return None
+        return _decoded(text[len(prefix) :], self._section.encoding)
+
+    def _written(self, signature: bytes, items: Mapping[str, str]) -> str:
+        """Return the header's value for a signature; `items` stand beside it in the list."""
+        section = self._section
+        written = signature.hex() if section.encoding == "hex" else base64.b64encode(signature).decode("ascii")
+        text = section.prefix + written
+        if section.separator is None:
+            return text
+        pairs = [*items.items(), (section.scheme or "", text)]
+        return section.separator.join(f"{key}{section.scheme_separator}{one}" if key else one for key, one in pairs)
+
+    def _items(self, value: bytes) -> list[tuple[bytes, bytes]]:
+        """Return the pairs of a header that is a list, such as `t=1,v1=ab`."""
+        between = self._section.scheme_separator.encode()
+        pairs = []
+        for piece in value.split((self._section.separator or ",").encode()):
+            key, found, text = piece.strip().partition(between)
+            pairs.append((key.strip(), text.strip()) if found else (b"", key))
+        return pairs
+
+    def _timestamp_reader(
+        self, section: TimestampSection, read_body: ReadBody
+    ) -> Callable[[WebhookRequest], bytes | None]:
+        if section.item is None:
+            return _timestamp_reader(section, read_body)
+        wanted = section.item.encode()
+
+        def read_item(request: WebhookRequest) -> bytes | None:
+            value = request.raw_header(self._section.header) or b""
+            return next((text for key, text in self._items(value) if key == wanted), None)
+
+        return read_item
+
+    def _values(self, request: WebhookRequest) -> dict[str, bytes]:
+        """Return the bytes of every signed part that is there, but the address's, by the part's key."""
+        values = {"method": request.method.upper().encode("latin-1", "replace"), "body": request.body}
+        for part in self._needed:
+            found = None
+            if part.kind == "header":
+                found = request.raw_header((part.text,))
+            elif part.kind == "id":
+                found = request.raw_header(self._id_header)
+            elif part.kind == "timestamp" and self.freshness:
+                found = self.freshness.raw(request)
+            if found is not None:
+                values[part.key] = found
+        return values
+
+    def _messages(self, request: WebhookRequest, values: Mapping[str, bytes]) -> list[bytes]:
+        """Return what may have been signed: one message, or two where the address can be written in two ways."""
+        if not self._signs_url:
+            return [_joined(self._section.signed, values)]
+        url = self._public_base + request.path.encode("utf-8", "surrogatepass")
+        if request.query_string:
+            url += b"?" + request.query_string
+        urls = [url]
+        if self._unescape and (other := _unescaped(url)) != url:
+            urls.append(other)
+        return [_joined(self._section.signed, {**values, "url": one}) for one in urls]
+
+
+def _signature_maker(kind: str, key: bytes, algorithm: str) -> Callable[[bytes], bytes]:
+    """Return what makes an HMAC, or for `hash_concat` the hash over key and message, one after the other."""
+
+    def make_hash(message: bytes) -> bytes:
+        return hashlib.new(algorithm, key + message).digest()
+
+    def make_hmac(message: bytes) -> bytes:
+        return hmac.digest(key, message, algorithm)
+
+    return make_hash if kind == "hash_concat" else make_hmac
+
+
+def _comparing(make: Callable[[bytes], bytes]) -> Callable[[bytes, bytes], bool]:
+    return lambda message, signature: hmac.compare_digest(make(message), signature)
+
+
+def _public_check(key: Ed25519PublicKey | RSAPublicKey) -> Callable[[bytes, bytes], bool]:
+    def holds(message: bytes, signature: bytes) -> bool:
+        try:
+            if isinstance(key, Ed25519PublicKey):
+                key.verify(signature, message)
+            else:
+                key.verify(signature, message, PKCS1v15(), SHA256())
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+    return holds
+
+
+def _joined(parts: Sequence[SignedPart], values: Mapping[str, bytes]) -> bytes:
+    """Return the signed bytes; joining bytes and never text is the point: what was signed is what came in."""
+    return b"".join(part.text.encode() if part.kind == "text" else values[part.key] for part in parts)
+
+
+def _unescaped(url: bytes) -> bytes:
+    """Return an address with HubSpot's twelve escapes decoded."""
+    text = url.decode("latin-1")
+    return _HUBSPOT_ESCAPES.sub(lambda found: chr(int(found[1], 16)), text).encode("latin-1")
+
+
+def _timestamp_reader(section: TimestampSection, read_body: ReadBody) -> Callable[[WebhookRequest], bytes | None]:
+    """Return what reads a timestamp in a header or in the body; an item of a signature's list there is none here."""
+    if section.header is not None:
+        header = section.header
+        return lambda request: request.raw_header(header)
+    path = section.path
+    if path is None:
+        return lambda _request: None
+
+    return lambda request: _text_bytes(read_body(request, path))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Carrier:
+    """The place of a request that carries a shared secret; `place` names it in messages.
+
+    `given` returns what may be the secret there, nothing where it is missing; `put` puts a secret there.
+    """
+
+    place: str
+    given: Callable[[WebhookRequest], Sequence[bytes]]
+    put: Callable[[WebhookRequest, bytes], SignedRequest]
+    headers: tuple[str, ...] = ()
+
+
+class SharedSecretVerifier(Verifier):
+    """A secret that the request carries itself: there is nothing to compute, and it vouches for the whole request."""
+
+    def __init__(self, way: WayInSection, keys: Sequence[bytes], carrier: _Carrier, read_body: ReadBody) -> None:
+        """Take a way in, its keys, the place that is looked at, and what finds a timestamp in the body."""
+        freshness = Freshness(way.timestamp, _timestamp_reader(way.timestamp, read_body)) if way.timestamp else None
+        super().__init__(way.name or way.kind, freshness)
+        self._keys = keys
+        self._carrier = carrier
+        self.secret_headers = frozenset(carrier.headers)
+
+    def prove(self, request: WebhookRequest) -> Rejected | None:
+        """Return why the request does not carry the secret, or None when it does."""
+        given = self._carrier.given(request)
+        if not given:
+            return Rejected(reason=VerificationFailure.MISSING, detail=f"{self._carrier.place} is missing")
+        holds = False
+        for key in self._keys:
+            for secret in given:
+                holds |= bool(key) and same_secret(secret, key)
+        if holds:
+            return None
+        return Rejected(reason=VerificationFailure.MISMATCH, detail=f"{self._carrier.place} is wrong")
+
+    def sign(self, request: WebhookRequest, now: datetime) -> SignedRequest:  # noqa: ARG002 - every verifier signs alike
+        """Return the request with the secret in its place."""
+        return self._carrier.put(request, self._keys[0])
+
+
+def _basic(section: BasicSection) -> _Carrier:
+    """HTTP Basic: the secret is `user:password`; with `any_user` it may be the password alone."""
+
+    def given(request: WebhookRequest) -> Sequence[bytes]:
+        scheme, _, text = (request.raw_header(("authorization",)) or b"").partition(b" ")
+        credentials = _decoded(text.strip(), "base64") if scheme.lower() == b"basic" else None
+        if credentials is None:
+            return ()
+        return (credentials, credentials.partition(b":")[2]) if section.any_user else (credentials,)
+
+    def put(request: WebhookRequest, key: bytes) -> SignedRequest:
+        credentials = key if b":" in key or not section.any_user else b"leadwire:" + key
+        value = "Basic " + base64.b64encode(credentials).decode("ascii")
+        return SignedRequest(headers={**request.headers, "authorization": value}, body=request.body)
+
+    return _Carrier(place="header authorization (Basic)", given=given, put=put, headers=("authorization",))
+
+
+def _static_header(section: StaticHeaderSection) -> _Carrier:
+    """The secret in a header of its own, after a prefix such as `Bearer `."""
+    prefix, names = section.prefix.encode(), section.header
+
+    def given(request: WebhookRequest) -> Sequence[bytes]:
+        value = request.raw_header(names)
+        if value is None or value[: len(prefix)].lower() != prefix.lower():
+            return ()
+        return (value[len(prefix) :].strip(),)
+
+    def put(request: WebhookRequest, key: bytes) -> SignedRequest:
+        return SignedRequest(headers={**request.headers, names[0]: (prefix + key).decode("latin-1")}, body=request.body)
+
+    shown = f" ({section.prefix.strip()})" if section.prefix.strip() else ""
+    return _Carrier(place=f"header {' or '.join(names)}{shown}", given=given, put=put, headers=names)
+
+
+def _url_token(section: UrlTokenSection) -> _Carrier:
+    """The secret in the address: `?token=...`."""
+
+    def given(request: WebhookRequest) -> Sequence[bytes]:
+        value = _text_bytes(request.query().get(section.param))
+        return () if value is None else (value,)
+
+    def put(request: WebhookRequest, key: bytes) -> SignedRequest:
+        query = {section.param: key.decode("utf-8", "replace")}
+        return SignedRequest(headers=request.headers, query=query, body=request.body)
+
+    return _Carrier(place=f"?{section.param}= in the address", given=given, put=put)
+
+
+def _body_token(section: BodyTokenSection, read_body: ReadBody) -> _Carrier:
+    """The secret in the body, as Zoho echoes it."""
+    path, steps = compile_path(section.path), parse_payload_path(section.path)
+
+    def given(request: WebhookRequest) -> Sequence[bytes]:
+        value = _text_bytes(read_body(request, path))
+        return () if value is None else (value,)
+
+    def put(request: WebhookRequest, key: bytes) -> SignedRequest:
+        return SignedRequest(
+            headers=request.headers, body=_with_token(request.body, steps, key.decode("utf-8", "replace"))
+        )
+
+    return _Carrier(place=f"{section.path} in the body", given=given, put=put)
+
+
+def _with_token(body: bytes, steps: Steps, token: str) -> bytes:
+    """Return a JSON or form body with the token at a plain path."""
+    names = [step for step in steps if isinstance(step, str)]
+    if len(names) != len(steps):
+        raise CannotSignError("a token can be put at a plain path only, such as token or auth.token")
+    try:
+        document: Json = json.loads(body)
+    except ValueError:
+        key = names[0] + "".join(f"[{name}]" for name in names[1:])
+        return urlencode([*parse_qsl(body.decode("utf-8", "replace")), (key, token)]).encode()
+    node = document
+    for name in names[:-1]:
+        node = node.setdefault(name, {})
+    node[names[-1]] = token
+    return json.dumps(document).encode()
+
+
+def _text_bytes(text: str | None) -> bytes | None:
+    return None if text is None else text.encode("utf-8", "surrogatepass")
+
+
+# -- handshakes --------------------------------------------------------------------------------------------------------
+#
+# What is echoed comes from outside: only a short plain token goes back, as plain text.
+
+
+def answer_unsigned(
+    question: GetEchoSection | OptionsSection, tokens: Sequence[str], request: WebhookRequest
+) -> WebhookResponse | None:
+    """Answer a question that carries no signature, or return None when this request is none.
+
+    `GET ?hub.challenge=...` is echoed when its token is one of `tokens` (Meta, "Webhooks: getting started"); an OPTIONS
+    request gets leave for its origin (CloudEvents, http-webhook.md, section 4).
+    """
+    if isinstance(question, OptionsSection):
+        return _options(question, request)
+    query = request.query()
+    if request.method != "GET" or question.param not in query:
+        return None
+    given = _text_bytes(query.get(question.token_param, "")) or b""
+    known = False
+    for token in tokens:
+        known |= bool(token) and same_secret(given, token.encode())
+    expected = all(query.get(name) == value for name, value in question.expect.items())
+    challenge = query[question.param]
+    if not known or not expected or not _ECHO.fullmatch(challenge):
+        return WebhookResponse(status=403, body=b"refused", headers=_PLAIN)
+    return WebhookResponse(status=200, body=challenge.encode("ascii"), headers=_PLAIN)
+
+
+def _options(question: OptionsSection, request: WebhookRequest) -> WebhookResponse | None:
+    origin = request.headers.get("webhook-request-origin")
+    if request.method != "OPTIONS" or origin is None:
+        return None
+    name = header_text(origin)
+    if not _ECHO.fullmatch(name):
+        return WebhookResponse(status=403, body=b"refused", headers=_PLAIN)
+    headers = {"webhook-allowed-origin": name, "allow": "POST, GET, OPTIONS"}
+    if "webhook-request-rate" in request.headers or question.rate:
+        headers["webhook-allowed-rate"] = str(question.rate or "*")
+    return WebhookResponse(status=200, headers=headers)
+
+
+def answer_signed(question: ChallengeSection | IgnoreSection, scope: Scope) -> WebhookResponse | None:
+    """Answer a question inside a verified body (Slack's url_verification, a ping), or return None when it is none."""
+    if not question.match(scope):
+        return None
+    if isinstance(question, IgnoreSection):
+        return WebhookResponse(status=200, body=b'{"status":"ignored"}', headers=_JSON)
+    value = question.answer.find(scope)
+    if not isinstance(value, str) or not _ECHO.fullmatch(value):
+        return WebhookResponse(status=400, body=b"no challenge", headers=_PLAIN)
+    if question.respond == "json":
+        return WebhookResponse(status=200, body=json.dumps({"challenge": value}).encode(), headers=_JSON)
+    return WebhookResponse(status=200, body=value.encode("ascii"), headers=_PLAIN)
