@@ -179,9 +179,13 @@ class Leadwire:
         ledger = open_ledger(self._database_url or f"sqlite:///{place.folder / 'home' / 'ledger.sqlite3'}")
         try:
             return Recorded(
-                events=frozenset(event.event.subject.id for event in ledger.list_events() if event.event.subject),
+                events=frozenset(
+                    event.event.subject.id for event in ledger.queries.list_events() if event.event.subject
+                ),
                 # The source has one id for the lead as subject and as contact.
-                delivered=frozenset(task.contact.id or "" for task in ledger.list_tasks(state=TaskState.DELIVERED)),
+                delivered=frozenset(
+                    task.contact.id or "" for task in ledger.queries.list_tasks(state=TaskState.DELIVERED)
+                ),
             )
         finally:
             ledger.close()

@@ -145,7 +145,7 @@ class SnapshotReader:
 
         def measure() -> tuple[Measures, Requests]:
             with requests.standing_still() as pending:
-                return ledger.measure(now()), pending
+                return ledger.queries.measure(now()), pending
 
         self._measures: SharedReading[tuple[Measures, Requests]] = SharedReading("ledger", measure)
         self._queues: SharedReading[Mapping[str, int] | None] = SharedReading("broker", queues)

@@ -100,7 +100,7 @@ def _last_good_set_works(settings: Settings) -> bool:
     except LedgerError:  # not there yet, or of another version
         return False
     try:
-        kept = ledger.latest_rule_set()
+        kept = ledger.rule_sets.latest()
     finally:
         ledger.close()
     if kept is None:
@@ -142,7 +142,7 @@ def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, op
         publisher = Publisher(celery_app(broker_url))
         undone.callback(publisher.close)
         reception = Reception(built, utc_now, partial(new_id, "ev"))
-        requests = RequestCounts(reception.counts.all, ledger, built)
+        requests = RequestCounts(reception.counts.all, ledger.inbox, built)
         operator = None
         if operator_port:
             watch = SnapshotReader(
@@ -156,7 +156,7 @@ def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, op
             operator = _operator_port(settings, watch, Readiness(ledger))
             undone.callback(operator.close)
         app = create_app(reception, ledger, publisher)
-        server = listen(app, reception, sockets, ledger, publisher, busy_after=BUSY_AFTER)
+        server = listen(app, reception, sockets, ledger.inbox, publisher, busy_after=BUSY_AFTER)
         undone.pop_all()
     requests.start()
     if operator is not None:

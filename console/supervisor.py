@@ -293,7 +293,7 @@ class Supervisor:
         """
         assert self._ledger is not None
         try:
-            oldest_at = self._ledger.oldest_due()
+            oldest_at = self._ledger.queries.oldest_due()
         except LedgerError:
             return
         taken = self._worker_sign.stat().st_mtime if self._worker_sign.exists() else 0.0
@@ -311,7 +311,7 @@ class Supervisor:
         """What a dead worker of ours held is unknown at once: no need to wait for its lease to end."""
         assert self._ledger is not None
         try:
-            for task_id in self._ledger.release(self._instance, utc_now()):
+            for task_id in self._ledger.tasks.release(self._instance, utc_now()):
                 log.warning("task %s: its worker ended; it is unknown whether it was executed", task_id)
         except LedgerError as error:
             log.warning("the leases of the dead worker stand until they end: %s", error)

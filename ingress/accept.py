@@ -64,7 +64,7 @@ class Reply(WebhookResponse):
 
 
 class Recorder(Protocol):
-    """What the front door needs of the ledger."""
+    """What the front door needs of the ledger's inbox."""
 
     def record(self, delivery: Delivery, events: Sequence[IncomingEvent]) -> Recorded:
         """Keep a delivery and its new events in one transaction."""
@@ -98,10 +98,10 @@ class Recording:
             fault.__traceback__ = None  # its frames hold the request, and it is held by what they hold: a circle
 
 
-def keep(recording: Recording, ledger: Recorder, dispatch: EventDispatch) -> Reply:
+def keep(recording: Recording, inbox: Recorder, dispatch: EventDispatch) -> Reply:
     """Record, wait for it, and return what the sender is told. Never raises."""
     try:
-        recorded = ledger.record(recording.delivery, recording.events)
+        recorded = inbox.record(recording.delivery, recording.events)
     except Exception as fault:  # noqa: BLE001 - nothing may get past
         return recording.failed(fault)
     return recording.stands(recorded, dispatch)

@@ -26,7 +26,7 @@ Requests = Mapping[tuple[str, str, str], int]
 
 
 class RequestLedger(Protocol):
-    """What is needed of the ledger."""
+    """What is needed of the ledger's inbox."""
 
     def count_requests(self, requests: Requests) -> None:
         """Add so many requests by source, outcome and reason."""
@@ -38,14 +38,14 @@ class RequestCounts:
     def __init__(
         self,
         counts: Callable[[], Requests],
-        ledger: RequestLedger,
+        inbox: RequestLedger,
         sources: Collection[str],
         *,
         period_seconds: float = PERIOD_SECONDS,
     ) -> None:
         """Take what returns the process's counts so far by (source, outcome, reason), which only ever grow."""
         self._counts = counts
-        self._ledger = ledger
+        self._inbox = inbox
         self._sources = frozenset(sources)
         self._period_seconds = period_seconds
         self._written: Counter[tuple[str, str, str]] = Counter()
@@ -76,7 +76,7 @@ class RequestCounts:
             if not new:
                 return
             try:
-                self._ledger.count_requests(new)
+                self._inbox.count_requests(new)
             except LedgerError as error:
                 log.debug("requests are counted in the ledger later: %s", error)
                 return

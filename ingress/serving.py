@@ -37,8 +37,7 @@ from ingress.request_counts import UNKNOWN
 from ingress.sources import WebhookRequest
 from rules.vocabulary import LedgerBusyError
 from worker.ledger.types import Delivery, IncomingEvent, Recorded
-from worker.ledger.work import Job
-from worker.ledger.writer import IN_DOUBT, WITHDRAWN
+from worker.ledger.writer import IN_DOUBT, WITHDRAWN, Job
 
 log = logging.getLogger(__name__)
 

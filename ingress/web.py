@@ -31,10 +31,14 @@ METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 READINESS_SECONDS: Final = 1.0
 
 
-class Storage(Recorder, Protocol):
+class Storage(Protocol):
     """What the public port needs of the ledger."""
 
-    def writable(self) -> None:
+    @property
+    def inbox(self) -> Recorder:
+        """What keeps deliveries."""
+
+    def check_writable(self) -> None:
         """Commit a write that leaves nothing behind; raises LedgerError when that cannot be done now."""
 
 
@@ -48,7 +52,7 @@ def create_app(reception: Reception, ledger: Storage, publisher: EventDispatch) 
     def webhook(name: str) -> Response:
         label, begun = reception.begin(name, _read)
         status, headers, body = reception.answer(
-            label, begun if isinstance(begun, Reply) else keep(begun, ledger, publisher)
+            label, begun if isinstance(begun, Reply) else keep(begun, ledger.inbox, publisher)
         )
         return Response(body, status, Headers(headers))
 
@@ -116,7 +120,7 @@ class Readiness:
 
     def _ask(self) -> list[str]:
         try:
-            self._ledger.writable()
+            self._ledger.check_writable()
         except Problem as fault:
             return [str(fault)]
         except Exception as fault:  # noqa: BLE001 - a probe reports, whatever it meets

@@ -93,7 +93,7 @@ class ThrottledClient:
         if hindrance is not None and hindrance.pause_until_at is not None:
             kind = PauseKind.ASKED if hindrance.pause_asked else PauseKind.ANSWER
             reason = f"{sent.status} was its answer to a question about earlier tasks"
-            began = self._ledger.note_refusal(
+            began = self._ledger.limits.pause_on_answer(
                 self._provider.name, kind, hindrance.pause_until_at, reason, asked_at, now
             )
             if began is not None:
@@ -109,5 +109,5 @@ class ThrottledClient:
     def _is_paused(self) -> bool:
         now, name = self._clock.now(), self._provider.name
         return any(
-            state.name is name and (state.paused_until_at or now) > now for state in self._ledger.provider_states()
+            state.name is name and (state.paused_until_at or now) > now for state in self._ledger.limits.states()
         )

@@ -47,7 +47,7 @@ def attempt(
     clock = context.clock
     end_seconds = claimed_seconds + ATTEMPT_SECONDS
     begin_by_seconds = claimed_seconds + BEGIN_WITHIN_SECONDS
-    context.ledger.give_way()
+    context.ledger.yield_to_writer()
     began_seconds = clock.awake_seconds()
     for pause_seconds in (*QUICK_PAUSES_SECONDS, None):
         # By the claim's own clock: a look-up searches around the claim, and the system's may leap meanwhile.

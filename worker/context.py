@@ -35,7 +35,7 @@ FRONT_DOOR_SECTIONS: Final = frozenset({"sources"})
 SIDE_BY_SIDE: Final = 8
 #: What is known already can wait a little for its commit, a sender for its answer cannot; see `Writer`.
 YIELDING: Final = timedelta(milliseconds=25)
-#: So many events are planned, or tasks claimed, in one write; see `TURN_SIZE` in `worker/ledger/writer.py`.
+#: So many events are planned, or tasks claimed, in one write; see `YIELDING_GROUP_SIZE` in `worker/ledger/writer.py`.
 TOGETHER: Final = 64
 #: What was claimed together and answered within this lets the next claim be twice as large.
 QUICK_SECONDS: Final = 0.5
@@ -114,7 +114,7 @@ class Bulkhead:
 class AdaptiveBatchSize:
     """How many tasks of one provider are claimed at once: as many as it was seen to answer within a moment.
 
-    A claim costs a sync to disk, and all that are claimed must begin soon. Shared by threads without a lock: whatever
+    A claim costs a sync to disk, and all that are claimed must begin soon. Batchable by threads without a lock: whatever
     value wins, it was right a moment ago.
     """
 
@@ -187,7 +187,7 @@ def build_worker(settings: Settings, *, owner: str) -> WorkerContext:
     broker_url = broker_of(settings)
     credentials = _credentials(settings)
     ledger = open_ledger(settings.database_url, yielding=YIELDING)
-    ledger.lift_answers_pauses(utc_now())
+    ledger.limits.resume_rejected(utc_now())
     rule_set = rules_in_force(settings.rules, ledger, settings.environment, resolve=WORKER_SECTIONS, now=utc_now())
     return WorkerContext(
         settings=settings,

@@ -87,7 +87,7 @@ def _put_back(context: WorkerContext, task_ids: Sequence[str], why: str, tell: T
     waiting = TaskState.WAITING
     given = [Delivered(task_id=task_id, state=waiting, words=f"put back: {why}") for task_id in task_ids]
     tell(given)
-    context.ledger.put_back(task_ids, context.clock.now())
+    context.ledger.tasks.put_back(task_ids, context.clock.now())
     return [replace(outcome, told=True) for outcome in given]
 
 
@@ -169,7 +169,7 @@ def send(
 def _claim(context: WorkerContext, client: ProviderClient, task_ids: Sequence[str]) -> list[Claim | NotClaimed]:
     owner = claim_name(context)
     try:
-        return context.ledger.claim(task_ids, context.clock.now(), LEASE, owner, limits_for(context, client))
+        return context.ledger.tasks.claim(task_ids, context.clock.now(), LEASE, owner, limits_for(context, client))
     except LedgerInDoubtError:
         undo_claim(context, owner, task_ids)
         raise
@@ -183,7 +183,7 @@ def claim_name(context: WorkerContext) -> str:
 def undo_claim(context: WorkerContext, owner: str, task_ids: Sequence[str]) -> None:
     """Give back what a claim under this name has, of which nobody knows whether it stands and nothing was sent."""
     clock, ledger = context.clock, context.ledger
-    given = _patiently(clock, lambda: ledger.give_back_of(owner, task_ids, clock.now()), ", ".join(task_ids))
+    given = _patiently(clock, lambda: ledger.tasks.give_back_of(owner, task_ids, clock.now()), ", ".join(task_ids))
     log.warning("a claim's commit was in doubt; of it was given back, unsent: %s", ", ".join(given) or "nothing")
 
 
@@ -230,13 +230,13 @@ def _settle(context: WorkerContext, made: Sequence[Made], tell: Tell) -> list[De
     try:
         if settled:
             ids = ", ".join(claim.task.id for claim, _ in settled)
-            taken = _patiently(clock, lambda: context.ledger.settle_many(settled, clock.now(), tell_of), ids)
+            taken = _patiently(clock, lambda: context.ledger.tasks.settle_many(settled, clock.now(), tell_of), ids)
             delivered += [_settled(*pair, taken=took) for pair, took in zip(settled, taken, strict=True)]
     finally:  # nothing was sent of these, whatever became of the others
         for claim in (claim for claim, attempted in made if attempted is None):
             given = _told(claim, TaskState.WAITING, "given back before anything was sent")
             tell([given])
-            _patiently(clock, partial(context.ledger.give_back, claim, clock.now()), claim.task.id)
+            _patiently(clock, partial(context.ledger.tasks.give_back, claim, clock.now()), claim.task.id)
             delivered.append(replace(given, told=True))
     return delivered
 

@@ -64,10 +64,10 @@ class InlineDelivery:
         terms = self._terms(plans, clock.now())
         answers: Sequence[Claim | NotClaimed] = ()
         if terms is None:
-            due = ledger.record_plans(plans, clock.now())
+            due = ledger.tasks.insert(plans, clock.now())
         else:
             try:
-                due, answers = ledger.record_and_claim(plans, self._claimed_at, terms)
+                due, answers = ledger.tasks.insert_and_claim(plans, self._claimed_at, terms)
             except LedgerInDoubtError:
                 undo_claim(self._context, terms.owner, [task.id for plan in plans for task in plan.tasks])
                 raise

@@ -354,10 +354,10 @@ class FlowerSync:
     def doubts(self) -> None:
         """Tell which tasks are newly in doubt, and which were delivered after all or have ended otherwise."""
         known = self._doubtful | {self._noted.popleft() for _ in range(len(self._noted))}
-        found = {task.id: task for task in self._ledger.list_tasks(LATEST_OF_STATE, state=TaskState.UNKNOWN)}
+        found = {task.id: task for task in self._ledger.queries.list_tasks(LATEST_OF_STATE, state=TaskState.UNKNOWN)}
         for task_id in found.keys() - known:
             self._tell(found[task_id])
-        ended = [self._ledger.task(task_id) for task_id in known - found.keys()]
+        ended = [self._ledger.queries.task(task_id) for task_id in known - found.keys()]
         delivered = [task.id for task in ended if task and task.state is TaskState.DELIVERED]
         if delivered:
             together(delivered, self._send, "delivered, after a doubt")
@@ -382,8 +382,8 @@ class FlowerSync:
     def _latest(self) -> Iterator[StoredTask]:
         oldest_at = utc_now() - TOLD_AGE
         seen: set[str] = set()
-        lists = [self._ledger.list_tasks(LATEST)]
-        lists += [self._ledger.list_tasks(LATEST_OF_STATE, state=state) for state in TOLD_STATES]
+        lists = [self._ledger.queries.list_tasks(LATEST)]
+        lists += [self._ledger.queries.list_tasks(LATEST_OF_STATE, state=state) for state in TOLD_STATES]
         for tasks in lists:
             for task in tasks:
                 if task.id not in seen and task.updated_at >= oldest_at:
@@ -398,7 +398,9 @@ class FlowerSync:
 
     def _outcome(self, task: StoredTask) -> Delivered:
         """Return what is to be shown of a task, in the words of the worker that settled it."""
-        attempts = [attempt for attempt in self._ledger.attempts(task.id) if not attempt.deferred or attempt.verdict]
+        attempts = [
+            attempt for attempt in self._ledger.queries.attempts(task.id) if not attempt.deferred or attempt.verdict
+        ]
         last = attempts[-1] if attempts else None
         waiting = task.state is TaskState.WAITING
         if last is None or last.verdict is None:

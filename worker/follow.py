@@ -88,13 +88,13 @@ class OutcomePoller:
         now, seconds = context.clock.now(), context.clock.awake_seconds()
         if self._missed_seconds is None or seconds - self._missed_seconds >= MISSED_SECONDS:
             self._missed_seconds = seconds
-            context.ledger.follow_ups.follow_missed(self._name, now, now + self._first)
+            context.ledger.outcomes.poll_missed(self._name, now, now + self._first)
         bulkhead, taken = context.clients[self._name].bulkhead, 0
         while taken < BATCH and context.clock.awake_seconds() >= self._rest_until_seconds:
             if not self._asking.wait(PLACE_PATIENCE_SECONDS) or not bulkhead.take(SLOT_PATIENCE_SECONDS):
                 break
             try:
-                polls = context.ledger.follow_ups.take_polls(self._name, context.clock.now(), self._pause, 1)
+                polls = context.ledger.outcomes.claim(self._name, context.clock.now(), self._pause, 1)
                 if not polls or not self._ask(polls[0]):
                     return taken + len(polls)
             finally:
@@ -104,7 +104,7 @@ class OutcomePoller:
 
     def _charge(self, now: datetime) -> datetime:
         limits = self._context.limits.get(self._name, Limits())
-        return self._context.ledger.charge(self._name, limits, now)
+        return self._context.ledger.limits.charge(self._name, limits, now)
 
     def _ask(self, poll: Poll) -> bool:
         """Ask about one task; return whether the provider takes questions."""
@@ -115,7 +115,7 @@ class OutcomePoller:
         told = provider.read_outcome(sent, poll.external_id)
         if isinstance(told, CannotTell):
             log.info("task %s: what became of it is not known (%s); asked again later", poll.task_id, told.reason)
-        elif self._context.ledger.follow_ups.seen(poll, told.word, clock.now(), final=told.final) and told.final:
+        elif self._context.ledger.outcomes.record(poll, told.word, clock.now(), final=told.final) and told.final:
             log.info("task %s: %s says it is %s", poll.task_id, self._name, told.word)
         if hindrance is None:
             return True

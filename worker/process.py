@@ -44,11 +44,11 @@ def process_events(
     `tell` shows outcomes at once, `ended` is told of the batch that was delivered, also when this raises in the end.
     """
     tally = Tally(asked=len(event_ids))
-    fresh, suspects = context.ledger.fresh_events(event_ids)
+    fresh, suspects = context.ledger.inbox.fresh_events(event_ids)
     _process(context, fresh, tally, tell, ended)
     # Only now: of what was claimed nothing may be unsent when one of these crashes the process.
     for event_id in suspects:
-        suspect = context.ledger.events_to_process([event_id], context.clock.now())
+        suspect = context.ledger.inbox.events_to_process([event_id], context.clock.now())
         _process(context, suspect, tally, tell, ended)
     return tally
 
@@ -92,7 +92,7 @@ def _record(context: WorkerContext, plans: Sequence[Plan], tally: Tally, first: 
 
 def _plan(context: WorkerContext, stored: StoredEvent) -> Plan | None:
     """Return the event's plan; an event whose planning fails is noted in the ledger, and its neighbours go on."""
-    context.ledger.give_way()
+    context.ledger.yield_to_writer()
     try:
         return decide(context.rule_set, stored.event, now=context.clock.now())
     except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this event alone
@@ -103,4 +103,4 @@ def _plan(context: WorkerContext, stored: StoredEvent) -> Plan | None:
 def _failed(context: WorkerContext, event_id: str, step: str, error: Exception) -> None:
     """Note a failure in the ledger; the log gets no message of it, since that may quote the payload."""
     log.error("event %s: %s failed with %s; see `leadwire show`", event_id, step, type(error).__name__)
-    context.ledger.event_failed(event_id, f"{step} failed: {type(error).__name__}: {error}", context.clock.now())
+    context.ledger.inbox.event_failed(event_id, f"{step} failed: {type(error).__name__}: {error}", context.clock.now())

@@ -75,13 +75,13 @@ class FollowUps:
 
     def try_again(self) -> None:
         """Have tried again what was put aside: what was missing may be there for this process."""
-        number = self._context.ledger.follow_ups.try_ends_again(self._context.clock.now())
+        number = self._context.ledger.follow_ups.retry_set_aside(self._context.clock.now())
         if number:
             log.info("%s tasks have ended whose answer could not be planned before; it is tried again", number)
 
     def once(self) -> int:
         """Answer what has ended; return how many ends were taken."""
-        taken = self._context.ledger.follow_ups.take_ends(self._context.clock.now(), BATCH)
+        taken = self._context.ledger.follow_ups.claim(self._context.clock.now(), BATCH)
         for reaction in taken:
             self._answer(reaction)
         return len(taken)
@@ -92,7 +92,7 @@ class FollowUps:
             rule_set = self._sets.rule_set(task.rule_set)
             now = context.clock.now()
             planned, note = react(rule_set, reaction.event, _ended(reaction), reaction.trigger, now=now)
-            due = context.ledger.follow_ups.answer(reaction, planned, now, note)
+            due = context.ledger.follow_ups.record(reaction, planned, now, note)
         except LedgerBusyError:
             raise  # nothing is wrong with the answer: it is taken again
         except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this end alone
@@ -115,7 +115,7 @@ class FollowUps:
         log.error(
             "task %s: what follows on %s cannot be planned (%s%s); see leadwire show", task.id, trigger, name, told
         )
-        self._context.ledger.follow_ups.put_end_aside(reaction, f"{name}: {error}", self._context.clock.now())
+        self._context.ledger.follow_ups.set_aside(reaction, f"{name}: {error}", self._context.clock.now())
 
 
 def _ended(reaction: Reaction) -> Ended:

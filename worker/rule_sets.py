@@ -135,13 +135,13 @@ def rules_in_force(
             raise SettingsError("LEADWIRE_RULES is not set: it names the folder with your rule files")
         rule_set = accepted(read_files(place), environment, resolve=resolve, faults_of=faults_of)
     except (RuleError, SettingsError) as fault:
-        kept = ledger.latest_rule_set()
+        kept = ledger.rule_sets.latest()
         if kept is None:
             raise
         version, files = kept
         log.error("the rules in %s cannot be accepted; the last good set %s stays in force:\n%s", place, version, fault)
         return load(files, environment, resolve=resolve)
-    ledger.store_rule_set(rule_set.version, rule_set.files, now)
+    ledger.rule_sets.store(rule_set.version, rule_set.files, now)
     return rule_set
 
 
@@ -186,7 +186,7 @@ class KeptRuleSets:
         known = self._books.get(version)
         if known is not None:
             return known
-        files = self._ledger.rule_set(version)
+        files = self._ledger.rule_sets.get(version)
         if files is None:
             raise SettingsError(f"rule set {version} is not in the ledger any more")
         rule_set = load(files, self._environment, resolve=self._resolve)

@@ -125,7 +125,7 @@ class Reconciler:
     def once(self) -> int:
         """Do what is due now; return how many doubts that was."""
         self._is_steady(timedelta())  # looks at the clocks in every round
-        doubts = self._ledger.claim_doubts(self._provider.name, self._clock.now(), self._timing.hold, BATCH)
+        doubts = self._ledger.reconciliation.claim(self._provider.name, self._clock.now(), self._timing.hold, BATCH)
         end_seconds = self._clock.awake_seconds() + self._timing.look_up_seconds
         begin_by_seconds = end_seconds - self._timing.look_up_seconds / 2
         silent = 0
@@ -188,14 +188,14 @@ class Reconciler:
     def _let_go(self, group: Group) -> None:
         """Leave doubts to whoever has time for them, when the place in line that is kept has come."""
         for doubt, _ in group:
-            self._ledger.note_look_up(doubt, self._asking.place_at, failed=False)
+            self._ledger.reconciliation.postpone(doubt, self._asking.place_at, failed=False)
 
     def _conclude(self, doubt: PendingReconciliation, outcome: Found | Absent | CannotTell, asked_at: datetime) -> None:
         """Write down what a look-up that began then came to."""
         now = self._clock.now()
         task = doubt.task
         if isinstance(outcome, Absent) and not self._is_steady(now - doubt.began_at):
-            self._ledger.note_look_up(doubt, now + self._timing.plan.apart, failed=False)
+            self._ledger.reconciliation.postpone(doubt, now + self._timing.plan.apart, failed=False)
             return
         step = after_look_up(
             outcome,
@@ -210,9 +210,9 @@ class Reconciler:
         if step.state is TaskState.UNKNOWN and step.due_at is not None:
             absent_at = asked_at if isinstance(outcome, Absent) and step.counted else None
             failed = isinstance(outcome, CannotTell) and step.counted
-            self._ledger.note_look_up(doubt, step.due_at, failed=failed, absent_at=absent_at)
+            self._ledger.reconciliation.postpone(doubt, step.due_at, failed=failed, absent_at=absent_at)
             return
-        if self._ledger.end_doubt(doubt, self._settlement(doubt, outcome, step), now):
+        if self._ledger.reconciliation.resolve(doubt, self._settlement(doubt, outcome, step), now):
             self._say(doubt, outcome, step)
 
     def _settlement(
@@ -248,7 +248,7 @@ class Reconciler:
 
     def _remember_form(self, doubt: PendingReconciliation, now: datetime) -> None:
         if not (self._form_works or doubt.form_works):
-            self._ledger.note_form_works(self._provider.name, now)
+            self._ledger.reconciliation.note_query_works(self._provider.name, now)
         self._form_works = True
 
     def _is_steady(self, since_attempt: timedelta) -> bool:
@@ -282,7 +282,7 @@ def _seeker(context: WorkerContext, name: ProviderName, timing: Timing) -> Recon
         timing=timing,
         closing=context.closing,
         steadiness=Steadiness(context.clock.now, context.clock.awake_seconds),
-        charge=partial(context.ledger.charge, name, limits),
+        charge=partial(context.ledger.limits.charge, name, limits),
         rest_seconds=1 / limits.rate_per_second if limits.rate_per_second else 0.0,
     )
 

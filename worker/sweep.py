@@ -76,7 +76,7 @@ class Sweeper:
         now = clock.now()
         if clock.awake_seconds() - self._leases_seconds >= LEASES_SECONDS:
             self._leases_seconds = clock.awake_seconds()
-            for task_id in self._context.ledger.expire_leases(now):
+            for task_id in self._context.ledger.tasks.expire_leases(now):
                 log.warning(
                     "task %s: its lease ended without an outcome; it is unknown whether it was executed", task_id
                 )
@@ -86,7 +86,7 @@ class Sweeper:
         more = self._tasks(depths)
         if depths[EVENTS_QUEUE] < DEPTH_LIMIT:
             grace = GRACE_WAITING if depths[EVENTS_QUEUE] else GRACE_EMPTY
-            self._context.publisher.events(self._context.ledger.overdue_events(now, grace, EVENTS_LIMIT))
+            self._context.publisher.events(self._context.ledger.inbox.dispatch_overdue(now, grace, EVENTS_LIMIT))
         return more
 
     def _go_on(self) -> bool:
@@ -101,7 +101,7 @@ class Sweeper:
         more = False
         for limits, grace in ((idle, GRACE_EMPTY), (busy, GRACE_WAITING)):
             if limits:
-                due = self._context.ledger.due_tasks(self._context.clock.now(), grace, limits)
+                due = self._context.ledger.tasks.dispatch_due(self._context.clock.now(), grace, limits)
                 self._context.publisher.tasks(due)
                 sent = Counter(task.provider for task in due)
                 more = more or any(sent[name] == limit > AT_FULL for name, limit in limits.items())

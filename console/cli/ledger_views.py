@@ -62,7 +62,9 @@ def events(state: str | None, source: str | None, limit: int | None, *, json_wan
     with ExitStack() as stack:
         ledger = _ledger_or_none(stack)
         wanted = EventState(state) if state else None
-        found = ledger.list_events(_rows(limit, json_wanted), state=wanted, source=source) if ledger else iter(())
+        found = (
+            ledger.queries.list_events(_rows(limit, json_wanted), state=wanted, source=source) if ledger else iter(())
+        )
         if json_wanted:
             _print_array(event_document(event) for event in found)
             return
@@ -90,7 +92,7 @@ def tasks(
     with ExitStack() as stack:
         ledger = _ledger_or_none(stack)
         found = (
-            ledger.list_tasks(
+            ledger.queries.list_tasks(
                 _rows(limit, json_wanted),
                 state=TaskState(state) if state else None,
                 type=TaskType(type) if type else None,
@@ -116,18 +118,18 @@ def show(some_id: str, *, json_wanted: bool) -> None:
     The beginning of an id is enough where only one begins so.
     """
     with existing_ledger(settings_in_force()) as ledger:
-        task = ledger.task(some_id)
-        event = None if task else ledger.event(some_id)
+        task = ledger.queries.task(some_id)
+        event = None if task else ledger.queries.event(some_id)
         if task:
-            attempts = ledger.attempts(task.id)
-            answers = [one for one in ledger.tasks_of(task.event_id) if one.parent == task.id]
+            attempts = ledger.queries.attempts(task.id)
+            answers = [one for one in ledger.queries.tasks_of(task.event_id) if one.parent == task.id]
             text = (
                 document(whole_task_document(task, attempts, answers))
                 if json_wanted
                 else _task_text(task, attempts, answers)
             )
         elif event:
-            made = ledger.tasks_of(event.id)
+            made = ledger.queries.tasks_of(event.id)
             whole = {**whole_event_document(event), "tasks": [task_document(one) for one in made]}
             text = document(whole) if json_wanted else _event_text(event, made)
         else:

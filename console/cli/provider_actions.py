@@ -65,8 +65,8 @@ def providers(*, json_wanted: bool) -> None:
     """Show how each provider stands: paused or not, until when and why, and the work before it."""
     now = utc_now()
     with existing_ledger(settings_in_force()) as ledger:
-        states = {state.name: state for state in ledger.provider_states()}
-        loads = ledger.workloads(now)
+        states = {state.name: state for state in ledger.limits.states()}
+        loads = ledger.queries.workloads(now)
     documents = [_document(name, states.get(name), loads[name], now) for name in ProviderName]
     if json_wanted:
         click.echo(document(documents))
@@ -93,7 +93,7 @@ def pause(name: str, span: timedelta | None, until_at: datetime | None, reason: 
     if ends_at <= now:
         raise Problem(f"{instant(ends_at)} is over: name a moment to come, or none")
     with existing_ledger(settings_in_force()) as ledger:
-        ledger.pause_provider(ProviderName(name), ends_at, reason or "paused by a person", now)
+        ledger.limits.pause(ProviderName(name), ends_at, reason or "paused by a person", now)
         ahead = _ahead(ledger, name)
     click.echo(f"{name} is paused {_until(ends_at)}; {counted(ahead, 'task')} ahead of it")
     click.echo(f"next: leadwire resume {name}", err=True)
@@ -105,15 +105,15 @@ def resume(name: str) -> None:
     """Lift any pause of a provider: the tasks that waited for its end are due now."""
     now = utc_now()
     with existing_ledger(settings_in_force()) as ledger:
-        was = next((state for state in ledger.provider_states() if state.name == name), None)
-        ledger.resume_provider(ProviderName(name), now)
+        was = next((state for state in ledger.limits.states() if state.name == name), None)
+        ledger.limits.resume(ProviderName(name), now)
         ahead = _ahead(ledger, name)
     paused = was is not None and was.paused_until_at is not None and not (was.held and was.paused_until_at <= now)
     click.echo(f"{name} {'is resumed' if paused else 'was not paused'}; {counted(ahead, 'task')} ahead of it")
 
 
 def _ahead(ledger: Ledger, name: str) -> int:
-    return _number(ledger.workloads(utc_now())[ProviderName(name)], *_AHEAD)
+    return _number(ledger.queries.workloads(utc_now())[ProviderName(name)], *_AHEAD)
 
 
 def _document(name: ProviderName, state: ProviderState | None, load: Workload, now: datetime) -> dict[str, Any]:

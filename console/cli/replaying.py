@@ -167,7 +167,7 @@ class _Look:
 
 
 def _named(ledger: Ledger, event_ids: Sequence[str]) -> list[StoredEvent]:
-    found = [(event_id, ledger.event(event_id)) for event_id in event_ids]
+    found = [(event_id, ledger.queries.event(event_id)) for event_id in event_ids]
     missing = [shortened(event_id) for event_id, stored in found if stored is None]
     if missing:
         raise Problem(f"{', '.join(missing)}: no event has this id: see `leadwire events`")
@@ -175,7 +175,7 @@ def _named(ledger: Ledger, event_ids: Sequence[str]) -> list[StoredEvent]:
 
 
 def _selected(ledger: Ledger, state: str | None, chosen: dict[str, Any]) -> Iterable[StoredEvent]:
-    return ledger.select_events(EventSelection(states=(EventState(state or EventState.PROCESSED),), **chosen))
+    return ledger.queries.select_events(EventSelection(states=(EventState(state or EventState.PROCESSED),), **chosen))
 
 
 def _look(ledger: Ledger, stored: StoredEvent, rule_set: RuleSet | None, ask: _Asked) -> _Look:
@@ -186,7 +186,7 @@ def _look(ledger: Ledger, stored: StoredEvent, rule_set: RuleSet | None, ask: _A
     planned = decide(rule_set, stored.event, now=ask.now).tasks
     if ask.new_keys:
         return _Look(stored, None, [(task, None) for task in planned])
-    made = {(task.rule, task.name): task for task in ledger.tasks_of(stored.id) if task.parent is None}
+    made = {(task.rule, task.name): task for task in ledger.queries.tasks_of(stored.id) if task.parent is None}
     left = [(task.rule, task.name, task.type) for task in made.values() if not never_left(task)]
     other_names = renamed([(task.rule, task.name, task.type) for task in planned], left)
     refusal = f"event {stored.id}: {other_names}" if other_names else None
@@ -195,7 +195,7 @@ def _look(ledger: Ledger, stored: StoredEvent, rule_set: RuleSet | None, ask: _A
 
 def _book(ledger: Ledger, settings: Settings) -> RuleSet | None:
     """Return the rule set that the ledger took last, or None with a word about it: then the worker alone compares."""
-    kept = ledger.latest_rule_set()
+    kept = ledger.rule_sets.latest()
     for environment, resolve in ((settings.environment, WORKER_SECTIONS), ({}, frozenset[str]())):
         try:
             rule_set = load(kept[1], environment, resolve=resolve) if kept else None
@@ -221,7 +221,7 @@ def _question(good: Sequence[_Look], *, new_keys: bool) -> str:
 def _replay(ledger: Ledger, good: Sequence[_Look], ask: _Asked) -> list[Replayed]:
     done: list[Replayed] = []
     for part in chunks([look.stored.id for look in good]):
-        done += ledger.replay(part, utc_now(), failed_too=ask.failed_too, new_keys=ask.new_keys)
+        done += ledger.admin.replay(part, utc_now(), failed_too=ask.failed_too, new_keys=ask.new_keys)
     return [replace(one, refusal=printable(one.refusal)) if one.refusal else one for one in done]
 
 

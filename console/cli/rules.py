@@ -79,12 +79,14 @@ def explain(what: str | None, rules_path: str | None, *, last: bool, json_wanted
     if rules_path:
         raise click.UsageError("--rules goes with FILE: an event of the ledger keeps the decisions it was given")
     with existing_ledger(settings) as ledger:
-        stored = ledger.event(what) if what else ledger.last_event()
+        stored = ledger.queries.event(what) if what else ledger.queries.last_event()
         if stored is None:
             nothing = f"{shortened(what or '')}: no event has this id: see `leadwire events`"
             raise Problem(nothing if what else "no event came in yet: `leadwire send SOURCE` posts a sample")
-        kept = ledger.rule_set(stored.rule_set) if stored.rule_set else None
-        text = explain_stored(stored, ledger.tasks_of(stored.id), kept, settings.environment, json_wanted=json_wanted)
+        kept = ledger.rule_sets.get(stored.rule_set) if stored.rule_set else None
+        text = explain_stored(
+            stored, ledger.queries.tasks_of(stored.id), kept, settings.environment, json_wanted=json_wanted
+        )
     click.echo(text)
 
 

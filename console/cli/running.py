@@ -115,7 +115,7 @@ def _watched(context: WorkerContext, ready_file: Path | None, health_file: Path 
         return
     sign = ready_file or health_file.with_name(f"{health_file.name}.taken")
     depths = QueueDepths(celery_app(broker_of(context.settings)))
-    watch = Watchdog(depths.read, context.ledger.oldest_due, sign=sign, report=health_file)
+    watch = Watchdog(depths.read, context.ledger.queries.oldest_due, sign=sign, report=health_file)
     watch.start()
     try:
         yield sign

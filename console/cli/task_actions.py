@@ -52,7 +52,7 @@ def settle(task_id: str, external_id: str | None, *, delivered: bool, not_delive
     if external_id and not_delivered:
         raise click.UsageError("an EXTERNAL_ID goes with --delivered only: what was not delivered has none")
     with existing_ledger(settings_in_force()) as ledger:
-        task = ledger.settle_by_hand(_known(ledger, task_id).id, delivered, external_id, utc_now())
+        task = ledger.admin.settle(_known(ledger, task_id).id, delivered, external_id, utc_now())
     click.echo(_line(task))
 
 
@@ -96,9 +96,9 @@ def retry(
     with existing_ledger(settings_in_force()) as ledger:
         if not selected:
             one_by_one = _OneByOne(task_ids, dry_run=dry_run, json_wanted=json_wanted, verb="retried")
-            one_by_one.run(ledger, why_not_retried, lambda task: ledger.retry(task.id, utc_now()))
+            one_by_one.run(ledger, why_not_retried, lambda task: ledger.admin.retry(task.id, utc_now()))
             return
-        found = look(ledger.select_tasks(selection(states, chosen)), why_not_retried)
+        found = look(ledger.queries.select_tasks(selection(states, chosen)), why_not_retried)
         rate = per_minute or PER_MINUTE
         minutes = -(-len(found.ids) // rate)
         question = f"retry {counted(len(found.ids), 'task')}, {rate} a minute, in about {counted(minutes, 'minute')}?"
@@ -108,7 +108,7 @@ def retry(
         gap = timedelta(minutes=1) / rate
         for part in chunks(list(enumerate(found.ids))):
             due = {task_id: now + place * gap for place, task_id in part}
-            changed += len(ledger.retry_many(due, states, utc_now()))
+            changed += len(ledger.admin.retry_many(due, states, utc_now()))
     _tell_end(found, changed, "retried", json_wanted=json_wanted)
 
 
@@ -155,7 +155,7 @@ def cancel(
             one_by_one.run(ledger, refusal_of, act)
             return
         states = _cancelled_states(state, there=there)
-        found = look(ledger.select_tasks(selection(states, chosen, planned=True)), refusal_of)
+        found = look(ledger.queries.select_tasks(selection(states, chosen, planned=True)), refusal_of)
         question = f"cancel {counted(len(found.ids), 'task')}?"
         if not _go_on(found, question, dry_run=dry_run, yes=yes, json_wanted=json_wanted):
             return
@@ -192,7 +192,7 @@ class _Desk:
 
     def cancel_here(self, task: StoredTask) -> StoredTask:
         """End a task that its provider does not have."""
-        return self._ledger.cancel(task.id, self._reason, utc_now())
+        return self._ledger.admin.cancel(task.id, self._reason, utc_now())
 
     def cancel(self, task: StoredTask) -> StoredTask:
         """End a task; what its provider answered is kept before a refusal is raised."""
@@ -200,7 +200,9 @@ class _Desk:
             return self.cancel_here(task)
         provider, transport = self._reach(task.provider)
         answer = provider.cancelled(transport.send(provider.cancel(task.external_id)))
-        noted = self._ledger.cancelled_there(task.id, answer.words, self._reason, utc_now(), taken=answer.taken)
+        noted = self._ledger.admin.cancelled_at_provider(
+            task.id, answer.words, self._reason, utc_now(), taken=answer.taken
+        )
         if not answer.taken:
             raise LedgerError(f"task {task.id} is not cancelled: {task.provider} answered {answer.words}")
         return noted
@@ -209,11 +211,11 @@ class _Desk:
         """End what was found; return how many were."""
         changed = 0
         for part in chunks(found.ids):
-            changed += len(self._ledger.cancel_many(part, states, self._reason, utc_now()))
+            changed += len(self._ledger.admin.cancel_many(part, states, self._reason, utc_now()))
         if not there:
             return changed
         for task_id in found.ids:
-            task = self._ledger.task(task_id)
+            task = self._ledger.queries.task(task_id)
             if task is None or task.state is not TaskState.DELIVERED:
                 continue
             try:
@@ -298,7 +300,7 @@ def _tell_end(found: Found, changed: int, verb: str, *, json_wanted: bool) -> No
 
 
 def _known(ledger: Ledger, task_id: str) -> StoredTask:
-    task = ledger.task(task_id)
+    task = ledger.queries.task(task_id)
     if task is None:
         raise LedgerError(f"{task_id}: no task has this id: see `leadwire tasks`")
     return task

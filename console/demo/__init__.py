@@ -96,8 +96,8 @@ def _play(house: House, sandbox: Sandbox, built: dict[str, Source], screen: Scre
             outcome = Outcome(
                 postings=story,
                 answers=answers,
-                events=tuple(ledger.list_events()),
-                tasks=tuple(ledger.list_tasks()),
+                events=tuple(ledger.queries.list_events()),
+                tasks=tuple(ledger.queries.list_tasks()),
                 at_mindhunters=tuple(sandbox.tasks("mindhunters")),
                 at_vambe=tuple(sandbox.tasks("vambe")),
                 refused=tuple(str(one["why"]) for one in sandbox.state()["refused"]),

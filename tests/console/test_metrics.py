@@ -43,7 +43,7 @@ def fill(ledger, now) -> None:
             id=f"ev_{number}", source="crm", type="lead.created", occurred_at=now, received_at=now, data={"name": "Ana"}
         )
         delivery = Delivery(id=f"dl_{number}", source="crm", received_at=now, body=b"{}", content_hash=str(number))
-        ledger.record(delivery, [IncomingEvent(event=event, dedupe_key=str(number), content_hash="1")])
+        ledger.inbox.record(delivery, [IncomingEvent(event=event, dedupe_key=str(number), content_hash="1")])
         task = Task(
             id=f"tk_{number}",
             key=f"key {number}",
@@ -60,13 +60,13 @@ def fill(ledger, now) -> None:
         plan = Plan(
             event_id=event.id, rule_set="rs_1", state=EventState.PROCESSED, decisions=(decision,), tasks=(task,)
         )
-        ledger.record_plans([plan], now)
-        (claim,) = ledger.claim([task.id], now, timedelta(seconds=60), "w-1")
+        ledger.tasks.insert([plan], now)
+        (claim,) = ledger.tasks.claim([task.id], now, timedelta(seconds=60), "w-1")
         delivered = Settlement(verdict=Verdict.DELIVERED, state=TaskState.DELIVERED, external_id="x", status=201)
-        ledger.settle(claim, delivered, now + timedelta(seconds=3))
-    ledger.pause_provider(ProviderName.VAMBE, now + timedelta(hours=1), "Ana asked for it", now)
-    ledger.store_rule_set("rs_1", {"a.yaml": ""}, now)
-    ledger.count_requests({("crm", "rejected", "mismatch"): 2, ("(unknown)", "unknown", ""): 1})
+        ledger.tasks.settle(claim, delivered, now + timedelta(seconds=3))
+    ledger.limits.pause(ProviderName.VAMBE, now + timedelta(hours=1), "Ana asked for it", now)
+    ledger.rule_sets.store("rs_1", {"a.yaml": ""}, now)
+    ledger.inbox.count_requests({("crm", "rejected", "mismatch"): 2, ("(unknown)", "unknown", ""): 1})
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def view(tmp_path_factory) -> Iterator[MetricsSnapshot]:
     ledger = open_ledger(url)
     fill(ledger, now)
     yield MetricsSnapshot(
-        measures=ledger.measure(now + timedelta(seconds=60)),
+        measures=ledger.queries.measure(now + timedelta(seconds=60)),
         requests={},
         read_seconds=0.01,
         sources=["crm", "web"],

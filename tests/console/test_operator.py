@@ -8,6 +8,7 @@ import threading
 import time
 from base64 import b64encode
 from datetime import timedelta
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -27,6 +28,11 @@ LET_IN = {"Authorization": f"Bearer {TOKEN}"}
 class Locked:
     """A ledger that cannot be read."""
 
+    @property
+    def queries(self):
+        """Its reads."""
+        return self
+
     def measure(self, now):
         """Refuse."""
         raise LedgerBusyError("the ledger cannot be used right now: database is locked")
@@ -37,6 +43,7 @@ class Silent:
 
     def __init__(self) -> None:
         self.end = threading.Event()
+        self.queries = self
 
     def measure(self, now):
         """Hang."""
@@ -63,7 +70,7 @@ def serve(ledger, now):
         counted = changed.pop("counted", {})
         given = {
             "ledger": ledger,
-            "requests": RequestCounts(lambda: counted, ledger, ["crm"]),
+            "requests": RequestCounts(lambda: counted, ledger.inbox, ["crm"]),
             "now": lambda: now,
             "queues": lambda: {"leadwire.events": 3},
             "sources": ["crm"],
@@ -158,8 +165,8 @@ def test_the_form_is_the_one_asked_for(serve, accept, kind) -> None:
 
 def test_status_tells_what_is_wrong(serve, ledger, now) -> None:
     """Who is paused and why in one word, what rules are in force and whether the folder was refused, and no provider's words."""
-    ledger.store_rule_set("rs_1", {"a.yaml": ""}, now)
-    ledger.pause_provider(ProviderName.VAMBE, now + timedelta(hours=1), "401 for ana@example.com", now)
+    ledger.rule_sets.store("rs_1", {"a.yaml": ""}, now)
+    ledger.limits.pause(ProviderName.VAMBE, now + timedelta(hours=1), "401 for ana@example.com", now)
     url = serve(refused=True, reasons=lambda: ["the ledger cannot be written"])
     answer = httpx.get(url + "/status", headers=LET_IN)
     said = answer.json()
@@ -212,7 +219,7 @@ def test_a_broker_that_hangs_is_down(serve, monkeypatch) -> None:
 def test_requests_that_are_not_in_the_ledger_yet_are_shown(serve, ledger) -> None:
     """Busy answers show while the ledger takes nothing: what it holds and what waits is added up."""
     busy = ("crm", "busy", "ledger_busy")
-    ledger.count_requests({busy: 2})
+    ledger.inbox.count_requests({busy: 2})
     text = httpx.get(serve(counted={busy: 5}) + "/metrics", headers=LET_IN).text
 
     assert 'leadwire_webhook_requests_total{outcome="busy",reason="ledger_busy",source="crm"} 7.0' in text
@@ -228,9 +235,9 @@ def test_scrapes_at_the_same_time_read_once(serve, ledger, now) -> None:
         def measure(self, at):
             """Count and answer."""
             asked.append(at)
-            return ledger.measure(at)
+            return ledger.queries.measure(at)
 
-    url = serve(ledger=Asked())
+    url = serve(ledger=SimpleNamespace(queries=Asked()))
     for _ in range(5):
         assert 200 == httpx.get(url + "/metrics", headers=LET_IN).status_code
     assert [now] == asked

@@ -55,7 +55,7 @@ def test_with_an_earlier_set_a_start_goes_on(settings, now, caplog) -> None:
     """Whatever has become of the folder, the last good set is there to work with."""
     migrate(settings.database_url)
     ledger = open_ledger(settings.database_url)
-    ledger.store_rule_set("rs_1", {"a.yaml": GOOD}, now)
+    ledger.rule_sets.store("rs_1", {"a.yaml": GOOD}, now)
     ledger.close()
     (settings.rules / "a.yaml").unlink()
     settings.rules.rmdir()
@@ -164,5 +164,5 @@ def test_requests_are_in_the_ledger_when_the_door_is_closed(settings, open_door,
     door.requests.close()
 
     with closing(open_ledger(settings.database_url)) as ledger:
-        tallies = ledger.measure(now).tallies
+        tallies = ledger.queries.measure(now).tallies
     assert {("crm", "rejected", "mismatch"): 3} == tallies[Tally.REQUESTS]

@@ -93,7 +93,7 @@ def test_a_signed_webhook_becomes_tasks_once(stack, sandbox):
     )
     ledger = open_ledger(stack.database_url)
     try:
-        assert until(lambda: 3 == len([task for task in ledger.list_tasks() if task.external_id]))
+        assert until(lambda: 3 == len([task for task in ledger.queries.list_tasks() if task.external_id]))
     finally:
         ledger.close()
 

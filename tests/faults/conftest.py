@@ -68,13 +68,13 @@ class Workshop:
             contact=_contact(data),
         )
         delivery = Delivery(id=f"dl_{name}", source="crm", received_at=now, body=b"{}", content_hash=name)
-        self.ledger.record(delivery, [IncomingEvent(event=event, dedupe_key=name, content_hash=name)])
+        self.ledger.inbox.record(delivery, [IncomingEvent(event=event, dedupe_key=name, content_hash=name)])
         process_events(self.context, [event.id], lambda *_: None, lambda _: None)
-        return [task.id for task in self.ledger.list_tasks() if task.event_id == event.id]
+        return [task.id for task in self.ledger.queries.list_tasks() if task.event_id == event.id]
 
     def state(self, task_id):
         """Return a task's state."""
-        return next(task.state for task in self.ledger.list_tasks() if task.id == task_id)
+        return next(task.state for task in self.ledger.queries.list_tasks() if task.id == task_id)
 
     def deliver(self, task_ids, context=None, provider=ProviderName.VAMBE):
         """Deliver as a message does, and return the outcomes."""

@@ -26,7 +26,7 @@ from pathlib import Path
 from sqlalchemy import Engine, event
 
 from tests.faults import ledger_line, old_ledgers
-from worker.ledger.sqlite import sqlite_module
+from worker.ledger.database import sqlite_module
 
 #: The calls by which SQLite changes what a file holds, or makes sure that it stays.
 CALLS = "pwrite64,fdatasync,fsync,ftruncate,unlink"

@@ -105,10 +105,10 @@ def plan_ahead(house: House, number: int) -> float:
             )  # fmt: skip
         incoming = [IncomingEvent(event=event, dedupe_key=event.id, content_hash=event.id) for event in group]
         delivery = Delivery(id=f"dl_{first}", source="crm", received_at=now, body=b"{}", content_hash=str(first))
-        house.ledger.record(delivery, incoming)
+        house.ledger.inbox.record(delivery, incoming)
         plans = [decide(rule_set, event, now=now) for event in group]
         assert all(len(plan.tasks) == 1 for plan in plans), plans[0]
-        house.ledger.record_plans(plans, now)
+        house.ledger.tasks.insert(plans, now)
     return time.monotonic() - began
 
 

@@ -9,8 +9,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import text
 
-from worker.ledger.engine import BUSY_TIMEOUT, storage_of
-from worker.ledger.migrating import _FOLDER
+from worker.ledger.database import BUSY_TIMEOUT, database_of
+from worker.ledger.migrations import FOLDER
 
 #: The moment at which the rows were written, and as the ledger keeps it.
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -26,12 +26,12 @@ STATES = ("planned", "queued", "sending", "delivered", "waiting", "unknown", "de
 
 def make(url, revision):
     """Make a ledger of this revision with an event still to be decided and one with a task in each state."""
-    storage = storage_of(url)
+    storage = database_of(url)
     storage.make()
     engine = storage.writers(BUSY_TIMEOUT)
     with engine.begin() as connection:
         config = Config(attributes={"connection": connection})
-        config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
+        config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
         command.upgrade(config, revision)
         for table, row in _rows():
             names = ", ".join(row)

@@ -16,7 +16,7 @@ import pytest
 from tests.flow.processes import processes_of
 from tests.servers.needs import program
 from worker.ledger import migrate, open_ledger
-from worker.ledger.sqlite import sqlite_module
+from worker.ledger.database import sqlite_module
 
 MNT_DETACH = 2
 
@@ -108,7 +108,7 @@ for number in range(12):
     event = Event(id=id, source="crm", type="lead.created", occurred_at=now, received_at=now, data={"n": number})
     delivery = Delivery(id="dl" + id, source="crm", received_at=now, body=bytes(500), content_hash=id)
     try:
-        ledger.record(delivery, [IncomingEvent(event=event, dedupe_key=id, content_hash=id)])
+        ledger.inbox.record(delivery, [IncomingEvent(event=event, dedupe_key=id, content_hash=id)])
     except LedgerError:
         print("refused", id, flush=True)
     else:
@@ -136,7 +136,7 @@ def test_a_sync_that_fails_is_no_acceptance(tmp_path):
     assert {"accepted", "refused"} == {word for word, _ in said}
     assert "accepted" == said[-1][0]
     ledger = open_ledger(url)
-    stored = {event.id for event in ledger.list_events()}
+    stored = {event.id for event in ledger.queries.list_events()}
     ledger.close()
     assert accepted <= stored
     connection = sqlite_module().connect(str(shutil.copy(tmp_path / "ledger.sqlite3", tmp_path / "copy.sqlite3")))

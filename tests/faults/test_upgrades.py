@@ -15,7 +15,7 @@ from rules.vocabulary import Contact, Event, EventState, LedgerError, ProviderNa
 from tests.faults import old_ledgers
 from worker.context import build_worker
 from worker.ledger import Claim, Delivery, IncomingEvent, Settlement, migrate, open_ledger
-from worker.ledger.engine import BUSY_TIMEOUT, storage_of
+from worker.ledger.database import BUSY_TIMEOUT, database_of
 from worker.process import process_events
 from worker.settings import Settings
 
@@ -43,7 +43,7 @@ def url(request, tmp_path):
 @contextmanager
 def connected(url):
     """Give a connection of somebody who knows the schema."""
-    engine = storage_of(url).writers(BUSY_TIMEOUT)
+    engine = database_of(url).writers(BUSY_TIMEOUT)
     with engine.begin() as connection:
         yield connection
     engine.dispose()
@@ -67,13 +67,13 @@ def test_a_migration_keeps_every_row_and_the_work_goes_on(url, revision):
         assert sorted(before[table], key=repr) == sorted(kept, key=repr), table
 
     ledger, now = open_ledger(url), old_ledgers.NOW + timedelta(seconds=30)
-    assert ["tk_sending"] == ledger.release("old-", now)
-    due = {ref.id for ref in ledger.due_tasks(now, timedelta(seconds=5), {ProviderName.VAMBE: 10})}
+    assert ["tk_sending"] == ledger.tasks.release("old-", now)
+    due = {ref.id for ref in ledger.tasks.dispatch_due(now, timedelta(seconds=5), {ProviderName.VAMBE: 10})}
     assert {"tk_planned", "tk_queued", "tk_waiting"} == due
-    for claim in ledger.claim(sorted(due), now, LEASE, "new"):
-        assert ledger.settle(claim, DELIVERED, now)
-    assert ["ev_open"] == ledger.overdue_events(now, timedelta(seconds=5), 10)
-    states = {task.id.removeprefix("tk_"): task.state for task in ledger.list_tasks()}
+    for claim in ledger.tasks.claim(sorted(due), now, LEASE, "new"):
+        assert ledger.tasks.settle(claim, DELIVERED, now)
+    assert ["ev_open"] == ledger.inbox.dispatch_overdue(now, timedelta(seconds=5), 10)
+    states = {task.id.removeprefix("tk_"): task.state for task in ledger.queries.list_tasks()}
     ledger.close()
     after = {"planned": "delivered", "queued": "delivered", "waiting": "delivered", "sending": "unknown"}
     assert {state: after.get(state, state) for state in old_ledgers.STATES} == states
@@ -134,7 +134,7 @@ def test_rules_that_change_leave_what_was_planned(worker_with):
     """Tasks keep texts and version of the rules that planned them; what waited undecided is decided by the new ones, once."""
     old = worker_with("old")
     for name in ("first", "second", "third"):
-        old.ledger.record(*event(name))
+        old.ledger.inbox.record(*event(name))
     process(old, "ev_first")
     new = worker_with("new")
     assert old.rule_set.version != new.rule_set.version
@@ -142,8 +142,8 @@ def test_rules_that_change_leave_what_was_planned(worker_with):
     process(old, "ev_first", "ev_second", "ev_third")  # a worker of the old rules that still runs
     process(new, "ev_third")
 
-    tasks = {task.event_id: task for task in new.ledger.list_tasks()}
-    events = {found.id: found for found in new.ledger.list_events()}
+    tasks = {task.event_id: task for task in new.ledger.queries.list_tasks()}
+    events = {found.id: found for found in new.ledger.queries.list_events()}
     assert {"ev_first": "old first", "ev_second": "new second", "ev_third": "old third"} == {
         event_id: task.fields["title"] for event_id, task in tasks.items()
     }
@@ -151,26 +151,28 @@ def test_rules_that_change_leave_what_was_planned(worker_with):
     assert versions == {event_id: task.rule_set for event_id, task in tasks.items()}
     assert versions == {event_id: found.rule_set for event_id, found in events.items()}
     assert {EventState.PROCESSED} == {found.state for found in events.values()}
-    assert {True} == {new.ledger.rule_set(version) is not None for version in versions.values()}
+    assert {True} == {new.ledger.rule_sets.get(version) is not None for version in versions.values()}
 
 
 def test_a_worker_that_runs_while_the_schema_grows_goes_on(url):
     """A newer version adds columns and tables beneath a worker: it claims, settles and records to its end, and loses nothing."""
     migrate(url)
     ledger, now = open_ledger(url), datetime.now(UTC)
-    ledger.record(*event("before"))
+    ledger.inbox.record(*event("before"))
     with connected(url) as connection:
         for table in ("events", "tasks", "attempts", "providers"):
             connection.execute(text(f"ALTER TABLE {table} ADD COLUMN of_the_future TEXT"))
         connection.execute(text("CREATE TABLE futures (id TEXT PRIMARY KEY, task_id TEXT REFERENCES tasks (id))"))
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
         _old_tasks(connection)
-    ledger.record(*event("after"))
-    assert ["ev_before", "ev_after"] == [found.id for found in ledger.events_to_process(["ev_before", "ev_after"], now)]
-    due = ledger.due_tasks(now, timedelta(seconds=5), {ProviderName.VAMBE: 10})
-    claims = ledger.claim([ref.id for ref in due], now, LEASE, "old")
-    assert [True] == [isinstance(claim, Claim) and ledger.settle(claim, DELIVERED, now) for claim in claims]
-    assert {TaskState.DELIVERED: 1} == ledger.counts().tasks
+    ledger.inbox.record(*event("after"))
+    assert ["ev_before", "ev_after"] == [
+        found.id for found in ledger.inbox.events_to_process(["ev_before", "ev_after"], now)
+    ]
+    due = ledger.tasks.dispatch_due(now, timedelta(seconds=5), {ProviderName.VAMBE: 10})
+    claims = ledger.tasks.claim([ref.id for ref in due], now, LEASE, "old")
+    assert [True] == [isinstance(claim, Claim) and ledger.tasks.settle(claim, DELIVERED, now) for claim in claims]
+    assert {TaskState.DELIVERED: 1} == ledger.queries.counts().tasks
     ledger.close()
     with pytest.raises(LedgerError, match=r"newer Leadwire .*install that newer version"):
         open_ledger(url)  # only a start finds out
@@ -190,7 +192,7 @@ def test_an_old_version_says_that_the_ledger_is_newer(tmp_path, command):
     url = f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
     migrate(url)
     ledger = open_ledger(url)
-    ledger.record(*event("waiting"))
+    ledger.inbox.record(*event("waiting"))
     ledger.close()
     with connected(url) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))

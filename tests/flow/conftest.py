@@ -168,7 +168,7 @@ class Line:
         """Return every task of the ledger."""
         ledger = open_ledger(self.settings.get("LEADWIRE_DATABASE_URL") or f"sqlite:///{self.home / 'ledger.sqlite3'}")
         try:
-            return list(ledger.list_tasks())
+            return list(ledger.queries.list_tasks())
         finally:
             ledger.close()
 

@@ -154,7 +154,7 @@ def test_a_postgresql_ledger_is_backed_up_and_restored(terminal, postgres):
     assert line.until(lambda: TaskState.DELIVERED is states(line).get("after"))
     assert ["Quick after", "Quick fine", "Quick waits"] == titles(line)
     ledger = open_ledger(second)
-    assert 4 == len(list(ledger.list_tasks()))
+    assert 4 == len(list(ledger.queries.list_tasks()))
     ledger.close()
 
 

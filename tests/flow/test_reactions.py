@@ -115,8 +115,10 @@ def test_an_end_that_was_noted_before_the_line_died_is_answered_after(answering)
     assert answering.until(lambda: not processes_of(answering.home), 10)
     with closing(open_ledger(f"sqlite:///{answering.home / 'ledger.sqlite3'}")) as ledger:
         due_at = utc_now() + timedelta(hours=1)
-        (claim,) = ledger.claim([task_of(answering, name).id], due_at, timedelta(seconds=60), "test")
-        ledger.settle(claim, Settlement(verdict=Verdict.REFUSED, state=TaskState.DEAD, reason="400 no"), utc_now())
+        (claim,) = ledger.tasks.claim([task_of(answering, name).id], due_at, timedelta(seconds=60), "test")
+        ledger.tasks.settle(
+            claim, Settlement(verdict=Verdict.REFUSED, state=TaskState.DEAD, reason="400 no"), utc_now()
+        )
     assert [] == team_tasks(answering, name)
     answering.start()
 

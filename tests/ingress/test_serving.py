@@ -26,7 +26,7 @@ from ingress.serving import Server, _environ, _received, listen
 from ingress.siblings import bind
 from ingress.web import create_app
 from worker.ledger import Ledger, migrate, open_ledger
-from worker.ledger.sqlite import sqlite_module
+from worker.ledger.database import sqlite_module
 
 SECRET = "fake-secret-of-the-tests"
 GENERIC = "{extend: generic, secrets: [{env: KEY}]}"
@@ -77,7 +77,7 @@ def serve(ledger, post, make_source, now) -> Iterator[Callable[..., Server]]:
         reception = Reception({"crm": make_source(source, {"KEY": SECRET})}, lambda: now, lambda: f"ev_{next(numbers)}")
         app = create_app(reception, ledger, post)
         spans = {"busy_after": timedelta(seconds=5), **bounds}
-        server = listen(app, reception, bind("127.0.0.1", 0), ledger, post, **spans)
+        server = listen(app, reception, bind("127.0.0.1", 0), ledger.inbox, post, **spans)
         server.counts = reception.counts.all
         thread = threading.Thread(target=server.run)
         thread.start()
@@ -189,7 +189,7 @@ def test_many_at_once_are_all_recorded_and_dispatched(server, ledger, post) -> N
         )
 
     assert {(200, 1)} == {(answer.status, json.loads(content)["events"]) for answer, content in answers}
-    stored = {event.id for event in ledger.list_events()}
+    stored = {event.id for event in ledger.queries.list_events()}
     assert 200 == len(stored)
     assert stored == set(post.ids)
     assert {("crm", "accepted", ""): 200} == server.counts()
@@ -283,7 +283,7 @@ def test_an_offer_to_upgrade_changes_nothing(chunked, apart, server, ledger) -> 
             answer += connection.recv(1000)
 
     assert b'"events":1' in answer
-    assert "+56911112222" == next(iter(ledger.list_events())).event.contact.phone
+    assert "+56911112222" == next(iter(ledger.queries.list_events())).event.contact.phone
 
 
 def test_an_upgrade_that_hides_behind_another_request_is_refused(server, ledger) -> None:
@@ -293,7 +293,7 @@ def test_an_upgrade_that_hides_behind_another_request_is_refused(server, ledger)
 
     assert 1 == answer.count(b"HTTP/1.1 ")
     assert b'"events":1' in answer
-    assert 1 == len(list(ledger.list_events()))
+    assert 1 == len(list(ledger.queries.list_events()))
 
 
 def test_no_more_than_a_few_requests_wait_on_a_connection(server) -> None:
@@ -367,7 +367,7 @@ def test_garbage_behind_a_webhook_does_not_take_its_answer(server, ledger) -> No
 
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert 1 == answer.count(b"HTTP/1.1 ")
-    assert 1 == len(list(ledger.list_events()))
+    assert 1 == len(list(ledger.queries.list_events()))
 
 
 def test_an_answer_without_a_body_has_none(serve) -> None:
@@ -458,7 +458,7 @@ def test_a_ledger_that_cannot_be_written_is_busy_and_keeps_nobody_waiting(file, 
         (again := _ask(server, "POST", "/webhooks/crm", _event(99), HEADERS))[0].status,
         json.loads(again[1])["events"],
     )
-    assert {"id:e99"} >= {event.dedupe_key for event in ledger.list_events()} - {"id:e0"}
+    assert {"id:e99"} >= {event.dedupe_key for event in ledger.queries.list_events()} - {"id:e0"}
 
 
 def test_a_request_that_was_told_to_come_again_is_let_go(file, serve) -> None:

@@ -37,11 +37,16 @@ class Post:
 class FullDisk:
     """A ledger that cannot be written."""
 
+    @property
+    def inbox(self):
+        """Its inbox."""
+        return self
+
     def record(self, delivery, events):
         """Refuse."""
         raise LedgerBusyError("the disk is full")
 
-    def writable(self) -> None:
+    def check_writable(self) -> None:
         """Refuse."""
         raise LedgerBusyError("the disk is full")
 
@@ -80,7 +85,7 @@ def test_a_webhook_is_accepted_once(make_app, ledger) -> None:
 
     assert (200, {"status": "accepted", "events": 1, "duplicates": 0}) == (first.status_code, first.json)
     assert (200, {"status": "accepted", "events": 0, "duplicates": 1}) == (second.status_code, second.json)
-    (stored,) = ledger.list_events()
+    (stored,) = ledger.queries.list_events()
     assert ("lead.created", "+56911112222") == (stored.event.type, stored.event.contact.phone)
     assert [stored.id] == post.ids
     assert {("crm", "accepted", ""): 2} == app.counts()
@@ -102,7 +107,7 @@ def test_what_is_refused_is_json_and_counted(make_app, ledger) -> None:
     for method in ("get", "put", "delete", "patch", "head", "options"):
         assert 405 == getattr(client, method)("/webhooks/crm").status_code
     assert (405, True) == ((refused := client.post("/healthz")).status_code, "GET" in refused.headers["Allow"])
-    assert [] == list(ledger.list_events())
+    assert [] == list(ledger.queries.list_events())
     assert 1 == app.counts()["crm", "rejected", "mismatch"]
 
 
@@ -193,4 +198,4 @@ def test_forms_are_read_raw(make_app, ledger) -> None:
     reply = make_app().test_client().post("/webhooks/crm", data=body, headers=headers)
 
     assert 200 == reply.status_code
-    assert 1000 == len(next(iter(ledger.list_events())).event.data["custom"])
+    assert 1000 == len(next(iter(ledger.queries.list_events())).event.data["custom"])

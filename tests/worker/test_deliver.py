@@ -29,8 +29,8 @@ from worker.context import _client as client_of
 from worker.deliver import deliver
 from worker.first_attempts import InlineDelivery
 from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
-from worker.ledger.sqlite import sqlite_module
-from worker.ledger.turnstile import WriterFileLock
+from worker.ledger.database import sqlite_module
+from worker.ledger.writer import WriterFileLock
 from worker.publisher import DEPTH_LIMIT
 from worker.sandbox import VAMBE_API_KEY, Sandbox
 from worker.settings import Settings
@@ -65,7 +65,7 @@ class Bench:
     def plan(self, number):
         """Plan so many tasks of one event, due now; return their ids."""
         plan = self.decided(number)
-        self.ledger.record_plans([plan], utc_now())
+        self.ledger.tasks.insert([plan], utc_now())
         return [task.id for task in plan.tasks]
 
     def decided(self, number):
@@ -73,7 +73,7 @@ class Bench:
         now = utc_now()
         event = Event(id="ev_1", source="crm", type="lead.created", occurred_at=now, received_at=now, data={})
         delivery = Delivery(id="dl_1", source="crm", received_at=now, headers={}, body=b"{}", content_hash="h")
-        self.ledger.record(delivery, [IncomingEvent(event=event, dedupe_key="k", content_hash="h")])
+        self.ledger.inbox.record(delivery, [IncomingEvent(event=event, dedupe_key="k", content_hash="h")])
         tasks = tuple(
             Task(
                 id=f"tk_{place:03}",
@@ -102,7 +102,7 @@ class Bench:
 
     def states(self):
         """Return how many tasks are in each state."""
-        return dict(self.ledger.counts().tasks)
+        return dict(self.ledger.queries.counts().tasks)
 
     def close(self):
         """Give everything back."""
@@ -138,18 +138,18 @@ def test_a_long_message_is_worked_through_in_slices(bench):
     done = deliver(line.context, VAMBE, ids, quiet)
     assert {TaskState.DELIVERED: 14} == line.states()
     assert [TaskState.DELIVERED] * 14 == [outcome.state for outcome in done]
-    assert {(1, 1)} == {(task.attempts, task.epoch) for task in line.ledger.list_tasks()}
+    assert {(1, 1)} == {(task.attempts, task.epoch) for task in line.ledger.queries.list_tasks()}
 
 
 def test_what_finds_no_room_is_put_back_together(bench):
     """While all requests that may be are on their way, the rest of a message goes back untouched, due as it was."""
     line = bench(concurrency=2)
     ids = line.plan(12)
-    line.ledger.claim(ids[:2], utc_now(), timedelta(seconds=60), "other")
-    before = {task.id: task.due_at for task in line.ledger.list_tasks()}
+    line.ledger.tasks.claim(ids[:2], utc_now(), timedelta(seconds=60), "other")
+    before = {task.id: task.due_at for task in line.ledger.queries.list_tasks()}
     words = [outcome.words for outcome in deliver(line.context, VAMBE, ids[2:], quiet)]
     assert (2, 8) == (sum("on their way" in each for each in words), sum("put back" in each for each in words))
-    assert before.items() >= {task_id: line.ledger.task(task_id).due_at for task_id in ids[4:]}.items()
+    assert before.items() >= {task_id: line.ledger.queries.task(task_id).due_at for task_id in ids[4:]}.items()
     assert {TaskState.SENDING: 2, TaskState.WAITING: 10} == line.states()
     assert line.context.clients[VAMBE].batch_size.full_until_seconds > 0
 
@@ -161,11 +161,11 @@ def test_a_busy_ledger_makes_no_slices_smaller(bench, tmp_path):
     held = threading.Event()
 
     def hold():
-        turnstile = WriterFileLock(tmp_path / "ledger.sqlite3")
-        with turnstile.turn():
+        lock = WriterFileLock(tmp_path / "ledger.sqlite3-turn")
+        with lock.held():
             held.set()
             time.sleep(QUICK_SECONDS + 0.2)
-        turnstile.close()
+        lock.close()
 
     other = threading.Thread(target=hold)
     other.start()
@@ -186,7 +186,7 @@ def test_what_cannot_be_read_keeps_nobody_from_being_sent(bench, tmp_path):
         other.execute("UPDATE tasks SET contact = '{}' WHERE id = ?", [ids[1]])
     assert ["this version cannot read"] == [outcome.words[14:38] for outcome in told if outcome.task_id == ids[1]]
     assert {TaskState.DELIVERED: 2, TaskState.WAITING: 1} == line.states()
-    left = line.ledger.task(ids[1])
+    left = line.ledger.queries.task(ids[1])
     assert (0, None) == (left.attempts, left.first_attempt_at)
     assert left.due_at > utc_now() + timedelta(seconds=50)
 
@@ -208,7 +208,7 @@ def test_a_sweep_says_when_it_left_tasks_for_want_of_room(bench):
     """What many put back at once need not wait for a period after every queue full."""
     line = bench()
     due = line.plan(DEPTH_LIMIT + 50)
-    line.ledger.put_back(due, utc_now())
+    line.ledger.tasks.put_back(due, utc_now())
     sent = []
     clients = dict.fromkeys(ProviderName, line.context.clients[VAMBE])
     context = replace(
@@ -226,7 +226,7 @@ def test_the_rate_gives_the_rest_of_a_message_its_places(bench):
     line = bench(rate_per_second=1, burst=3)
     deliver(line.context, VAMBE, line.plan(10), quiet)
     assert {TaskState.DELIVERED: 3, TaskState.WAITING: 7} == line.states()
-    moments = sorted(task.due_at for task in line.ledger.list_tasks(state=TaskState.WAITING))
+    moments = sorted(task.due_at for task in line.ledger.queries.list_tasks(state=TaskState.WAITING))
     assert [timedelta(seconds=1)] * 6 == [later - sooner for sooner, later in pairwise(moments)]
 
 
@@ -239,7 +239,7 @@ def test_too_many_requests_are_told_of_once(bench, caplog):
         deliver(line.context, VAMBE, line.plan(20), quiet)
     assert 1 == sum("vambe is left alone until" in record.message for record in caplog.records)
     assert {TaskState.WAITING: 20} == line.states()
-    assert {0} == {task.attempts for task in line.ledger.list_tasks()}
+    assert {0} == {task.attempts for task in line.ledger.queries.list_tasks()}
     assert 8 == len(line.sandbox.state()["requests"])
 
 
@@ -289,8 +289,8 @@ def test_a_claim_in_doubt_that_stands_is_given_back(bench):
     assert {TaskState.WAITING: 2} == line.states()
     assert [] == line.sandbox.tasks("vambe")
     for task_id in ids:
-        assert 0 == line.ledger.task(task_id).attempts
-        assert [(None, True)] == [(row.verdict, row.deferred) for row in line.ledger.attempts(task_id)]
+        assert 0 == line.ledger.queries.task(task_id).attempts
+        assert [(None, True)] == [(row.verdict, row.deferred) for row in line.ledger.queries.attempts(task_id)]
     deliver(line.context, VAMBE, ids, quiet)
     assert {TaskState.DELIVERED: 2} == line.states()
 
@@ -303,7 +303,7 @@ def test_plans_are_recorded_and_delivered_at_once(bench):
     assert [TaskState.DELIVERED] * SIDE_BY_SIDE == [outcome.state for outcome in done]
     assert [f"tk_{place:03}" for place in range(SIDE_BY_SIDE, SIDE_BY_SIDE + 5)] == sent
     assert SIDE_BY_SIDE == len(line.sandbox.tasks("vambe"))
-    assert EventState.PROCESSED is line.ledger.event("ev_1").state
+    assert EventState.PROCESSED is line.ledger.queries.event("ev_1").state
     assert 2 * SIDE_BY_SIDE == line.context.clients[VAMBE].batch_size.size
     assert 8 == line.context.clients[VAMBE].bulkhead.free
 
@@ -322,13 +322,13 @@ def test_plans_are_delivered_within_their_providers_limits(bench):
 def test_where_no_request_more_may_be_on_its_way_the_next_plans_go_the_old_way(bench):
     """What finds the provider full waits, and until that has passed no further plans are delivered at once."""
     line = bench(concurrency=1)
-    line.ledger.claim(line.plan(1), utc_now(), timedelta(seconds=60), "other")
+    line.ledger.tasks.claim(line.plan(1), utc_now(), timedelta(seconds=60), "other")
     plan = line.decided(12)
     tasks = tuple(replace(task, id=f"{task.id}b", key=f"b{task.key[1:]}", event_id="ev_2") for task in plan.tasks)
     now = utc_now()
     event = Event(id="ev_2", source="crm", type="lead.created", occurred_at=now, received_at=now, data={})
     delivery = Delivery(id="dl_2", source="crm", received_at=now, headers={}, body=b"{}", content_hash="h2")
-    line.ledger.record(delivery, [IncomingEvent(event=event, dedupe_key="k2", content_hash="h2")])
+    line.ledger.inbox.record(delivery, [IncomingEvent(event=event, dedupe_key="k2", content_hash="h2")])
     sent, done = line.deliver_planned(replace(plan, event_id="ev_2", tasks=tasks))
     assert (11, [TaskState.WAITING]) == (len(sent), [outcome.state for outcome in done])
     assert line.context.clients[VAMBE].batch_size.full_until_seconds > 0
@@ -355,7 +355,7 @@ def test_plans_go_the_usual_way_where_their_provider_has_no_thread_for_them(benc
     plan = line.decided(12)
     assert ([task.id for task in plan.tasks], None) == line.deliver_planned(plan, **more)
     assert {TaskState.QUEUED: 12} == line.states()
-    assert EventState.PROCESSED is line.ledger.event("ev_1").state
+    assert EventState.PROCESSED is line.ledger.queries.event("ev_1").state
     for _ in others:
         client.bulkhead.give()
         others[0].join(10)
@@ -386,9 +386,9 @@ def test_plans_in_doubt_are_given_back_unsent(bench):
     in_doubt(line, lambda: line.deliver_planned(plan))
     assert {TaskState.WAITING: SIDE_BY_SIDE, TaskState.QUEUED: 12 - SIDE_BY_SIDE} == line.states()
     assert [] == line.sandbox.tasks("vambe")
-    assert EventState.PROCESSED is line.ledger.event("ev_1").state
-    assert {0} == {task.attempts for task in line.ledger.list_tasks()}
-    assert [(None, True)] == [(row.verdict, row.deferred) for row in line.ledger.attempts("tk_000")]
+    assert EventState.PROCESSED is line.ledger.queries.event("ev_1").state
+    assert {0} == {task.attempts for task in line.ledger.queries.list_tasks()}
+    assert [(None, True)] == [(row.verdict, row.deferred) for row in line.ledger.queries.attempts("tk_000")]
     assert 8 == line.context.clients[VAMBE].bulkhead.free
     deliver(line.context, VAMBE, [task.id for task in plan.tasks], quiet)
     assert {TaskState.DELIVERED: 12} == line.states()
@@ -401,8 +401,8 @@ def test_a_provider_that_asks_for_rest_gets_it_from_plans_too(bench):
     line.sandbox.script([{"provider": "vambe", "times": None, "answer": always}])
     line.deliver_planned(line.decided(12))
     assert {TaskState.WAITING: SIDE_BY_SIDE, TaskState.QUEUED: 12 - SIDE_BY_SIDE} == line.states()
-    assert {0} == {task.attempts for task in line.ledger.list_tasks()}
-    assert [VAMBE] == [state.name for state in line.ledger.provider_states() if state.paused_until_at]
+    assert {0} == {task.attempts for task in line.ledger.queries.list_tasks()}
+    assert [VAMBE] == [state.name for state in line.ledger.limits.states() if state.paused_until_at]
 
 
 @pytest.mark.parametrize("at_once", [False, True])
@@ -410,20 +410,20 @@ def test_what_cannot_be_settled_stops_the_rest_which_is_given_back(bench, monkey
     """The ledger fails for the first outcomes: what had not begun waits again, and the fault is shown."""
     line = bench()
     monkeypatch.setattr("worker.side_by_side.COMPANY_SECONDS", 0)
-    settle_many = line.ledger.settle_many
+    settle_many = line.ledger.tasks.settle_many
 
     def fail(*arguments):
-        line.ledger.settle_many = settle_many
+        line.ledger.tasks.settle_many = settle_many
         raise LedgerError("the disk is gone")
 
     line.sandbox.script([{"provider": "vambe", "times": None, "answer": {"delay_seconds": 0.2}}])
     line.context.clients[VAMBE].batch_size.size = 64
     plan = line.decided(40)
-    line.ledger.settle_many = fail
+    line.ledger.tasks.settle_many = fail
     if at_once:
         act = partial(line.deliver_planned, plan)
     else:
-        line.ledger.record_plans([plan], utc_now())
+        line.ledger.tasks.insert([plan], utc_now())
         act = partial(deliver, line.context, VAMBE, [task.id for task in plan.tasks], quiet)
     with pytest.raises(LedgerError, match="the disk is gone"):
         act()

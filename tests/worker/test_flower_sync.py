@@ -49,7 +49,7 @@ class AdminQueries:
         event_id = f"ev_of_{ids[0]}"
         event = Event(id=event_id, source="crm", type="lead.created", occurred_at=now, received_at=now)
         delivery = Delivery(id=f"dl_{event_id}", source="crm", received_at=now, body=b"{}", content_hash=event_id)
-        self.ledger.record(delivery, [IncomingEvent(event=event, dedupe_key=event_id, content_hash=event_id)])
+        self.ledger.inbox.record(delivery, [IncomingEvent(event=event, dedupe_key=event_id, content_hash=event_id)])
         parts = {
             "event_id": event_id,
             "rule": "big-lead",
@@ -64,18 +64,18 @@ class AdminQueries:
         outcome = DecisionOutcome.MATCHED
         decision = Decision(rule="big-lead", outcome=outcome, reason="it holds", tasks=ids, place="a.yaml:1:1")
         plan = Plan(event_id=event_id, rule_set="rs_1", state=EventState.PROCESSED, decisions=(decision,), tasks=tasks)
-        self.ledger.record_plans([plan], now)
+        self.ledger.tasks.insert([plan], now)
 
     def claim(self, id_, owner="w-1", now=None):
         """Claim a task."""
-        (claim,) = self.ledger.claim([id_], now or utc_now(), LEASE, owner)
+        (claim,) = self.ledger.tasks.claim([id_], now or utc_now(), LEASE, owner)
         return claim
 
     def make(self, id_, state, *, now=None, due_at=None, **settled):
         """Plan a task, claim it and settle it so."""
         self.plan(id_, now=now)
         claim = self.claim(id_, now=now)
-        assert self.ledger.settle(claim, Settlement(state=state, due_at=due_at, **settled), now or utc_now())
+        assert self.ledger.tasks.settle(claim, Settlement(state=state, due_at=due_at, **settled), now or utc_now())
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_the_doubts_a_dead_worker_leaves_are_told_once(desk):
     desk.claim("tk_1", owner="dead-1")
     desk.retelling.doubts()
     assert {} == desk.told
-    assert ["tk_1"] == desk.ledger.release("dead-", utc_now())
+    assert ["tk_1"] == desk.ledger.tasks.release("dead-", utc_now())
     desk.retelling.doubts()
     assert {"tk_1": ("task-failed", "unknown, no answer: may have been executed")} == desk.told
     desk.told.clear()
@@ -156,7 +156,7 @@ def test_a_doubt_that_is_ended_at_once_is_told(desk):
     """A worker that showed a doubt itself knows of it, though it is settled before the next look."""
     desk.make("tk_1", TaskState.UNKNOWN, verdict=Verdict.UNKNOWN)
     desk.retelling.note([Delivered(task_id="tk_1", state=TaskState.UNKNOWN, words="unknown")])
-    desk.ledger.settle_by_hand("tk_1", True, "x", utc_now())
+    desk.ledger.admin.settle("tk_1", True, "x", utc_now())
     desk.retelling.doubts()
     assert (["tk_1"], {}) == (desk.together, desk.told)
 
@@ -167,8 +167,8 @@ def test_the_end_of_a_doubt_is_told(desk):
         desk.make(id_, TaskState.UNKNOWN, verdict=Verdict.UNKNOWN)
     desk.retelling.doubts()
     desk.told.clear()
-    desk.ledger.settle_by_hand("tk_1", True, "x", utc_now())
-    desk.ledger.settle_by_hand("tk_2", False, None, utc_now())
+    desk.ledger.admin.settle("tk_1", True, "x", utc_now())
+    desk.ledger.admin.settle("tk_2", False, None, utc_now())
     desk.retelling.doubts()
     assert (["tk_1"], {}) == (desk.together, desk.told)
 
@@ -176,8 +176,8 @@ def test_the_end_of_a_doubt_is_told(desk):
 def look_up(desk, **settlement):
     """End the only doubt as a look-up does."""
     now = utc_now() + timedelta(minutes=2)
-    (doubt,) = desk.ledger.claim_doubts(ProviderName.MINDHUNTERS, now, LEASE, 9)
-    assert desk.ledger.end_doubt(doubt, Settlement(verdict=Verdict.UNKNOWN, **settlement), now)
+    (doubt,) = desk.ledger.reconciliation.claim(ProviderName.MINDHUNTERS, now, LEASE, 9)
+    assert desk.ledger.reconciliation.resolve(doubt, Settlement(verdict=Verdict.UNKNOWN, **settlement), now)
 
 
 def test_a_doubt_that_a_look_up_ended_is_told(desk):

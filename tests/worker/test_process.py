@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from pydantic import SecretStr
 
 from rules.loader import load
 from rules.vocabulary import Contact, Event, EventState, LedgerBusyError, ProviderName, TaskState, TaskType
+from tests.standins import Instead
 from worker.context import SIDE_BY_SIDE, TOGETHER, WorkerContext, utc_now
 from worker.context import _client as client_of
 from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
@@ -84,7 +86,7 @@ class Hall:
         ]
         delivery = Delivery(id=f"dl_{first}", source="crm", received_at=now, body=b"{}", content_hash=f"h{first}")
         incoming = [IncomingEvent(event=each, dedupe_key=each.id, content_hash="c") for each in events]
-        return list(self.ledger.record(delivery, incoming).event_ids)
+        return list(self.ledger.inbox.record(delivery, incoming).event_ids)
 
     def process(self, ids, **changes):
         """Decide these events as one message does."""
@@ -96,7 +98,7 @@ class Hall:
 
     def states(self):
         """Return how many tasks are in each state."""
-        return dict(self.ledger.counts().tasks)
+        return dict(self.ledger.queries.counts().tasks)
 
     def close(self):
         """Give everything back."""
@@ -122,7 +124,7 @@ def test_few_tasks_get_messages_of_their_own(hall, number):
     assert {TaskState.QUEUED: number} == hall.states()
     assert number == len(hall.sent)
     assert ([], [], number) == (hall.batches, hall.told, tally.tasks)
-    assert [0] == sorted({task.epoch for task in hall.ledger.list_tasks()})
+    assert [0] == sorted({task.epoch for task in hall.ledger.queries.list_tasks()})
     assert [] == hall.sandbox.tasks("vambe")
 
 
@@ -130,11 +132,11 @@ def test_many_tasks_of_a_type_are_delivered_with_their_plans(hall):
     """Of twenty events with one task each, all tasks are made at their first try, without a message more."""
     tally = hall.process(hall.post(20))
     assert {TaskState.DELIVERED: 20} == hall.states()
-    assert {(1, 1)} == {(task.attempts, task.epoch) for task in hall.ledger.list_tasks()}
+    assert {(1, 1)} == {(task.attempts, task.epoch) for task in hall.ledger.queries.list_tasks()}
     assert 20 == len(hall.sandbox.tasks("vambe"))
     (batch,) = hall.batches
     assert (TaskType.TEAM_TASK, {TaskState.DELIVERED}) == (batch.type, {each.state for each in batch.outcomes})
-    assert {task.id for task in hall.ledger.list_tasks()} == {each.task_id for each in batch.outcomes}
+    assert {task.id for task in hall.ledger.queries.list_tasks()} == {each.task_id for each in batch.outcomes}
     assert ([], [], 20, 20) == (hall.sent, tally.quiet, tally.planned, tally.tasks)
     assert {(TaskType.TEAM_TASK, 20)} == set(hall.told)
     assert "20 of 20 events planned, 0 ignored, 20 tasks" == str(tally)
@@ -154,7 +156,7 @@ def test_of_two_types_one_is_delivered_and_the_other_dispatched(hall):
     (batch,) = hall.batches
     delivered = {each.task_id for each in batch.outcomes}
     assert (12, 12, set()) == (len(delivered), len(hall.sent), delivered & set(hall.sent))
-    assert {batch.type} == {task.type for task in hall.ledger.list_tasks() if task.id in delivered}
+    assert {batch.type} == {task.type for task in hall.ledger.queries.list_tasks() if task.id in delivered}
 
 
 def test_few_of_each_type_are_not_enough(hall):
@@ -196,7 +198,7 @@ def test_a_long_message_is_recorded_in_parts_and_delivered_as_a_whole(hall):
             return getattr(hall.context.clients[VAMBE].provider, name)
 
         def prepare(self, *arguments):
-            decided.append(hall.ledger.counts().events[EventState.PROCESSED])
+            decided.append(hall.ledger.queries.counts().events[EventState.PROCESSED])
             return hall.context.clients[VAMBE].provider.prepare(*arguments)
 
     clients = {**hall.context.clients, VAMBE: replace(hall.context.clients[VAMBE], provider=Watching())}
@@ -211,7 +213,7 @@ def test_what_was_claimed_is_sent_though_the_rest_cannot_be_recorded(hall):
     hall.context.clients[VAMBE].batch_size.size = IDS_PER_MESSAGE
     ids = hall.post(TOGETHER + 20)
     with pytest.raises(LedgerBusyError):
-        hall.process(ids, ledger=Faulty(hall.ledger, LedgerBusyError("busy"), after=1))
+        hall.process(ids, ledger=faulty(hall.ledger, LedgerBusyError("busy"), after=1))
     assert {TaskState.DELIVERED: TOGETHER} == hall.states()
     assert [TOGETHER] == [len(batch.outcomes) for batch in hall.batches]
     assert 2 == hall.context.clients[VAMBE].bulkhead.free
@@ -238,7 +240,7 @@ def test_events_that_may_have_crashed_a_worker_are_tried_alone(hall):
     """Each event that was dispatched before is planned by itself, however many come with it."""
     ids = hall.post(12)
     later = utc_now() + TOO_LATE
-    assert 12 == len(hall.ledger.overdue_events(later, TOO_LATE / 2, 100))
+    assert 12 == len(hall.ledger.inbox.dispatch_overdue(later, TOO_LATE / 2, 100))
     clock = replace(hall.context.clock, now=lambda: later)
     hall.process(ids, clock=clock)
     assert [] == hall.batches
@@ -249,56 +251,44 @@ def test_what_was_claimed_is_sent_before_a_suspect_is_planned(hall):
     """One that crashes the process then leaves no task of its neighbours in doubt."""
     suspects = hall.post(2)
     later = utc_now() + TOO_LATE
-    assert 2 == len(hall.ledger.overdue_events(later, TOO_LATE / 2, 100))
+    assert 2 == len(hall.ledger.inbox.dispatch_overdue(later, TOO_LATE / 2, 100))
     seen = []
 
-    class Watching:
-        """Notes what is delivered when a suspect is asked for."""
+    def events_to_process(*arguments):
+        seen.append(hall.states())
+        return hall.ledger.inbox.events_to_process(*arguments)
 
-        def __getattr__(self, name):
-            return getattr(hall.ledger, name)
-
-        def events_to_process(self, *arguments):
-            seen.append(hall.states())
-            return hall.ledger.events_to_process(*arguments)
-
+    watching = Instead(hall.ledger, inbox=Instead(hall.ledger.inbox, events_to_process=events_to_process))
     fresh = hall.post(12, first=2)
-    hall.process(suspects + fresh, ledger=Watching(), clock=replace(hall.context.clock, now=lambda: later))
+    hall.process(suspects + fresh, ledger=watching, clock=replace(hall.context.clock, now=lambda: later))
     assert [{TaskState.DELIVERED: 12}, {TaskState.DELIVERED: 12, TaskState.QUEUED: 1}] == seen
     assert {TaskState.DELIVERED: 12, TaskState.QUEUED: 2} == hall.states()
 
 
-class Faulty:
-    """A ledger that cannot do one thing."""
+def faulty(ledger, error, after=0):
+    """A ledger that raises `error` when it has recorded and claimed so often."""
+    calls = count()
 
-    def __init__(self, ledger, error, after=0):
-        self._ledger = ledger
-        self._error = error
-        self._good = after
+    def insert_and_claim(*arguments):
+        if next(calls) >= after:
+            raise error
+        return ledger.tasks.insert_and_claim(*arguments)
 
-    def __getattr__(self, name):
-        return getattr(self._ledger, name)
-
-    def record_and_claim(self, *arguments):
-        """Raise what it is to raise, when it has worked so often."""
-        self._good -= 1
-        if self._good < 0:
-            raise self._error
-        return self._ledger.record_and_claim(*arguments)
+    return Instead(ledger, tasks=Instead(ledger.tasks, insert_and_claim=insert_and_claim))
 
 
 def test_what_cannot_be_recorded_together_is_recorded_alone(hall):
     """A fault of one event's row costs the others only the way at once: each is planned by itself."""
-    hall.process(hall.post(12), ledger=Faulty(hall.ledger, ValueError("a row")))
+    hall.process(hall.post(12), ledger=faulty(hall.ledger, ValueError("a row")))
     assert {TaskState.QUEUED: 12} == hall.states()
-    assert {EventState.PROCESSED} == {event.state for event in hall.ledger.list_events()}
+    assert {EventState.PROCESSED} == {event.state for event in hall.ledger.queries.list_events()}
     assert 2 == hall.context.clients[VAMBE].bulkhead.free
 
 
 def test_a_busy_ledger_leaves_the_events_to_the_sweep(hall):
     """Nothing is wrong with events that a busy ledger could not record: they stay to be decided, and no try is counted."""
     with pytest.raises(LedgerBusyError):
-        hall.process(hall.post(12), ledger=Faulty(hall.ledger, LedgerBusyError("busy")))
+        hall.process(hall.post(12), ledger=faulty(hall.ledger, LedgerBusyError("busy")))
     assert {} == hall.states()
-    assert {(EventState.RECEIVED, 0)} == {(event.state, event.tries) for event in hall.ledger.list_events()}
+    assert {(EventState.RECEIVED, 0)} == {(event.state, event.tries) for event in hall.ledger.queries.list_events()}
     assert 2 == hall.context.clients[VAMBE].bulkhead.free

@@ -54,7 +54,7 @@ class Hall:
         self.outbox = Outbox()
         self.settings = Settings.from_environment({"LEADWIRE_MINDHUNTERS_POLL": "10", **ENVIRONMENT, **settings})
         self.rule_set = load({"a.yaml": RULES}, ENVIRONMENT)
-        ledger.store_rule_set(self.rule_set.version, self.rule_set.files, utc_now())
+        ledger.rule_sets.store(self.rule_set.version, self.rule_set.files, utc_now())
         self.context = self.with_book(self.rule_set)
 
     def with_book(self, rule_set, **environment):
@@ -94,17 +94,17 @@ class Hall:
             contact=Contact(name="Ana", phone="+56911112222"),
         )
         delivery = Delivery(id=f"dl_{key}", source="crm", received_at=self.now(), body=b"{}", content_hash="h")
-        self.ledger.record(delivery, [IncomingEvent(event=event, dedupe_key=key, content_hash="h")])
-        self.ledger.record_plans([decide(self.rule_set, event, now=self.now())], self.now())
-        (task,) = self.ledger.tasks_of(event.id)
-        (claim,) = self.ledger.claim([task.id], self.now(), timedelta(seconds=60), "w-1")
+        self.ledger.inbox.record(delivery, [IncomingEvent(event=event, dedupe_key=key, content_hash="h")])
+        self.ledger.tasks.insert([decide(self.rule_set, event, now=self.now())], self.now())
+        (task,) = self.ledger.queries.tasks_of(event.id)
+        (claim,) = self.ledger.tasks.claim([task.id], self.now(), timedelta(seconds=60), "w-1")
         return claim
 
     def refused(self):
         """Have a call refused, and return its task."""
         claim = self.called()
         refusal = Settlement(verdict=Verdict.REFUSED, state=TaskState.DEAD, reason="422 no agent", status=422)
-        assert self.ledger.settle(claim, refusal, self.now())
+        assert self.ledger.tasks.settle(claim, refusal, self.now())
         return claim.task
 
     def delivered(self):
@@ -117,7 +117,7 @@ class Hall:
         settlement = Settlement(
             verdict=Verdict.DELIVERED, state=TaskState.DELIVERED, external_id=external_id, poll_at=poll_at
         )
-        assert self.ledger.settle(claim, settlement, self.now())
+        assert self.ledger.tasks.settle(claim, settlement, self.now())
         return claim.task, external_id
 
 
@@ -145,7 +145,7 @@ def test_a_noted_end_is_answered_and_its_tasks_are_sent(hall):
     assert [1, 0] == [answering.once(), answering.once()]
     assert ["make_call/team_task"] == hall.outbox.sent
     assert ["make_call/later"] == [one.name for one in shown]
-    call, team, later = hall.ledger.tasks_of("ev_1")
+    call, team, later = hall.ledger.queries.tasks_of("ev_1")
     assert (task.id, task.id, "422 no agent") == (team.parent, later.parent, team.fields["title"])
     assert call.note is None
 
@@ -169,7 +169,7 @@ def test_a_variable_that_is_gone_is_told_and_tried_again_by_the_next_worker(hall
         hall.ahead += timedelta(minutes=5)
 
     assert 5 == tries
-    assert "the environment variable SOMEBODY is not set" in hall.ledger.task(task.id).note
+    assert "the environment variable SOMEBODY is not set" in hall.ledger.queries.task(task.id).note
     assert [] == hall.outbox.sent
     mended = FollowUps(hall.context)
     mended.try_again()
@@ -198,9 +198,9 @@ def test_an_outcome_is_asked_for_kept_and_answered(hall):
     hall.ahead += timedelta(seconds=11)
 
     assert [1, 0] == [following.once(), following.once()]
-    assert "failed" == hall.ledger.task(task.id).outcome
+    assert "failed" == hall.ledger.queries.task(task.id).outcome
     FollowUps(hall.context).once()
-    team = hall.ledger.tasks_of("ev_1")[-1]
+    team = hall.ledger.queries.tasks_of("ev_1")[-1]
     assert ("make_call/failed/team_task", "mindhunters says it has ended: failed") == (team.name, team.fields["title"])
 
 
@@ -215,7 +215,7 @@ def test_a_task_that_has_not_ended_is_asked_about_again(hall):
         taken.append(following.once())
 
     assert [1, 0, 1, 0, 1] == taken
-    assert "on_hold" == hall.ledger.task(task.id).outcome
+    assert "on_hold" == hall.ledger.queries.task(task.id).outcome
 
 
 @pytest.mark.parametrize("answer", [{"status": 500}, {"status": 404, "body": {"success": False}}, "hang_up_before"])
@@ -227,17 +227,17 @@ def test_an_answer_that_tells_nothing_changes_nothing(hall, answer):
     hall.ahead += timedelta(seconds=11)
 
     assert 1 == following.once()
-    assert hall.ledger.task(task.id).outcome is None
+    assert hall.ledger.queries.task(task.id).outcome is None
     hall.ahead += timedelta(seconds=30)
     assert 1 == following.once()
-    assert hall.ledger.task(task.id).outcome is not None
+    assert hall.ledger.queries.task(task.id).outcome is not None
 
 
 def test_a_paused_provider_is_not_asked(hall):
     """What was ordered for its tasks holds for questions, too."""
     hall.delivered()
     hall.ahead += timedelta(seconds=11)
-    hall.ledger.pause_provider(ProviderName.MINDHUNTERS, hall.now() + timedelta(hours=1), "by a person", hall.now())
+    hall.ledger.limits.pause(ProviderName.MINDHUNTERS, hall.now() + timedelta(hours=1), "by a person", hall.now())
 
     assert 0 == OutcomePoller(hall.context).once()
 
@@ -249,7 +249,7 @@ def many(hall, number):
         settlement = Settlement(
             verdict=Verdict.DELIVERED, state=TaskState.DELIVERED, external_id=f"x{place}", poll_at=hall.now()
         )
-        assert hall.ledger.settle(claim, settlement, hall.now())
+        assert hall.ledger.tasks.settle(claim, settlement, hall.now())
     hall.ahead += timedelta(seconds=11)
 
 
@@ -275,7 +275,7 @@ def test_a_worker_that_ends_waits_for_no_place(hall):
     many(hall, 1)
     limits = {ProviderName.MINDHUNTERS: Limits(rate_per_second=0.3, burst=1)}
     context = replace(hall.context, limits=limits)
-    hall.ledger.charge(ProviderName.MINDHUNTERS, limits[ProviderName.MINDHUNTERS], hall.now())
+    hall.ledger.limits.charge(ProviderName.MINDHUNTERS, limits[ProviderName.MINDHUNTERS], hall.now())
     context.closing.set()
     assert 0 == OutcomePoller(context).once()
 
@@ -296,7 +296,7 @@ def test_a_question_that_is_not_welcome_ends_the_round(hall, caplog, answer, kin
     hall.sandbox.script([{"provider": "mindhunters", "method": "GET", "times": None, "answer": answer}])
     following = OutcomePoller(hall.context)
     assert [1, 0] == [following.once(), following.once()]
-    assert [kind] == [state.kind for state in hall.ledger.provider_states()] or kind is None
+    assert [kind] == [state.kind for state in hall.ledger.limits.states()] or kind is None
     assert (1 if kind else 0) == len([record for record in caplog.records if record.levelname == "ERROR"])
     hall.sandbox.behave()
     hall.ahead += timedelta(seconds=seconds - 3)

@@ -45,7 +45,7 @@ def folder(tmp_path):
 def test_a_good_folder_is_kept_in_the_ledger(ledger, folder):
     """An accepted set is stored under the version that its decisions carry."""
     rule_set = rules_in_force(folder, ledger, {}, resolve=RULES, now=NOW)
-    assert (rule_set.version, {"a.yaml": GOOD}) == ledger.latest_rule_set()
+    assert (rule_set.version, {"a.yaml": GOOD}) == ledger.rule_sets.latest()
 
 
 def test_a_faulty_folder_falls_back_to_the_last_good_set(ledger, folder):
@@ -132,7 +132,7 @@ def test_faulty_sources_alone_keep_a_set_out_of_force(ledger, folder):
     (folder / "b.yaml").write_text("sources: {crm: {}}\n")
     fault = RuleFault(file="b.yaml", line=1, column=1, path="sources.crm", message="has no auth")
     rule_set = rules_in_force(folder, ledger, {}, resolve=RULES, now=NOW, faults_of=lambda _: [fault])
-    assert good.version == rule_set.version == ledger.latest_rule_set()[0]
+    assert good.version == rule_set.version == ledger.rule_sets.latest()[0]
 
 
 def test_of_two_faults_at_one_place_the_first_is_told():

@@ -80,7 +80,7 @@ class House:
         key = id_.encode().hex().rjust(12, "0")[-12:] + "0" * 52
         event = Event(id=f"ev_{id_}", source="crm", type="x", occurred_at=self.now, received_at=self.now)
         delivery = Delivery(id=f"dl_{id_}", source="crm", received_at=self.now, body=b"{}", content_hash=id_)
-        self.ledger.record(delivery, [IncomingEvent(event=event, dedupe_key=id_, content_hash=id_)])
+        self.ledger.inbox.record(delivery, [IncomingEvent(event=event, dedupe_key=id_, content_hash=id_)])
         task = Task(
             **{
                 "id": id_,
@@ -105,16 +105,16 @@ class House:
         plan = Plan(
             event_id=f"ev_{id_}", rule_set="rs_1", state=EventState.PROCESSED, decisions=(decision,), tasks=(task,)
         )
-        self.ledger.record_plans([plan], self.now)
+        self.ledger.tasks.insert([plan], self.now)
 
     def try_(self, id_, *, stored):
         """Make one attempt whose answer tells nothing, `stored` at the provider or not."""
-        (claim,) = self.ledger.claim([id_], self.now, LEASE, "w-1")
+        (claim,) = self.ledger.tasks.claim([id_], self.now, LEASE, "w-1")
         assert isinstance(claim, Claim), claim
         if stored:
             self.transport.send(self.provider.prepare(claim.task, self.now), deadline_seconds=5)
         lost = Settlement(verdict=Verdict.UNKNOWN, state=TaskState.UNKNOWN, reason="201 without an id", status=201)
-        assert self.ledger.settle(claim, lost, self.now)
+        assert self.ledger.tasks.settle(claim, lost, self.now)
 
     def doubt(self, id_="tk_1", *, stored, **changes):
         """Leave a task in doubt whose lease has just ended."""
@@ -124,7 +124,7 @@ class House:
 
     def task(self, id_="tk_1"):
         """Return a task."""
-        return self.ledger.task(id_)
+        return self.ledger.queries.task(id_)
 
     def rounds(self, number, **span):
         """Seek so often, with so much time between."""
@@ -163,9 +163,9 @@ def test_what_the_provider_has_is_delivered(house, caplog):
 def test_what_a_dead_worker_sent_is_not_looked_up_before_the_lease_ends(house):
     """Until then the request may still be executed."""
     house.plan("tk_1")
-    house.ledger.claim(["tk_1"], house.now, LEASE, "w-1")
+    house.ledger.tasks.claim(["tk_1"], house.now, LEASE, "w-1")
     house.pass_(seconds=10)
-    assert ["tk_1"] == house.ledger.release("w-1", house.now)
+    assert ["tk_1"] == house.ledger.tasks.release("w-1", house.now)
     house.pass_(seconds=49)
     assert 0 == house.seek.once()
     assert TaskState.UNKNOWN == house.task().state
@@ -222,9 +222,9 @@ def test_the_second_listing_comes_long_enough_after_the_attempts_end(house):
     house.doubt("tk_0", stored=True)
     house.seek.once()
     house.plan("tk_1")
-    house.ledger.claim(["tk_1"], house.now, LEASE, "w-1")
+    house.ledger.tasks.claim(["tk_1"], house.now, LEASE, "w-1")
     house.pass_(seconds=61)
-    assert ["tk_1"] == house.ledger.expire_leases(house.now)
+    assert ["tk_1"] == house.ledger.tasks.expire_leases(house.now)
     house.pass_(seconds=5)
     assert 1 == house.seek.once()
     for seconds in (44, 9):  # the first look says nothing yet, so two more come
@@ -240,9 +240,9 @@ def test_a_claim_that_a_fast_clock_took_for_absent_is_not_sent_twice(house):
     house.doubt("tk_0", stored=True)
     house.seek.once()
     house.plan("tk_1")
-    (claim,) = house.ledger.claim(["tk_1"], house.now, LEASE, "w-1")
+    (claim,) = house.ledger.tasks.claim(["tk_1"], house.now, LEASE, "w-1")
     house.pass_(seconds=60)  # by the fast clock; the request has only begun
-    assert ["tk_1"] == house.ledger.expire_leases(house.now)
+    assert ["tk_1"] == house.ledger.tasks.expire_leases(house.now)
     for _ in range(29):
         house.pass_(seconds=1)
         house.seek.once()
@@ -295,7 +295,7 @@ def test_a_wrong_credential_cannot_tell(house, caplog):
     house.transport = Transport(house.transport._base_url, house.provider.authorise("sandbox-wrong-key"))
     house.seek = house.another()
     house.rounds(1)
-    (state,) = house.ledger.provider_states()
+    (state,) = house.ledger.limits.states()
     assert (PauseKind.ANSWER, house.now + timedelta(seconds=60)) == (state.kind, state.paused_until_at)
     house.rounds(9, minutes=6)
     assert (TaskState.UNKNOWN, "201 without an id") == (house.task().state, house.task().reason)
@@ -329,7 +329,7 @@ def test_a_look_up_waits_as_long_as_it_is_asked_to(house):
     house.doubt(stored=True)
     outage(house, {"status": 429, "headers": {"Retry-After": "7200"}}, times=1)
     house.rounds(1)
-    (state,) = house.ledger.provider_states()
+    (state,) = house.ledger.limits.states()
     assert (PauseKind.ASKED, house.now + timedelta(hours=1)) == (state.kind, state.paused_until_at)
     house.pass_(seconds=7199)
     assert 0 == house.seek.once()
@@ -384,10 +384,10 @@ def test_a_task_retried_long_after_its_attempt_keeps_its_budget_and_its_moment(h
     house.doubt("tk_0", stored=True)
     house.doubt(stored=False)
     house.seek.once()
-    house.ledger.cancel("tk_1", None, house.now)
+    house.ledger.admin.cancel("tk_1", None, house.now)
     house.pass_(days=30)
     tomorrow_at = house.now + timedelta(days=1)
-    house.ledger.retry_many({"tk_1": tomorrow_at}, {TaskState.CANCELLED}, house.now)
+    house.ledger.admin.retry_many({"tk_1": tomorrow_at}, {TaskState.CANCELLED}, house.now)
     house.rounds(8, seconds=10)
     task = house.task()
     assert (TaskState.WAITING, tomorrow_at) == (task.state, task.due_at)
@@ -474,7 +474,7 @@ def test_two_workers_never_look_up_the_same_doubt_together(house):
 def test_what_a_dead_worker_took_is_taken_again(house):
     """A worker that dies in the middle of a look-up holds the doubt for a minute, no longer."""
     house.doubt(stored=True)
-    (_,) = house.ledger.claim_doubts(house.name, house.now, timedelta(seconds=60), 9)
+    (_,) = house.ledger.reconciliation.claim(house.name, house.now, timedelta(seconds=60), 9)
     house.pass_(seconds=59)
     assert 0 == house.seek.once()
     house.pass_(seconds=1)
@@ -485,9 +485,9 @@ def test_what_a_dead_worker_took_is_taken_again(house):
 def test_a_person_who_pauses_the_provider_stops_the_look_ups(house):
     """They go on with the provider."""
     house.doubt(stored=True)
-    house.ledger.pause_provider(house.name, house.now + timedelta(hours=1), "maintenance", house.now)
+    house.ledger.limits.pause(house.name, house.now + timedelta(hours=1), "maintenance", house.now)
     assert 0 == house.seek.once()
-    house.ledger.resume_provider(house.name, house.now)
+    house.ledger.limits.resume(house.name, house.now)
     assert 1 == house.seek.once()
 
 

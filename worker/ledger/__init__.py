@@ -1,11 +1,32 @@
-"""THE LEDGER: what is durable, and what cannot happen twice."""
+"""The ledger: what came in, what was decided, and what became of it. Durable, and nothing in it happens twice.
+
+It stands in a SQLite file or a PostgreSQL database. Its methods stand in groups, each beside its SQL:
+`ledger.inbox.record(...)`, `ledger.tasks.claim(...)`, `ledger.limits.pause(...)`, `ledger.queries.list_tasks(...)`.
+"""
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Engine
+
+from worker.ledger import probing
 from worker.ledger.by_hand import CANCELLED_STATES, RETRIED_STATES, why_not_cancelled, why_not_retried
-from worker.ledger.ledger import Ledger
+from worker.ledger.database import BUSY_TIMEOUT, database_of, reading
+from worker.ledger.groups import (
+    AdminQueries,
+    FollowUps,
+    Inbox,
+    OutcomePolls,
+    ProviderLimits,
+    Queries,
+    Reconciliation,
+    RuleSets,
+    Tasks,
+)
 from worker.ledger.measuring import Due, Measures
-from worker.ledger.opening import migrate, move_ledger, open_ledger, undo_move
+from worker.ledger.migrations import refuse_other_revision, upgrade
 from worker.ledger.replaying import Replayed, never_left, renamed, why_not_replayed
 from worker.ledger.selecting import EventSelection, TaskSelection
 from worker.ledger.types import (
@@ -30,6 +51,10 @@ from worker.ledger.types import (
     TaskRef,
 )
 from worker.ledger.workload import UNTIL_RESUMED, Workload
+from worker.ledger.writer import GATHERING, WAIT, Job, Writer, WriterFileLock
+
+if TYPE_CHECKING:
+    from worker.ledger.move import Moved, Progress
 
 __all__ = [
     "CANCELLED_STATES",
@@ -44,6 +69,7 @@ __all__ = [
     "EventSelection",
     "Held",
     "IncomingEvent",
+    "Job",
     "Ledger",
     "Limits",
     "Measures",
@@ -71,3 +97,98 @@ __all__ = [
     "why_not_replayed",
     "why_not_retried",
 ]
+
+
+class Ledger:
+    """One open ledger. One per process: neither connections nor the writer thread survive a fork, so open it after forking.
+
+    Every method of its groups is a transaction of its own. Writes go through the writer thread and return when their commit
+    stands on disk; reads use pooled connections and never wait for a writer. Every method may raise LedgerBusyError when the
+    ledger cannot be used right now and LedgerError for other faults of the database. After LedgerBusyError the change is not
+    in force, or (LedgerInDoubtError) it is not known whether it is.
+    """
+
+    def __init__(self, readers: Engine, writer: Writer) -> None:
+        self._readers = readers
+        self._writer = writer
+        #: Deliveries and events.
+        self.inbox = Inbox(readers, writer)
+        #: Tasks from their plan to their end.
+        self.tasks = Tasks(readers, writer)
+        #: How much each provider may get, and when it is left alone.
+        self.limits = ProviderLimits(readers, writer)
+        #: Tasks of which nobody knows whether they were executed.
+        self.reconciliation = Reconciliation(readers, writer)
+        #: What became of delivered tasks at their provider.
+        self.outcomes = OutcomePolls(readers, writer)
+        #: What rules want to follow on the end of a task.
+        self.follow_ups = FollowUps(readers, writer)
+        #: The rule sets that were in force.
+        self.rule_sets = RuleSets(readers, writer)
+        #: What a person or a page looks at.
+        self.queries = Queries(readers, writer)
+        #: What a person decides.
+        self.admin = AdminQueries(readers, writer)
+
+    def check_writable(self) -> None:
+        """Commit a write that leaves nothing behind; raises LedgerBusyError when that cannot be done now."""
+        self._writer.write(probing.probe, wait=probing.WAIT)
+
+    def yield_to_writer(self) -> None:
+        """Wait, for milliseconds, while this process holds the write lock: for a thread that is about to compute."""
+        self._writer.yield_to_writer()
+
+    def close(self) -> None:
+        """Finish the writes that are waiting, then let go of every connection."""
+        self._writer.close()
+        self._readers.dispose()
+
+
+def open_ledger(
+    url: str, *, busy_timeout: timedelta = BUSY_TIMEOUT, wait: timedelta = WAIT, yielding: timedelta = GATHERING
+) -> Ledger:
+    """Open the ledger at a URL: `sqlite:////var/lib/leadwire/ledger.sqlite3`, `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`.
+
+    `busy_timeout` bounds the wait for other processes' writes, `wait` a caller's wait for its commit; for `yielding` see
+    `Writer`. Raises LedgerError when there is none, when its schema is not the one of this version, when it was moved
+    elsewhere, or when the database cannot hold a ledger.
+    """
+    database = database_of(url)
+    database.must_exist()
+    readers = database.readers(busy_timeout)
+    writers = database.writers(busy_timeout)
+    try:
+        with reading(writers):
+            pass  # sets SQLite's journal mode before anybody reads, and shows whether a server takes writes
+        with reading(readers) as connection:
+            refuse_other_revision(connection, database.name)
+    except BaseException:
+        readers.dispose()
+        raise
+    lock = WriterFileLock(database.lock_file) if database.lock_file else None
+    return Ledger(readers, Writer(writers, wait=wait, lock=lock, yielding=yielding))
+
+
+def migrate(url: str) -> None:
+    """Bring the ledger at a URL to this version's schema; a SQLite file (0600) and its folder (0700) are made when absent.
+
+    Several processes may do so at once. Raises LedgerError for a ledger of a newer version, or one that was moved.
+    """
+    upgrade(database_of(url))
+
+
+def move_ledger(source_url: str, target_url: str, now: datetime, progress: Progress) -> Moved:
+    """Move the ledger of a SQLite file into an empty database of PostgreSQL, or end a move that was interrupted.
+
+    `progress` is told each step, the rows done and the rows in all. Raises LedgerError; see `move.move`.
+    """
+    from worker.ledger.move import move  # noqa: PLC0415 - only the command that moves needs it
+
+    return move(source_url, target_url, now, progress)
+
+
+def undo_move(source_url: str, target_url: str, progress: Progress) -> None:
+    """Give a move up, as long as nothing has worked on the ledger there. Raises LedgerError; see `move.undo`."""
+    from worker.ledger.move import undo  # noqa: PLC0415 - as above
+
+    undo(source_url, target_url, progress)

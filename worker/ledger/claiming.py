@@ -33,8 +33,8 @@ from worker.ledger.limits import Refusal
 from worker.ledger.schema import attempts, tasks
 from worker.ledger.statements import ForIds, Statement, columns_of
 from worker.ledger.types import Claim, Held, Limits, NotClaimed, ProviderState
-from worker.ledger.work import Shared
 from worker.ledger.workload import UNTIL_RESUMED
+from worker.ledger.writer import Batchable
 
 log = logging.getLogger(__name__)
 
@@ -134,9 +134,9 @@ class _Terms:
 
 def claim(
     ids: Sequence[str], now: datetime, lease: timedelta, owner: str, limits: Mapping[ProviderName, Limits]
-) -> Shared[Asked, list[Taken | NotClaimed]]:
+) -> Batchable[Asked, list[Taken | NotClaimed]]:
     """Return the work that claims tasks; its result has one answer for each id, in order, which `claims` makes claims of."""
-    return Shared(_claim, asked(ids, now, lease, owner, limits), len(ids))
+    return Batchable(_claim, asked(ids, now, lease, owner, limits), len(ids))
 
 
 def asked(

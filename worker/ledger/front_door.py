@@ -19,7 +19,7 @@ from worker.ledger.encoding import dump, event_document, label, micros, micros_o
 from worker.ledger.schema import deliveries, events, seen
 from worker.ledger.statements import Statement, columns_of, upsert
 from worker.ledger.types import Delivery, IncomingEvent, Recorded
-from worker.ledger.work import Shared
+from worker.ledger.writer import Batchable
 
 #: Stands between key and content hash; `label` lets it into no key.
 _SEPARATOR: Final = "\x1f"
@@ -69,7 +69,7 @@ class _Arrival:
     candidates: Sequence[_Candidate]
 
 
-def record(delivery: Delivery, incoming: Sequence[IncomingEvent]) -> Shared[_Arrival, Recorded]:
+def record(delivery: Delivery, incoming: Sequence[IncomingEvent]) -> Batchable[_Arrival, Recorded]:
     """Return the work that keeps a delivery and its new events. What is costly is done here, before the transaction."""
     received_at = micros(delivery.received_at)
     row = {
@@ -80,7 +80,7 @@ def record(delivery: Delivery, incoming: Sequence[IncomingEvent]) -> Shared[_Arr
         "body": delivery.body,
         "content_hash": delivery.content_hash,
     }
-    return Shared(_record, _Arrival(row, [_candidate(delivery.id, received_at, event) for event in incoming]))
+    return Batchable(_record, _Arrival(row, [_candidate(delivery.id, received_at, event) for event in incoming]))
 
 
 def _record(connection: Connection, arrivals: Sequence[_Arrival]) -> list[Recorded]:

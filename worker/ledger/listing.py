@@ -8,8 +8,8 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, Row, Select, Table, bindparam, func, select
 
 from rules.vocabulary import EventState, LedgerError, TaskState
+from worker.ledger.database import reading
 from worker.ledger.encoding import attempt_row, label, stored_event, stored_task
-from worker.ledger.engine import reading
 from worker.ledger.schema import attempts, decisions, deliveries, events, outcomes, tasks
 from worker.ledger.statements import Statement
 from worker.ledger.types import AttemptRow, Counts, StoredEvent, StoredTask

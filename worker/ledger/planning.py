@@ -35,7 +35,7 @@ from worker.ledger.gates import Gates
 from worker.ledger.schema import EVENT_OPEN, decisions, events, tasks, turns
 from worker.ledger.statements import ForIds, Statement, columns_of, upsert
 from worker.ledger.types import ClaimTerms, NotClaimed, StoredEvent, TaskRef
-from worker.ledger.work import Shared
+from worker.ledger.writer import Batchable
 
 #: After so many tries an event is `failed`.
 TRIES_LIMIT: Final = 5
@@ -168,13 +168,13 @@ def returned(found: Sequence[StoredEvent], counted: Mapping[str, int]) -> list[S
     return [replace(event, tries=counted.get(event.id, event.tries)) for event in fine]
 
 
-def record_plans(plans: Sequence[Plan], now: datetime, terms: ClaimTerms | None = None) -> Shared[_Part, Kept]:
+def record_plans(plans: Sequence[Plan], now: datetime, terms: ClaimTerms | None = None) -> Batchable[_Part, Kept]:
     """Return the work that records every plan whose event is still open, and claims of its due tasks what `terms` say."""
     at = micros(now)
     planned = [
         _Planned(plan, *_decided_rows(plan, at), [(task, _task_row(task, at)) for task in plan.tasks]) for plan in plans
     ]
-    return Shared(_record_plans, _Part(planned, Caller(terms, now)), len(planned))
+    return Batchable(_record_plans, _Part(planned, Caller(terms, now)), len(planned))
 
 
 def _record_plans(connection: Connection, parts: Sequence[_Part]) -> list[Kept]:

@@ -257,3 +257,17 @@ tallies = Table(
     sqlite_with_rowid=False,
     postgresql_with={"fillfactor": 50},
 )
+
+#: In place of the schema's revision while a ledger is moved to another database (`move.py`), and after that.
+MOVING: Final = "moving"
+MOVED: Final = "moved"
+
+#: Not among the ledger's own tables: only ledgers that went or came have it. `token` is the same in both.
+moves = Table(
+    "moves",
+    MetaData(),
+    Column("token", Text, primary_key=True),
+    Column("place", Text, nullable=False),
+    Column("revision", Text, nullable=False),
+    Column("begun_at", BigInteger, nullable=False),
+)

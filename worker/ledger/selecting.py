@@ -15,8 +15,8 @@ from typing import Any, Final, Literal
 from sqlalchemy import ColumnElement, Engine, Table, select
 
 from rules.vocabulary import EventState, ProviderName, TaskState, TaskType
+from worker.ledger.database import reading
 from worker.ledger.encoding import label, micros, stored_event, stored_task
-from worker.ledger.engine import reading
 from worker.ledger.replaying import IS_GENERATION
 from worker.ledger.schema import events, tasks
 from worker.ledger.statements import ForIds

@@ -24,7 +24,7 @@ from worker.ledger.encoding import label, micros, micros_or_none, sentence, sent
 from worker.ledger.schema import TASK_SENDING, attempts, events, tasks
 from worker.ledger.statements import ForIds, Statement
 from worker.ledger.types import Claim, ProviderState, Settlement
-from worker.ledger.work import Shared
+from worker.ledger.writer import Batchable
 
 _THIS: Final = tasks.c.id == bindparam("this_id")
 _OF_EPOCH: Final = and_(_THIS, tasks.c.epoch == bindparam("held_epoch"))
@@ -150,10 +150,10 @@ class Settled:
     began: list[ProviderState]
 
 
-def settle(settled: Sequence[tuple[Claim, Settlement]], now: datetime) -> Shared[Sequence[_Settled], Settled]:
+def settle(settled: Sequence[tuple[Claim, Settlement]], now: datetime) -> Batchable[Sequence[_Settled], Settled]:
     """Return the work that records outcomes."""
     at = micros(now)
-    return Shared(_settle, [_Settled(*pair, _outcome(*pair, at), now) for pair in settled], len(settled))
+    return Batchable(_settle, [_Settled(*pair, _outcome(*pair, at), now) for pair in settled], len(settled))
 
 
 def _settle(connection: Connection, parts: Sequence[Sequence[_Settled]]) -> list[Settled]:

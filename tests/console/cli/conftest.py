@@ -104,7 +104,7 @@ def ledger(folder: Path) -> Iterator[Ledger]:
 def history(ledger: Ledger, now: datetime) -> Ledger:
     """Return a ledger with a big lead (one task delivered, one unknown), a small lead and an event nobody listens to."""
     rule_set = load({"leads.yaml": RULES}, {"CRM_SECRET": "not-a-secret-but-long-enough"})
-    ledger.store_rule_set(rule_set.version, rule_set.files, now)
+    ledger.rule_sets.store(rule_set.version, rule_set.files, now)
     events = [
         _lead("ev_1", {"value": 15000, "source": "web_form"}, now),
         _lead("ev_2", {"value": 9000, "source": "web_form"}, now + timedelta(seconds=1)),
@@ -112,15 +112,15 @@ def history(ledger: Ledger, now: datetime) -> Ledger:
         _lead("ev_4", {}, now + timedelta(seconds=3), type="deal.created"),
     ]
     for event in events:
-        ledger.record(_delivery(event), [_incoming(event)])
-        ledger.record_plans([decide(rule_set, event, now=event.received_at)], event.received_at)
-    call, team = ledger.tasks_of("ev_1")
+        ledger.inbox.record(_delivery(event), [_incoming(event)])
+        ledger.tasks.insert([decide(rule_set, event, now=event.received_at)], event.received_at)
+    call, team = ledger.queries.tasks_of("ev_1")
     for task, settlement in (
         (call, Settlement(verdict=Verdict.DELIVERED, state=TaskState.DELIVERED, external_id="mh-1", status=201)),
         (team, Settlement(verdict=Verdict.UNKNOWN, state=TaskState.UNKNOWN, reason="no answer: timed out")),
     ):
-        (claim,) = ledger.claim([task.id], now + timedelta(seconds=5), timedelta(seconds=60), "test")
-        ledger.settle(claim, settlement, now + timedelta(seconds=6))
+        (claim,) = ledger.tasks.claim([task.id], now + timedelta(seconds=5), timedelta(seconds=60), "test")
+        ledger.tasks.settle(claim, settlement, now + timedelta(seconds=6))
     return ledger
 
 
@@ -130,8 +130,8 @@ def filled(ledger: Ledger, now: datetime) -> Ledger:
     rule_set = load({"leads.yaml": RULES}, {"CRM_SECRET": "not-a-secret-but-long-enough"})
     for number in range(3):
         event = _lead(f"ev_{number}", {"value": 15000, "source": "web_form"}, now)
-        ledger.record(_delivery(event), [_incoming(event)])
-        ledger.record_plans([decide(rule_set, event, now=now)], now)
+        ledger.inbox.record(_delivery(event), [_incoming(event)])
+        ledger.tasks.insert([decide(rule_set, event, now=now)], now)
     return ledger
 
 

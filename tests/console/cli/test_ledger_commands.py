@@ -100,7 +100,7 @@ def test_a_listing_refuses_a_word_that_is_no_state(run, history):
 
 def test_show_tells_all_of_a_task(run, history):
     """`show` of a task has its fields and every attempt, found by the beginning of its id."""
-    call, _ = history.tasks_of("ev_1")
+    call, _ = history.queries.tasks_of("ev_1")
 
     shown = json.loads(run("show", call.id[:12], "--json").out)
     text = run("show", call.id).out
@@ -133,7 +133,7 @@ def test_show_of_nothing_says_where_to_look(run, history):
 
 def test_settling_as_delivered_ends_the_doubt(run, history):
     """`settle --delivered ID` makes an unknown task delivered under the provider's id."""
-    _, team = history.tasks_of("ev_1")
+    _, team = history.queries.tasks_of("ev_1")
 
     said = run("settle", team.id, "--delivered", "vb-9")
 
@@ -143,7 +143,7 @@ def test_settling_as_delivered_ends_the_doubt(run, history):
 
 def test_settling_as_not_delivered_sends_it_again(run, history):
     """`settle --not-delivered` makes an unknown task due now."""
-    _, team = history.tasks_of("ev_1")
+    _, team = history.queries.tasks_of("ev_1")
 
     assert 0 == run("settle", team.id, "--not-delivered").code
     assert "unknown" != _state(history, team.id)[0]
@@ -157,7 +157,7 @@ def test_settling_needs_one_clear_word(run, history, flags):
 
 def test_what_is_delivered_cannot_be_settled_or_retried(run, history):
     """A delivered task is left alone: a person was touched already."""
-    call, _ = history.tasks_of("ev_1")
+    call, _ = history.queries.tasks_of("ev_1")
 
     for command in (("settle", call.id, "--not-delivered"), ("retry", call.id)):
         said = run(*command)
@@ -191,5 +191,5 @@ def test_migrate_makes_a_ledger(run, folder):
 
 
 def _state(ledger, task_id):
-    task = ledger.task(task_id)
+    task = ledger.queries.task(task_id)
     return str(task.state), task.external_id

@@ -39,7 +39,7 @@ def test_a_pause_may_have_an_end(run, filled, bound):
 
 def test_a_pause_that_has_ended_is_none(run, filled, now):
     """A person's pause ends at its moment, also when nobody has claimed since."""
-    filled.pause_provider("vambe", now + timedelta(seconds=1), "short", now)
+    filled.limits.pause("vambe", now + timedelta(seconds=1), "short", now)
     assert listed(run)["vambe"]["paused"] is False
 
 

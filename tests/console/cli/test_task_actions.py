@@ -19,15 +19,15 @@ UNKNOWN = Settlement(verdict=Verdict.UNKNOWN, state=TaskState.UNKNOWN, reason="n
 def dead(filled, now):
     """A ledger with six dead tasks, three by each provider."""
     end = Settlement(verdict=Verdict.BUSY, state=TaskState.DEAD, reason="503 down. It is given up", status=503)
-    for task in filled.list_tasks():
-        (claim,) = filled.claim([task.id], now, timedelta(seconds=60), "test")
-        filled.settle(claim, end, now)
+    for task in filled.queries.list_tasks():
+        (claim,) = filled.tasks.claim([task.id], now, timedelta(seconds=60), "test")
+        filled.tasks.settle(claim, end, now)
     return filled
 
 
 def states(ledger):
     """Return the state of each task."""
-    return [str(task.state) for task in ledger.list_tasks()]
+    return [str(task.state) for task in ledger.queries.list_tasks()]
 
 
 def test_a_dry_run_counts_by_rule_and_reason_and_changes_nothing(run, dead):
@@ -48,11 +48,11 @@ def test_a_selection_is_retried_at_its_pace(run, dead, now):
     """Each task becomes due its own part of a minute later; the attempts stay on record."""
     said = run("retry", "--state", "dead", "--per-minute", "30", "--yes")
 
-    due = sorted(task.due_at for task in dead.list_tasks())
+    due = sorted(task.due_at for task in dead.queries.list_tasks())
     assert (0, "6 tasks retried\n") == (said.code, said.out)
     assert ["waiting"] * 6 == states(dead)
     assert [timedelta(seconds=2)] * 5 == [later - earlier for earlier, later in pairwise(due)]
-    assert all(1 == len(dead.attempts(task.id)) for task in dead.list_tasks())
+    assert all(1 == len(dead.queries.attempts(task.id)) for task in dead.queries.list_tasks())
 
 
 @pytest.mark.parametrize(("answer", "code", "state"), [("y\n", 0, "waiting"), ("n\n", 1, "dead"), ("", 1, "dead")])
@@ -83,9 +83,9 @@ def test_ids_or_a_selection(run, dead, command, arguments):
 
 def test_unknown_tasks_are_settled_not_retried(run, filled, now):
     """By id or by selection, the way on is told."""
-    task = next(filled.list_tasks())
-    (claim,) = filled.claim([task.id], now, timedelta(seconds=60), "test")
-    filled.settle(claim, UNKNOWN, now)
+    task = next(filled.queries.list_tasks())
+    (claim,) = filled.tasks.claim([task.id], now, timedelta(seconds=60), "test")
+    filled.tasks.settle(claim, UNKNOWN, now)
 
     for arguments in ((task.id,), ("--state", "unknown", "--yes")):
         said = run("retry", *arguments)
@@ -95,7 +95,7 @@ def test_unknown_tasks_are_settled_not_retried(run, filled, now):
 
 def test_what_was_not_sent_is_cancelled(run, filled):
     """With who and why; of ids each is tried, and a second time is refused."""
-    first, *_ = filled.list_tasks()
+    first, *_ = filled.queries.list_tasks()
 
     said = run("cancel", first.id, "--reason", "a wrong number", "--json")
     again = run("cancel", first.id)
@@ -112,7 +112,7 @@ def test_what_was_not_sent_is_cancelled(run, filled):
 
 def test_a_dry_run_of_ids_changes_nothing(run, filled):
     """It says what would be done."""
-    first, *_ = filled.list_tasks()
+    first, *_ = filled.queries.list_tasks()
 
     for command in ("cancel", "retry"):
         run(command, first.id, "--dry-run")
@@ -136,11 +136,11 @@ def sandbox(monkeypatch):
 
 def test_what_was_delivered_is_cancelled_at_its_provider(run, filled, sandbox, now):
     """Mindhunters is asked and its answer kept; Vambe has no such call; without --at-provider both are refused."""
-    call = next(task for task in filled.list_tasks() if task.type == "make_call")
-    team = next(task for task in filled.list_tasks() if task.type == "team_task")
+    call = next(task for task in filled.queries.list_tasks() if task.type == "make_call")
+    team = next(task for task in filled.queries.list_tasks() if task.type == "team_task")
     for task, external_id in ((call, "gone"), (team, "vb-1")):
-        (claim,) = filled.claim([task.id], now, timedelta(seconds=60), "test")
-        filled.settle(
+        (claim,) = filled.tasks.claim([task.id], now, timedelta(seconds=60), "test")
+        filled.tasks.settle(
             claim, Settlement(verdict=Verdict.DELIVERED, state=TaskState.DELIVERED, external_id=external_id), now
         )
 
@@ -151,8 +151,8 @@ def test_what_was_delivered_is_cancelled_at_its_provider(run, filled, sandbox, n
     assert 2 == here.err.count("--at-provider")
     assert "mindhunters answered 404 no such task" in there.err
     assert "vambe has no call that cancels vb-1" in there.err
-    assert filled.task(call.id).note.endswith(": 404 no such task")
-    assert TaskState.DELIVERED is filled.task(call.id).state
+    assert filled.queries.task(call.id).note.endswith(": 404 no such task")
+    assert TaskState.DELIVERED is filled.queries.task(call.id).state
 
 
 def test_delivered_tasks_are_selected_only_to_be_cancelled_there(run, filled):

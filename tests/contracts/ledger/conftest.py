@@ -64,7 +64,7 @@ class AdminQueries:
     def record(self, *incoming, id=None, **changes):  # noqa: A002 - as above
         """Record one delivery with these events, at `now` unless told otherwise."""
         first = incoming[0].event.id if incoming else "nothing"
-        return self.ledger.record(self.delivery(id or f"dl_{first}", **changes), incoming)
+        return self.ledger.inbox.record(self.delivery(id or f"dl_{first}", **changes), incoming)
 
     def task(self, id="tk_1", event_id="ev_1", **changes):  # noqa: A002 - as above
         parts = {
@@ -101,7 +101,7 @@ class AdminQueries:
     def planned(self, *tasks, event_id="ev_1", now=NOW):
         """Record an event and these tasks of it."""
         self.record(self.incoming(event_id))
-        return self.ledger.record_plans([self.plan(*tasks, event_id=event_id)], now)
+        return self.ledger.tasks.insert([self.plan(*tasks, event_id=event_id)], now)
 
     def claimed(self, id="tk_1", *, now=NOW, owner="w-1", **changes):  # noqa: A002 - as above
         """Plan one task and claim it."""
@@ -109,7 +109,7 @@ class AdminQueries:
         return self.claim(id, now=now, owner=owner)
 
     def claim(self, id="tk_1", *, now=NOW, owner="w-1"):  # noqa: A002 - as above
-        (claim,) = self.ledger.claim([id], now, LEASE, owner)
+        (claim,) = self.ledger.tasks.claim([id], now, LEASE, owner)
         assert isinstance(claim, Claim), claim
         return claim
 
@@ -134,7 +134,7 @@ class AdminQueries:
         return Settlement(verdict=verdict, state=state, reason=reason, status=422)
 
     def state(self, id="tk_1"):  # noqa: A002 - as above
-        return self.ledger.task(id).state
+        return self.ledger.queries.task(id).state
 
 
 @pytest.fixture(scope="session")

@@ -19,14 +19,14 @@ GRACE = timedelta(seconds=10)
 
 def dispatched_again(desk, seconds):
     """Let the sweep find the event."""
-    return desk.ledger.overdue_events(desk.at(seconds), GRACE, 100)
+    return desk.ledger.inbox.dispatch_overdue(desk.at(seconds), GRACE, 100)
 
 
 def test_open_events_come_in_the_order_asked_for(desk):
     """Only events in state received are returned, each once, in the order of the ids."""
     desk.record(*(desk.incoming(f"ev_{letter}") for letter in "abc"))
-    desk.ledger.record_plans([desk.plan(event_id="ev_b")], desk.now)
-    found = desk.ledger.events_to_process(["ev_c", "ev_b", "ev_x", "ev_a", "ev_c"], desk.now)
+    desk.ledger.tasks.insert([desk.plan(event_id="ev_b")], desk.now)
+    found = desk.ledger.inbox.events_to_process(["ev_c", "ev_b", "ev_x", "ev_a", "ev_c"], desk.now)
     assert ["ev_c", "ev_a"] == [event.id for event in found]
 
 
@@ -34,8 +34,8 @@ def test_first_dispatch_costs_no_try(desk):
     """An event that was dispatched once is handed out as often as asked for without counting a try."""
     desk.record(desk.incoming())
     for _ in range(9):
-        assert 1 == len(desk.ledger.events_to_process(["ev_1"], desk.now))
-    assert 0 == desk.ledger.event("ev_1").tries
+        assert 1 == len(desk.ledger.inbox.events_to_process(["ev_1"], desk.now))
+    assert 0 == desk.ledger.queries.event("ev_1").tries
 
 
 def test_five_crashes_end_an_event(desk):
@@ -44,9 +44,9 @@ def test_five_crashes_end_an_event(desk):
     handed_out = 0
     for round_ in range(1, 9):
         for event_id in dispatched_again(desk, round_ * 100):
-            handed_out += len(desk.ledger.events_to_process([event_id], desk.at(round_ * 100)))
+            handed_out += len(desk.ledger.inbox.events_to_process([event_id], desk.at(round_ * 100)))
     assert 5 == handed_out
-    event = desk.ledger.event("ev_1")
+    event = desk.ledger.queries.event("ev_1")
     assert (EventState.FAILED, 5) == (event.state, event.tries)
     assert "given up" in event.reason
 
@@ -56,9 +56,9 @@ def test_a_suspect_carries_its_counted_try(desk):
     desk.record(desk.incoming("ev_1"))
     dispatched_again(desk, 100)
     desk.record(desk.incoming("ev_2"))
-    found = desk.ledger.events_to_process(["ev_1", "ev_2"], desk.at(100))
+    found = desk.ledger.inbox.events_to_process(["ev_1", "ev_2"], desk.at(100))
     assert [("ev_1", 1), ("ev_2", 0)] == [(event.id, event.tries) for event in found]
-    assert 1 == desk.ledger.event("ev_1").tries
+    assert 1 == desk.ledger.queries.event("ev_1").tries
 
 
 def test_failing_events_are_due_later_and_fail_after_five_tries(desk):
@@ -66,22 +66,22 @@ def test_failing_events_are_due_later_and_fail_after_five_tries(desk):
     desk.record(desk.incoming())
     now, waits = desk.now, []
     for number in range(1, 6):
-        assert ["ev_1"] == [event.id for event in desk.ledger.events_to_process(["ev_1"], now)]
-        desk.ledger.event_failed("ev_1", f"error {number}", now)
-        event = desk.ledger.event("ev_1")
+        assert ["ev_1"] == [event.id for event in desk.ledger.inbox.events_to_process(["ev_1"], now)]
+        desk.ledger.inbox.event_failed("ev_1", f"error {number}", now)
+        event = desk.ledger.queries.event("ev_1")
         assert number == event.tries
         waits.append((event.due_at - now).total_seconds())
         now += timedelta(hours=1)
-        desk.ledger.overdue_events(now, GRACE, 100)
+        desk.ledger.inbox.dispatch_overdue(now, GRACE, 100)
     assert [5, 10, 20, 40] == waits[:4]
     assert (EventState.FAILED, "error 5") == (event.state, event.reason)
-    assert [] == desk.ledger.events_to_process(["ev_1"], now)
+    assert [] == desk.ledger.inbox.events_to_process(["ev_1"], now)
 
 
 def test_a_failed_event_is_not_overdue_before_its_moment(desk):
     """The back-off holds the sweep off."""
     desk.record(desk.incoming())
-    desk.ledger.event_failed("ev_1", "boom", desk.at(100))
+    desk.ledger.inbox.event_failed("ev_1", "boom", desk.at(100))
     assert [] == dispatched_again(desk, 104)
     assert ["ev_1"] == dispatched_again(desk, 105)
 
@@ -89,8 +89,8 @@ def test_a_failed_event_is_not_overdue_before_its_moment(desk):
 def test_failure_of_a_decided_event_changes_nothing(desk):
     """Once an event is processed, a late complaint about it is void."""
     desk.planned(desk.task())
-    desk.ledger.event_failed("ev_1", "boom\ud800\x00", desk.now)
-    assert EventState.PROCESSED == desk.ledger.event("ev_1").state
+    desk.ledger.inbox.event_failed("ev_1", "boom\ud800\x00", desk.now)
+    assert EventState.PROCESSED == desk.ledger.queries.event("ev_1").state
 
 
 def test_a_plan_becomes_decisions_and_tasks(desk):
@@ -109,7 +109,7 @@ def test_a_plan_becomes_decisions_and_tasks(desk):
         fields={"title": "x", "list": [1, {"a": None}]},
     )
     desk.record(desk.incoming())
-    (ref,) = desk.ledger.record_plans([desk.plan(task, decisions=decisions)], desk.now)
+    (ref,) = desk.ledger.tasks.insert([desk.plan(task, decisions=decisions)], desk.now)
     assert (task.id, task.type, task.provider, task.rule, task.name, 0, 0) == (
         ref.id,
         ref.type,
@@ -119,7 +119,7 @@ def test_a_plan_becomes_decisions_and_tasks(desk):
         ref.attempts,
         ref.epoch,
     )
-    event, (stored,) = desk.ledger.event("ev_1"), desk.ledger.tasks_of("ev_1")
+    event, (stored,) = desk.ledger.queries.event("ev_1"), desk.ledger.queries.tasks_of("ev_1")
     assert (EventState.PROCESSED, "rs_1", decisions) == (event.state, event.rule_set, event.decisions)
     kept = ("key", "expires_at", "retry", "if_unsure", "contact", "note", "fields", "due_at", "rule_set", "event_id")
     assert [getattr(task, name) for name in kept] == [getattr(stored, name) for name in kept]
@@ -138,18 +138,18 @@ def test_only_what_is_due_is_queued(desk):
         ("tk_later", TaskState.PLANNED, None),
         ("tk_dead", TaskState.DEAD, "no phone"),
         ("tk_late", TaskState.SUPPRESSED, "too late"),
-    ] == [(task.id, task.state, task.reason) for task in desk.ledger.tasks_of("ev_1")]
+    ] == [(task.id, task.state, task.reason) for task in desk.ledger.queries.tasks_of("ev_1")]
 
 
 def test_an_event_is_planned_once(desk):
     """A second plan of the same event is skipped as a whole; another event's plan in the same call is not."""
     desk.record(desk.incoming("ev_1"), desk.incoming("ev_2"))
-    desk.ledger.record_plans([desk.plan(desk.task("tk_1"))], desk.now)
+    desk.ledger.tasks.insert([desk.plan(desk.task("tk_1"))], desk.now)
     again = desk.plan(desk.task("tk_9", name="another"), rule_set="rs_9")
-    refs = desk.ledger.record_plans([again, desk.plan(desk.task("tk_2", "ev_2"), event_id="ev_2")], desk.now)
+    refs = desk.ledger.tasks.insert([again, desk.plan(desk.task("tk_2", "ev_2"), event_id="ev_2")], desk.now)
     assert ["tk_2"] == [ref.id for ref in refs]
-    assert ["tk_1"] == [task.id for task in desk.ledger.tasks_of("ev_1")]
-    assert "rs_1" == desk.ledger.event("ev_1").rule_set
+    assert ["tk_1"] == [task.id for task in desk.ledger.queries.tasks_of("ev_1")]
+    assert "rs_1" == desk.ledger.queries.event("ev_1").rule_set
 
 
 def test_a_task_exists_once(desk):
@@ -158,15 +158,15 @@ def test_a_task_exists_once(desk):
     same_key = desk.task("tk_2", key="k", name="other")
     same_name = desk.task("tk_3", key="k3", name="call")
     assert ["tk_1"] == [ref.id for ref in desk.planned(first, same_key, same_name)]
-    assert ["tk_1"] == [task.id for task in desk.ledger.tasks_of("ev_1")]
+    assert ["tk_1"] == [task.id for task in desk.ledger.queries.tasks_of("ev_1")]
 
 
 def test_a_plan_without_tasks(desk):
     """An event that no rule listens to is ignored, without tasks."""
     desk.record(desk.incoming())
-    assert () == desk.ledger.record_plans([desk.plan(state=EventState.IGNORED, decisions=())], desk.now)
-    assert EventState.IGNORED == desk.ledger.event("ev_1").state
-    assert () == desk.ledger.record_plans([], desk.now)
+    assert () == desk.ledger.tasks.insert([desk.plan(state=EventState.IGNORED, decisions=())], desk.now)
+    assert EventState.IGNORED == desk.ledger.queries.event("ev_1").state
+    assert () == desk.ledger.tasks.insert([], desk.now)
 
 
 def test_turns_are_even_and_follow_the_order(desk):
@@ -181,8 +181,8 @@ def test_turns_are_even_and_follow_the_order(desk):
             desk.task(f"tk_{number}b", event_id, rotation=other),
         )
         desk.planned(*tasks, event_id=event_id)
-        chosen += desk.ledger.task(f"tk_{number}a").fields["responsible_ids"]
-        assert ["kim"] == desk.ledger.task(f"tk_{number}b").fields["responsible_ids"]
+        chosen += desk.ledger.queries.task(f"tk_{number}a").fields["responsible_ids"]
+        assert ["kim"] == desk.ledger.queries.task(f"tk_{number}b").fields["responsible_ids"]
     assert ["ana", "luis", "eva", "ana", "luis", "eva", "ana"] == chosen
 
 
@@ -192,9 +192,9 @@ def test_turns_within_one_transaction(desk):
     tasks = [desk.task(f"tk_{number}", rotation=rotation) for number in range(60)]
     dead = desk.task("tk_dead", rotation=rotation, state=TaskState.DEAD, reason="no title")
     desk.planned(dead, *tasks)
-    shares = Counter(desk.ledger.task(task.id).fields["responsible_ids"][0] for task in tasks)
+    shares = Counter(desk.ledger.queries.task(task.id).fields["responsible_ids"][0] for task in tasks)
     assert {"ana": 20, "luis": 20, "eva": 20} == shares
-    assert "responsible_ids" not in desk.ledger.task("tk_dead").fields
+    assert "responsible_ids" not in desk.ledger.queries.task("tk_dead").fields
 
 
 def test_undispatched_events_are_found_once(desk):
@@ -202,7 +202,7 @@ def test_undispatched_events_are_found_once(desk):
     desk.record(desk.incoming())
     assert [] == dispatched_again(desk, 9.9)
     assert ["ev_1"] == dispatched_again(desk, 10)
-    assert 2 == desk.ledger.event("ev_1").dispatches
+    assert 2 == desk.ledger.queries.event("ev_1").dispatches
     assert [] == dispatched_again(desk, 19.9)
     assert ["ev_1"] == dispatched_again(desk, 20)
 
@@ -217,25 +217,25 @@ def test_overdue_events_are_bounded_and_oldest_first(desk):
     """At most so many as asked for, those that are due longest first."""
     for number in (3, 1, 2):
         desk.record(desk.incoming(f"ev_{number}"), received_at=desk.at(number))
-    assert ["ev_1", "ev_2"] == desk.ledger.overdue_events(desk.at(60), GRACE, 2)
-    assert ["ev_3"] == desk.ledger.overdue_events(desk.at(60), GRACE, 2)
+    assert ["ev_1", "ev_2"] == desk.ledger.inbox.dispatch_overdue(desk.at(60), GRACE, 2)
+    assert ["ev_3"] == desk.ledger.inbox.dispatch_overdue(desk.at(60), GRACE, 2)
 
 
 def test_a_suspect_is_handed_to_one_at_a_time(desk):
     """Messages that come twice neither plan an event twice nor count its tries twice; after the lease it is free again."""
     desk.record(desk.incoming("ev_1"))
-    desk.ledger.overdue_events(desk.at(60), GRACE, 100)
-    assert ["ev_1"] == [event.id for event in desk.ledger.events_to_process(["ev_1"], desk.at(60))]
-    assert [] == [event.id for event in desk.ledger.events_to_process(["ev_1"], desk.at(61)) for _ in range(9)]
-    assert 1 == desk.ledger.event("ev_1").tries
-    assert [2] == [event.tries for event in desk.ledger.events_to_process(["ev_1"], desk.at(80))]
+    desk.ledger.inbox.dispatch_overdue(desk.at(60), GRACE, 100)
+    assert ["ev_1"] == [event.id for event in desk.ledger.inbox.events_to_process(["ev_1"], desk.at(60))]
+    assert [] == [event.id for event in desk.ledger.inbox.events_to_process(["ev_1"], desk.at(61)) for _ in range(9)]
+    assert 1 == desk.ledger.queries.event("ev_1").tries
+    assert [2] == [event.tries for event in desk.ledger.inbox.events_to_process(["ev_1"], desk.at(80))]
 
 
 def test_fresh_events_are_told_from_suspects(desk):
     """Those dispatched once come with their content, those dispatched before by id, and neither is counted."""
     desk.record(desk.incoming("ev_1"))
-    desk.ledger.overdue_events(desk.at(60), GRACE, 100)
+    desk.ledger.inbox.dispatch_overdue(desk.at(60), GRACE, 100)
     desk.record(desk.incoming("ev_2"))
-    fresh, suspects = desk.ledger.fresh_events(["ev_1", "ev_2", "ev_none"])
+    fresh, suspects = desk.ledger.inbox.fresh_events(["ev_1", "ev_2", "ev_none"])
     assert (["ev_2"], ["ev_1"]) == ([event.id for event in fresh], suspects)
-    assert 0 == desk.ledger.event("ev_1").tries
+    assert 0 == desk.ledger.queries.event("ev_1").tries

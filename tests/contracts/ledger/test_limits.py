@@ -21,12 +21,12 @@ def plan(desk, number, **changes):
 
 def claim(desk, ids, seconds=0, **limits):
     """Claim under these limits for Vambe."""
-    return desk.ledger.claim(ids, desk.at(seconds), desk.lease, "w-1", {VAMBE: Limits(**limits)})
+    return desk.ledger.tasks.claim(ids, desk.at(seconds), desk.lease, "w-1", {VAMBE: Limits(**limits)})
 
 
 def moments(desk, ids):
     """Return by how many seconds each task is due later than the beginning."""
-    return [round((desk.ledger.task(task_id).due_at - desk.now).total_seconds(), 3) for task_id in ids]
+    return [round((desk.ledger.queries.task(task_id).due_at - desk.now).total_seconds(), 3) for task_id in ids]
 
 
 def test_the_rate_gives_each_task_its_own_place(desk):
@@ -38,11 +38,11 @@ def test_the_rate_gives_each_task_its_own_place(desk):
         (answer.held, answer.state, answer.due_at) for answer in answers[2:]
     ]
     assert [0.5, 1, 1.5] == moments(desk, ids[2:])
-    task = desk.ledger.task(ids[2])
+    task = desk.ledger.queries.task(ids[2])
     assert (0, desk.at(0.5)) == (task.attempts, task.slot_at)
     (began,) = claim(desk, ids[2:3], 0.5, rate_per_second=2, burst=2)
     assert isinstance(began, Claim)
-    assert (1, None) == (began.attempt, desk.ledger.task(ids[2]).slot_at)
+    assert (1, None) == (began.attempt, desk.ledger.queries.task(ids[2]).slot_at)
     assert [1, 1.5] == moments(desk, ids[3:])
 
 
@@ -50,8 +50,8 @@ def test_held_work_is_not_due(desk):
     """The sweep leaves what waits for its place until the place comes."""
     ids = plan(desk, 3)
     claim(desk, ids, rate_per_second=1, burst=1)
-    assert [] == desk.ledger.due_tasks(desk.at(0.9), GRACE, BOTH)
-    assert ids[1:2] == [ref.id for ref in desk.ledger.due_tasks(desk.at(1), GRACE, BOTH)]
+    assert [] == desk.ledger.tasks.dispatch_due(desk.at(0.9), GRACE, BOTH)
+    assert ids[1:2] == [ref.id for ref in desk.ledger.tasks.dispatch_due(desk.at(1), GRACE, BOTH)]
 
 
 def test_concurrency_counts_what_is_on_its_way(desk):
@@ -61,9 +61,9 @@ def test_concurrency_counts_what_is_on_its_way(desk):
     desk.claim("tk_m")
     answers = claim(desk, ids, concurrency=2)
     assert [True, True, False, False] == [isinstance(answer, Claim) for answer in answers]
-    assert [(Held.CONCURRENCY, 0)] * 2 == [(a.held, desk.ledger.task(a.task_id).attempts) for a in answers[2:]]
+    assert [(Held.CONCURRENCY, 0)] * 2 == [(a.held, desk.ledger.queries.task(a.task_id).attempts) for a in answers[2:]]
     assert [1, 1.5] == moments(desk, ids[2:])
-    desk.ledger.settle(answers[0], desk.delivered(), desk.at(1))
+    desk.ledger.tasks.settle(answers[0], desk.delivered(), desk.at(1))
     assert [True, False] == [isinstance(each, Claim) for each in claim(desk, ids[2:], 2, concurrency=2)]
 
 
@@ -73,9 +73,9 @@ def test_the_daily_cap_holds_until_midnight(desk):
     answers = claim(desk, ids, daily_cap=2)
     midnight_at = datetime(2026, 3, 3, tzinfo=UTC)
     assert (Held.CAP, midnight_at) == (answers[2].held, answers[2].due_at)
-    (state,) = desk.ledger.provider_states()
+    (state,) = desk.ledger.limits.states()
     assert ("2026-03-02", 2, None) == (state.day, state.sent_today, state.kind)
-    (again,) = desk.ledger.claim(ids[2:], midnight_at, desk.lease, "w", {VAMBE: Limits(daily_cap=2)})
+    (again,) = desk.ledger.tasks.claim(ids[2:], midnight_at, desk.lease, "w", {VAMBE: Limits(daily_cap=2)})
     assert isinstance(again, Claim)
 
 
@@ -83,8 +83,8 @@ def test_a_charge_takes_a_place(desk):
     """A look-up is never refused, and the next task's place comes after it."""
     ids = plan(desk, 1)
     limits = Limits(rate_per_second=1, burst=1)
-    desk.ledger.charge(VAMBE, limits, desk.now)
-    desk.ledger.charge(VAMBE, limits, desk.now)
+    desk.ledger.limits.charge(VAMBE, limits, desk.now)
+    desk.ledger.limits.charge(VAMBE, limits, desk.now)
     (answer,) = claim(desk, ids, rate_per_second=1, burst=1)
     assert desk.at(2) == answer.due_at
 
@@ -108,12 +108,12 @@ def newcomer(desk, task_id="tk_new"):
 def test_places_of_cancelled_tasks_are_given_again(desk):
     """With most of a line cancelled a new task does not wait for what is not there any more, nor takes a place in use."""
     ids = queue(desk, 400)
-    desk.ledger.cancel_many(ids[20:390], [TaskState.WAITING], None, desk.now)
+    desk.ledger.admin.cancel_many(ids[20:390], [TaskState.WAITING], None, desk.now)
     new = [newcomer(desk, f"tk_new_{place}") for place in range(12)]
     (first,) = claim(desk, new[:1], 1, **TWENTY)
     assert (Held.RATE, desk.at(1.05)) == (first.held, first.due_at)
     slots = [answer.due_at for answer in claim(desk, new[1:], 1, **TWENTY)]
-    slots += [desk.ledger.task(task_id).slot_at for task_id in (new[0], *ids[390:])]
+    slots += [desk.ledger.queries.task(task_id).slot_at for task_id in (new[0], *ids[390:])]
     assert 22 == len(set(slots))
     assert {timedelta(seconds=0.05)} == {b - a for a, b in pairwise(sorted(slots)[:12])}
 
@@ -122,16 +122,16 @@ def test_a_full_line_is_not_jumped(desk):
     """Where all stand that were given a place, the next one is behind the last of them."""
     ids = queue(desk, 120)
     (answer,) = claim(desk, [newcomer(desk)], 0, **TWENTY)
-    assert desk.ledger.task(ids[-1]).slot_at + timedelta(seconds=0.05) == answer.due_at
+    assert desk.ledger.queries.task(ids[-1]).slot_at + timedelta(seconds=0.05) == answer.due_at
 
 
 def test_places_of_tasks_that_met_a_pause_are_given_again(desk):
     """After a pause nobody waits for places that were dropped in it."""
     ids = queue(desk, 220)
-    desk.ledger.pause_provider(VAMBE, desk.at(60), "audit", desk.at(0.01))
+    desk.ledger.limits.pause(VAMBE, desk.at(60), "audit", desk.at(0.01))
     claim(desk, ids[20:], 20, **TWENTY)
-    desk.ledger.resume_provider(VAMBE, desk.at(21))
-    desk.ledger.charge(VAMBE, Limits(rate_per_second=0.01), desk.at(0))  # the line's end is far ahead
+    desk.ledger.limits.resume(VAMBE, desk.at(21))
+    desk.ledger.limits.charge(VAMBE, Limits(rate_per_second=0.01), desk.at(0))  # the line's end is far ahead
     (answer,) = claim(desk, ids[20:21], 21, **TWENTY)
     assert desk.at(21.05) == answer.due_at
 
@@ -159,20 +159,21 @@ def test_two_ledgers_never_exceed_a_limit_together(desk):
 
     def take(place):
         ledger = (desk.ledger, other)[place % 2]
-        return ledger.claim(ids[place::12], desk.now, desk.lease, f"w-{place}", limits)
+        return ledger.tasks.claim(ids[place::12], desk.now, desk.lease, f"w-{place}", limits)
 
     with ThreadPoolExecutor(12) as pool:
         answers = [answer for given in pool.map(take, range(12)) for answer in given]
     claims = [answer for answer in answers if isinstance(answer, Claim)]
     assert 8 == len(claims)
-    other.settle_many([(each, desk.delivered(each.task.id)) for each in claims], desk.now)
+    other.tasks.settle_many([(each, desk.delivered(each.task.id)) for each in claims], desk.now)
     with ThreadPoolExecutor(12) as pool:
         limits = {VAMBE: Limits(rate_per_second=5, burst=12)}
-        left = [task.id for task in desk.ledger.list_tasks(state=TaskState.WAITING)]
+        left = [task.id for task in desk.ledger.queries.list_tasks(state=TaskState.WAITING)]
         shares = [left[place::6] for place in range(6)]
         later = desk.at(2.2)
         given = pool.map(
-            lambda share: (desk.ledger, other)[len(share) % 2].claim(share, later, desk.lease, "w", limits), shares
+            lambda share: (desk.ledger, other)[len(share) % 2].tasks.claim(share, later, desk.lease, "w", limits),
+            shares,
         )
         answers = [answer for part in given for answer in part]
     other.close()
@@ -187,7 +188,7 @@ def fail(desk, task_id, seconds, status=503):
     """Let a task's try meet a provider that does not serve."""
     claimed = desk.claim(task_id, now=desk.at(seconds))
     begun = []
-    desk.ledger.settle_many([(claimed, desk.busy(desk.at(9999), status=status))], desk.at(seconds), begun.append)
+    desk.ledger.tasks.settle_many([(claimed, desk.busy(desk.at(9999), status=status))], desk.at(seconds), begun.append)
     return begun
 
 
@@ -202,28 +203,28 @@ def test_failures_in_a_row_open_the_breaker_with_one_alert(desk):
     """The fifth failure pauses this provider alone, says why, counts once and is told once."""
     ids, begun = broken(desk)
     assert [(VAMBE, PauseKind.BREAKER, desk.at(9))] == [(p.name, p.kind, p.paused_until_at) for p in begun]
-    (state,) = desk.ledger.provider_states()
+    (state,) = desk.ledger.limits.states()
     assert (PauseKind.BREAKER, 5, 1, False) == (state.kind, state.failures, state.openings, state.held)
     assert "5 tries in a row failed; the last one: 503: try later" == state.reason
     (answer,) = claim(desk, ids[:1], 5)
-    assert (Held.PAUSE, desk.at(9), 0) == (answer.held, answer.due_at, desk.ledger.task(ids[0]).attempts)
+    assert (Held.PAUSE, desk.at(9), 0) == (answer.held, answer.due_at, desk.ledger.queries.task(ids[0]).attempts)
     desk.planned(desk.task("tk_m", event_id="ev_2", provider=MINDHUNTERS), event_id="ev_2")
     assert isinstance(desk.claim("tk_m", now=desk.at(5)), Claim)
-    assert {("vambe", "breaker"): 1} == dict(desk.ledger.measure(desk.at(9)).tallies["pauses"])
+    assert {("vambe", "breaker"): 1} == dict(desk.ledger.queries.measure(desk.at(9)).tallies["pauses"])
 
 
 def test_one_probe_decides_about_an_open_breaker(desk):
     """At its moment one task goes; its failure doubles the span without another alert, its success frees all who wait."""
     ids, _ = broken(desk)
     assert [] == fail(desk, ids[0], 9)
-    (state,) = desk.ledger.provider_states()
+    (state,) = desk.ledger.limits.states()
     assert (desk.at(19), 2) == (state.paused_until_at, state.openings)
     assert [Held.PAUSE] * 6 == [answer.held for answer in claim(desk, ids[1:], 12)]
     probe, *others = claim(desk, ids[1:], 19)
     assert [Held.PAUSE] * 5 == [answer.held for answer in others]
     assert {desk.at(29)} == {answer.due_at for answer in others}
-    desk.ledger.settle(probe, desk.delivered(), desk.at(20))
-    (state,) = desk.ledger.provider_states()
+    desk.ledger.tasks.settle(probe, desk.delivered(), desk.at(20))
+    (state,) = desk.ledger.limits.states()
     assert (None, None, 0, 0) == (state.kind, state.paused_until_at, state.failures, state.openings)
     assert {20} == set(moments(desk, ids[2:]))
 
@@ -234,10 +235,10 @@ def test_a_limit_does_not_waste_the_probe(desk):
     (hanging,) = claim(desk, ids[:1], 9)
     (answer,) = claim(desk, ids[1:2], 14, concurrency=1)
     assert Held.CONCURRENCY is answer.held
-    desk.ledger.charge(VAMBE, Limits(rate_per_second=0.01), desk.at(13))
+    desk.ledger.limits.charge(VAMBE, Limits(rate_per_second=0.01), desk.at(13))
     (probe,) = claim(desk, ids[2:3], 14, rate_per_second=0.01, burst=1)
     assert isinstance(probe, Claim)
-    desk.ledger.settle(hanging, desk.delivered(), desk.at(15))
+    desk.ledger.tasks.settle(hanging, desk.delivered(), desk.at(15))
 
 
 def test_a_success_between_keeps_the_breaker_closed(desk):
@@ -245,7 +246,7 @@ def test_a_success_between_keeps_the_breaker_closed(desk):
     ids = plan(desk, 10)
     for task_id in ids[:4]:
         fail(desk, task_id, 0)
-    desk.ledger.settle(desk.claim(ids[4]), desk.delivered(), desk.now)
+    desk.ledger.tasks.settle(desk.claim(ids[4]), desk.delivered(), desk.now)
     assert [] == [pause for task_id in ids[5:9] for pause in fail(desk, task_id, 1)]
     assert 1 == len(fail(desk, ids[9], 1))
 
@@ -264,26 +265,26 @@ def test_a_rest_that_was_asked_for(desk):
             pause_kind=PauseKind.ASKED,
             reason="429",
         )
-        desk.ledger.settle_many([(claims[place], rest)], desk.at(1), begun.append)
+        desk.ledger.tasks.settle_many([(claims[place], rest)], desk.at(1), begun.append)
     assert [(PauseKind.ASKED, desk.at(30))] == [(pause.kind, pause.paused_until_at) for pause in begun]
-    desk.ledger.settle(claims[3], desk.delivered(), desk.at(2))
-    (state,) = desk.ledger.provider_states()
+    desk.ledger.tasks.settle(claims[3], desk.delivered(), desk.at(2))
+    (state,) = desk.ledger.limits.states()
     assert (PauseKind.ASKED, desk.at(40), 0) == (state.kind, state.paused_until_at, state.failures)
-    assert 0 == desk.ledger.task(ids[0]).attempts
+    assert 0 == desk.ledger.queries.task(ids[0]).attempts
     probe, other = claim(desk, ids[4:], 40)
     assert (True, Held.PAUSE) == (isinstance(probe, Claim), other.held)
-    desk.ledger.settle(probe, desk.delivered("x-9"), desk.at(41))
-    assert [None] == [each.kind for each in desk.ledger.provider_states()]
+    desk.ledger.tasks.settle(probe, desk.delivered("x-9"), desk.at(41))
+    assert [None] == [each.kind for each in desk.ledger.limits.states()]
 
 
 def test_a_person_lifts_any_pause_and_the_count_begins_anew(desk):
     """After `resume` five more failures are needed; a person's own pause says so."""
     ids, _ = broken(desk)
-    desk.ledger.resume_provider(VAMBE, desk.at(5))
+    desk.ledger.limits.resume(VAMBE, desk.at(5))
     assert isinstance(claim(desk, ids[:1], 5)[0], Claim)
     assert [] == [pause for task_id in ids[1:5] for pause in fail(desk, task_id, 6)]
-    desk.ledger.pause_provider(VAMBE, desk.at(100), "audit", desk.at(7))
-    assert [PauseKind.PERSON] == [state.kind for state in desk.ledger.provider_states()]
+    desk.ledger.limits.pause(VAMBE, desk.at(100), "audit", desk.at(7))
+    assert [PauseKind.PERSON] == [state.kind for state in desk.ledger.limits.states()]
 
 
 def test_a_pause_of_a_clock_ahead_is_cut(desk):
@@ -297,20 +298,20 @@ def test_a_pause_of_a_clock_ahead_is_cut(desk):
     assert (Held.PAUSE, desk.at(15)) == (answer.held, answer.due_at)
     assert [15, 15] == moments(desk, ids[5:7])
     (probe,) = claim(desk, ids[5:6], 15)
-    desk.ledger.settle(probe, desk.delivered(), desk.at(16))
-    assert [None] == [state.kind for state in desk.ledger.provider_states()]
+    desk.ledger.tasks.settle(probe, desk.delivered(), desk.at(16))
+    assert [None] == [state.kind for state in desk.ledger.limits.states()]
 
 
 def test_a_rest_of_a_clock_ahead_is_cut_and_ends(desk):
     """It is an hour at the most, and the probe's success ends it."""
     ids = plan(desk, 2)
     rest = desk.busy(status=429, counted=False, pause_until_at=desk.at(10800), pause_kind=PauseKind.ASKED, reason="429")
-    desk.ledger.settle(desk.claim(ids[0], now=desk.at(7200)), rest, desk.at(7200))
+    desk.ledger.tasks.settle(desk.claim(ids[0], now=desk.at(7200)), rest, desk.at(7200))
     (answer,) = claim(desk, ids[1:], 0)
     assert desk.at(3600) == answer.due_at
     (probe,) = claim(desk, ids[1:], 3600)
-    desk.ledger.settle(probe, desk.delivered(), desk.at(3601))
-    assert [None] == [state.kind for state in desk.ledger.provider_states()]
+    desk.ledger.tasks.settle(probe, desk.delivered(), desk.at(3601))
+    assert [None] == [state.kind for state in desk.ledger.limits.states()]
 
 
 def test_what_cost_the_provider_nothing_is_not_counted_for_the_day(desk):
@@ -319,17 +320,17 @@ def test_what_cost_the_provider_nothing_is_not_counted_for_the_day(desk):
     back, owned, busy, never, kept = claim(desk, ids, daily_cap=5)
 
     def sent_today():
-        return [state.sent_today for state in desk.ledger.provider_states()]
+        return [state.sent_today for state in desk.ledger.limits.states()]
 
     assert [5] == sent_today()
-    desk.ledger.give_back(back, desk.at(1))
+    desk.ledger.tasks.give_back(back, desk.at(1))
     assert [4] == sent_today()
-    desk.ledger.give_back_of("w-1", [owned.task.id], desk.at(1))
+    desk.ledger.tasks.give_back_of("w-1", [owned.task.id], desk.at(1))
     assert [3] == sent_today()
     rest = desk.busy(status=429, counted=False, pause_until_at=desk.at(2), pause_kind=PauseKind.ASKED)
-    desk.ledger.settle_many([(busy, rest), (never, desk.busy(status=None))], desk.at(1))
+    desk.ledger.tasks.settle_many([(busy, rest), (never, desk.busy(status=None))], desk.at(1))
     assert [1] == sent_today()
-    desk.ledger.settle(kept, desk.busy(counted=False), datetime(2026, 3, 3, tzinfo=UTC))
+    desk.ledger.tasks.settle(kept, desk.busy(counted=False), datetime(2026, 3, 3, tzinfo=UTC))
     assert [0] == sent_today()
 
 
@@ -338,14 +339,14 @@ def test_a_day_that_is_over_gets_nothing_back(desk):
     ids = plan(desk, 2)
     (old,) = claim(desk, ids[:1], daily_cap=5)
     claim(desk, ids[1:], 86400, daily_cap=5)
-    desk.ledger.give_back(old, desk.at(86401))
-    assert [1] == [state.sent_today for state in desk.ledger.provider_states()]
+    desk.ledger.tasks.give_back(old, desk.at(86401))
+    assert [1] == [state.sent_today for state in desk.ledger.limits.states()]
 
 
 def test_a_start_leaves_breakers_alone(desk):
     """A worker's start mends credentials, not a provider that is down."""
     ids, _ = broken(desk)
-    desk.ledger.lift_answers_pauses(desk.at(5))
+    desk.ledger.limits.resume_rejected(desk.at(5))
     assert Held.PAUSE is claim(desk, ids[:1], 5)[0].held
 
 
@@ -354,8 +355,8 @@ def test_a_time_out_is_a_failure_and_a_missing_id_is_none(desk):
     ids = plan(desk, 9)
     for status, task_id in zip([None, 200, 502, 200, None, 202, 504, 200, None], ids, strict=True):
         unknown = desk.busy(verdict=Verdict.UNKNOWN, state=TaskState.UNKNOWN, due_at=None, status=status)
-        desk.ledger.settle(desk.claim(task_id), unknown, desk.now)
-    assert [(5, PauseKind.BREAKER)] == [(state.failures, state.kind) for state in desk.ledger.provider_states()]
+        desk.ledger.tasks.settle(desk.claim(task_id), unknown, desk.now)
+    assert [(5, PauseKind.BREAKER)] == [(state.failures, state.kind) for state in desk.ledger.limits.states()]
 
 
 def test_only_that_very_claim_is_given_back(desk):
@@ -364,9 +365,9 @@ def test_only_that_very_claim_is_given_back(desk):
     for task_id, owner in (("tk_000", "w/1"), ("tk_001", "w/11"), ("tk_002", "w/2")):
         desk.claim(task_id, owner=owner)
     ids = ["tk_000", "tk_001", "tk_002"]
-    assert ["tk_000"] == desk.ledger.give_back_of("w/1", ids, desk.at(3))
-    assert [] == desk.ledger.give_back_of("w/1", ids, desk.at(3))
-    task = desk.ledger.task("tk_000")
+    assert ["tk_000"] == desk.ledger.tasks.give_back_of("w/1", ids, desk.at(3))
+    assert [] == desk.ledger.tasks.give_back_of("w/1", ids, desk.at(3))
+    task = desk.ledger.queries.task("tk_000")
     assert (TaskState.WAITING, desk.at(3), 0) == (task.state, task.due_at, task.attempts)
-    assert [(None, True)] == [(row.verdict, row.deferred) for row in desk.ledger.attempts("tk_000")]
+    assert [(None, True)] == [(row.verdict, row.deferred) for row in desk.ledger.queries.attempts("tk_000")]
     assert TaskState.SENDING is desk.state("tk_001")

@@ -26,7 +26,7 @@ from tests.faults.chaos.provider import Providers
 from tests.servers.needs import free_ports
 from worker.context import utc_now
 from worker.ledger import Ledger, StoredTask, open_ledger
-from worker.ledger.engine import reading
+from worker.ledger.database import reading
 from worker.ledger.schema import attempts, doubts
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY
 
@@ -211,7 +211,7 @@ class Leadwire(House):
         """Release what a dead worker held."""
         if name in WORKERS and self.ledger is not None:
             with suppress(LedgerError):
-                self.ledger.release(f"worker-{self.processes[name].pid}-", utc_now())
+                self.ledger.tasks.release(f"worker-{self.processes[name].pid}-", utc_now())
 
     def unsettled(self, accepted: set[str]) -> int:
         """Return how many accepted events are not decided, and how many tasks still go on by themselves."""
@@ -229,7 +229,7 @@ class Leadwire(House):
         assert self.ledger is not None
         return {
             stored.event.subject.id: str(stored.state)
-            for stored in self.ledger.list_events()
+            for stored in self.ledger.queries.list_events()
             if stored.event.subject is not None
         }
 
@@ -248,7 +248,9 @@ class Leadwire(House):
                         deferred=row.deferred,
                     )
                 )
-        return tuple(_touch(task, tried.get(task.id, []), sought.get(task.id)) for task in self.ledger.list_tasks())
+        return tuple(
+            _touch(task, tried.get(task.id, []), sought.get(task.id)) for task in self.ledger.queries.list_tasks()
+        )
 
     def integrity(self) -> tuple[str, ...]:
         """Return what SQLite finds wrong with the file."""

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from rules.vocabulary import TaskState, Verdict
 from tests.faults.simulation.actors import on_one_core
 from tests.faults.simulation.storage import Storage
 from tests.faults.simulation.world import World
+from tests.standins import Instead
 from worker.deliver import LEASE, Delivered, deliver
 from worker.ledger import Claim, Settlement
 from worker.process import process_events
@@ -102,7 +104,7 @@ def test_a_worker_that_sends_before_it_claims_is_found_out(storage):
     def sends_first(context, provider, task_ids, tell):
         client = context.clients[provider]
         for task_id in task_ids:
-            task = context.ledger.task(task_id)
+            task = context.ledger.queries.task(task_id)
             if task is not None and task.state is TaskState.QUEUED:
                 request = client.provider.prepare(task, context.clock.now())
                 client.transport.send(request)
@@ -115,25 +117,20 @@ def test_a_worker_that_trusts_silence_is_found_out(storage):
     """Taking an attempt without an answer for one that was not executed is caught: tasks are made twice."""
 
     def trusts(context, provider, task_ids, tell):
-        return deliver(replace(context, ledger=_Trusting(context.ledger)), provider, task_ids, tell)
+        return deliver(replace(context, ledger=trusting(context.ledger)), provider, task_ids, tell)
 
     assert is_found_out(storage, "twice", deliver=trusts)
 
 
-class _Trusting:
+def trusting(ledger):
     """A ledger in which nothing becomes unknown: what got no answer is due again."""
 
-    def __init__(self, ledger):
-        self._ledger = ledger
-
-    def __getattr__(self, name):
-        return getattr(self._ledger, name)
-
-    def settle_many(self, settled, now, *more):
-        """Settle as told, but for what nobody knows."""
+    def settle_many(settled, now, *more):
         again = Settlement(verdict=Verdict.BUSY, state=TaskState.WAITING, due_at=now, reason="no answer")
         sure = [(claim, again if each.state is TaskState.UNKNOWN else each) for claim, each in settled]
-        return self._ledger.settle_many(sure, now, *more)
+        return ledger.tasks.settle_many(sure, now, *more)
+
+    return Instead(ledger, tasks=Instead(ledger.tasks, settle_many=settle_many))
 
 
 def test_a_worker_that_only_says_it_sent_is_found_out(storage):
@@ -141,11 +138,11 @@ def test_a_worker_that_only_says_it_sent_is_found_out(storage):
 
     def pretends(context, _provider, task_ids, _tell):
         now = context.clock.now()
-        claims = context.ledger.claim(task_ids, now, LEASE, context.owner)
+        claims = context.ledger.tasks.claim(task_ids, now, LEASE, context.owner)
         for claim in claims:
             if isinstance(claim, Claim):
                 done = Settlement(verdict="delivered", state=TaskState.DELIVERED, external_id="x", status=201)
-                context.ledger.settle_many([(claim, done)], now)
+                context.ledger.tasks.settle_many([(claim, done)], now)
         return [Delivered(task_id=task_id, state=None, words="") for task_id in task_ids]
 
     assert is_found_out(storage, "false", deliver=pretends)
@@ -158,31 +155,18 @@ def test_a_worker_that_trusts_silence_as_it_plans_is_found_out(storage):
     """Taking an attempt for one that was not executed is caught too where the task was claimed with its plan."""
 
     def trusts(context, event_ids, tell, ended):
-        return process_events(replace(context, ledger=_Trusting(context.ledger)), event_ids, tell, ended)
+        return process_events(replace(context, ledger=trusting(context.ledger)), event_ids, tell, ended)
 
     assert is_found_out(storage, "twice", process=trusts)
 
 
-class _Instead:
-    """A ledger in which something else happens in place of `record_and_claim`."""
-
-    def __init__(self, ledger, act):
-        self._ledger = ledger
-        self._act = act
-
-    def __getattr__(self, name):
-        return getattr(self._ledger, name)
-
-    def record_and_claim(self, plans, now, terms):
-        """Do the other thing."""
-        return self._act(self._ledger, plans, now, terms)
-
-
 def processing_with(act):
-    """Return a worker's way with events in which `act` stands in place of `record_and_claim`."""
+    """Return a worker's way with events in which `act` stands in place of `tasks.insert_and_claim`."""
 
     def process(context, event_ids, tell, ended):
-        return process_events(replace(context, ledger=_Instead(context.ledger, act)), event_ids, tell, ended)
+        ledger = context.ledger
+        other = Instead(ledger, tasks=Instead(ledger.tasks, insert_and_claim=partial(act, ledger)))
+        return process_events(replace(context, ledger=other), event_ids, tell, ended)
 
     return process
 
@@ -191,9 +175,9 @@ def test_a_worker_that_only_says_it_sent_as_it_plans_is_found_out(storage):
     """Settling as delivered what was claimed with its plan and never left is caught."""
 
     def pretends(ledger, plans, now, terms):
-        due, answers = ledger.record_and_claim(plans, now, terms)
+        due, answers = ledger.tasks.insert_and_claim(plans, now, terms)
         done = Settlement(verdict=Verdict.DELIVERED, state=TaskState.DELIVERED, external_id="x", status=201)
-        ledger.settle_many([(answer, done) for answer in answers if isinstance(answer, Claim)], now)
+        ledger.tasks.settle_many([(answer, done) for answer in answers if isinstance(answer, Claim)], now)
         return due, []
 
     assert is_found_out(storage, "false", process=processing_with(pretends))
@@ -203,8 +187,8 @@ def test_a_worker_that_sends_what_it_only_planned_is_found_out(storage):
     """Making an attempt at a task that was recorded without a claim is caught: its message makes another one."""
 
     def sends(ledger, plans, now, terms):
-        due = ledger.record_plans(plans, now)
-        found = [ledger.task(ref.id) for ref in due if ref.type is terms.type]
+        due = ledger.tasks.insert(plans, now)
+        found = [ledger.queries.task(ref.id) for ref in due if ref.type is terms.type]
         ends = {"first_attempt_at": now, "claimed_at": now, "lease_until_at": now + LEASE}
         return due, [Claim(task=task, epoch=1, attempt=1, **ends) for task in found]
 
@@ -215,7 +199,7 @@ def test_a_worker_that_forgets_what_it_planned_is_found_out(storage):
     """Keeping neither plans nor tasks is caught, though nothing is made twice."""
 
     def forgets(ledger, plans, now, _terms):
-        ledger.record_plans([replace(plan, tasks=()) for plan in plans], now)
+        ledger.tasks.insert([replace(plan, tasks=()) for plan in plans], now)
         return (), []
 
     assert is_found_out(storage, "lost", process=processing_with(forgets))

@@ -127,7 +127,7 @@ class Worker:
         """Do what `build_worker` does at a start, then have the threads run."""
         while True:
             try:
-                self.context.ledger.lift_answers_pauses(self.world.clock.now())
+                self.context.ledger.limits.resume_rejected(self.world.clock.now())
                 break
             except LedgerError:
                 self.world.scheduler.sleep(1)
@@ -347,7 +347,7 @@ class World:
         self._set_busy(0.0, 0.0)
         now = self.clock.now()
         for provider in ProviderName:
-            self.ledger.resume_provider(provider, now)
+            self.ledger.limits.resume(provider, now)
         for worker in self.workers:
             if not worker.alive:
                 worker.start()
@@ -456,16 +456,16 @@ class World:
     def _persons(self):
         """Have an operator do something, as operators do: in the middle of it all."""
         now, draw = self.clock.now(), self.draw
-        provider, tasks = draw.choice(tuple(ProviderName)), list(self.ledger.list_tasks())
+        provider, tasks = draw.choice(tuple(ProviderName)), list(self.ledger.queries.list_tasks())
         match draw.randrange(4):
             case 0:
-                self.ledger.pause_provider(provider, now + timedelta(seconds=30), "a person said so", now)
+                self.ledger.limits.pause(provider, now + timedelta(seconds=30), "a person said so", now)
             case 1:
-                self.ledger.resume_provider(provider, now)
+                self.ledger.limits.resume(provider, now)
             case 2 if tasks:
-                self._by_hand(self.ledger.cancel, draw.choice(tasks).id, "not wanted", now)
+                self._by_hand(self.ledger.admin.cancel, draw.choice(tasks).id, "not wanted", now)
             case 3 if tasks:
-                self._by_hand(self.ledger.retry, draw.choice(tasks).id, now)
+                self._by_hand(self.ledger.admin.retry, draw.choice(tasks).id, now)
 
     def _by_hand(self, act, task_id, *more):
         try:

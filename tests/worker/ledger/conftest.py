@@ -10,7 +10,7 @@ import pytest
 
 from rules.vocabulary import Event
 from worker.ledger import Delivery, IncomingEvent, migrate, open_ledger
-from worker.ledger.sqlite import sqlite_module
+from worker.ledger.database import sqlite_module
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 
@@ -57,6 +57,6 @@ def post():
     def record(ledger, id, size=2):  # noqa: A002 - the field's name
         event = Event(id=id, source="crm", type="lead.created", occurred_at=NOW, received_at=NOW, data={})
         delivery = Delivery(id=f"dl_{id}", source="crm", received_at=NOW, body=bytes(size), content_hash=id)
-        return ledger.record(delivery, [IncomingEvent(event=event, dedupe_key=id, content_hash=id)])
+        return ledger.inbox.record(delivery, [IncomingEvent(event=event, dedupe_key=id, content_hash=id)])
 
     return record

@@ -26,7 +26,7 @@ def record(thread):
         id = f"ev_{round_}_{thread}_{number}"
         event = Event(id=id, source="crm", type="lead.created", occurred_at=now, received_at=now, data={"n": number})
         delivery = Delivery(id="dl" + id, source="crm", received_at=now, body=bytes(500), content_hash=id)
-        recorded = ledger.record(delivery, [IncomingEvent(event=event, dedupe_key=id, content_hash=id)])
+        recorded = ledger.inbox.record(delivery, [IncomingEvent(event=event, dedupe_key=id, content_hash=id)])
         with printing:
             sys.stdout.write(recorded.event_ids[0] + "\\n")
             sys.stdout.flush()
@@ -51,7 +51,7 @@ def test_what_was_acknowledged_survives_a_kill(url, file, elsewhere, lines):
             rest = child.stdout.read().splitlines(keepends=True)
             acknowledged |= {line.strip() for line in rest if line.endswith("\n")}
     ledger = open_ledger(url)
-    stored = {event.id for event in ledger.list_events(state=EventState.RECEIVED)}
+    stored = {event.id for event in ledger.queries.list_events(state=EventState.RECEIVED)}
     ledger.close()
     assert lines * 2 <= len(acknowledged)
     assert acknowledged <= stored

@@ -14,10 +14,9 @@ from sqlalchemy import create_engine, text
 
 from rules.vocabulary import LedgerBusyError, LedgerError
 from worker.ledger import migrate, open_ledger
-from worker.ledger.engine import BUSY_TIMEOUT, reading, storage_of
-from worker.ledger.migrating import _FOLDER
+from worker.ledger.database import BUSY_TIMEOUT, database_of, is_safe, reading, sqlite_module
+from worker.ledger.migrations import FOLDER
 from worker.ledger.schema import REVISIONS, metadata
-from worker.ledger.sqlite import is_safe, sqlite_module
 
 
 def test_a_ledger_is_made_for_its_owner_only(tmp_path):
@@ -38,7 +37,7 @@ def test_migrating_again_changes_nothing(url, ledger, post):
     post(ledger, "ev_1")
     migrate(url)
     migrate(url)
-    assert "ev_1" == ledger.last_event().id
+    assert "ev_1" == ledger.queries.last_event().id
 
 
 def test_several_processes_migrate_at_once(tmp_path):
@@ -160,7 +159,7 @@ def test_without_a_safe_library_the_remedy_is_named():
 
 def test_reads_cannot_write(url):
     """Connections for reading refuse to write, and say so as a fault of ours."""
-    engine = storage_of(url).readers(BUSY_TIMEOUT)
+    engine = database_of(url).readers(BUSY_TIMEOUT)
     with pytest.raises(LedgerBusyError, match="readonly"), reading(engine) as connection:
         connection.execute(text("DELETE FROM events"))
     engine.dispose()
@@ -169,7 +168,7 @@ def test_reads_cannot_write(url):
 def test_the_revision_known_here_is_the_last_one():
     """What opening asks for is what migrating makes."""
     config = Config()
-    config.set_main_option("script_location", str(_FOLDER))
+    config.set_main_option("script_location", str(FOLDER))
     script = ScriptDirectory.from_config(config)
     assert list(REVISIONS) == [revision.revision for revision in reversed(list(script.walk_revisions()))]
 
@@ -191,5 +190,5 @@ def test_a_copy_of_a_ledger_is_a_ledger(url, file, ledger, post, tmp_path):
     ledger.close()
     copy = shutil.copy(file, tmp_path / "copy.sqlite3")
     opened = open_ledger(f"sqlite:///{copy}")
-    assert "ev_1" == opened.last_event().id
+    assert "ev_1" == opened.queries.last_event().id
     opened.close()

@@ -15,8 +15,7 @@ from sqlalchemy import insert, text
 from rules.vocabulary import LedgerBusyError, LedgerError
 from tests.servers.postgres import PASSWORD, QUOTED_PASSWORD, PostgresServer
 from worker.ledger import migrate, open_ledger
-from worker.ledger.engine import BUSY_TIMEOUT, reading, snapshot, storage_of
-from worker.ledger.postgres import PostgresDatabase
+from worker.ledger.database import BUSY_TIMEOUT, PostgresDatabase, database_of, reading, snapshot
 from worker.ledger.schema import tasks, turns
 
 TIMEOUT = timedelta(milliseconds=700)
@@ -30,7 +29,7 @@ def empty(postgres):
     postgres.drop(url)
 
 
-def database_of(url):
+def name_in(url):
     """The name of the database in a URL."""
     return url.rpartition("/")[2]
 
@@ -48,7 +47,7 @@ def test_each_form_of_the_url_opens_the_ledger(postgres, scheme):
     """The scheme may be any of those that PostgreSQL's own tools and SQLAlchemy use."""
     url = postgres.emptied().replace("postgresql://", f"{scheme}://")
     ledger = open_ledger(url)
-    assert ledger.last_event() is None
+    assert ledger.queries.last_event() is None
     ledger.close()
 
 
@@ -69,7 +68,7 @@ def test_several_processes_migrate_at_once(empty):
 def test_a_schema_that_is_not_known_is_left_alone(postgres, revision):
     """A newer ledger, or another program's tables, are neither used nor changed."""
     url = postgres.migrated()
-    with postgres.connect(database_of(url)) as connection:
+    with postgres.connect(name_in(url)) as connection:
         connection.execute("UPDATE alembic_version SET version_num = %s", [revision])
         for act in (open_ledger, migrate):
             with pytest.raises(LedgerError, match=f"newer Leadwire .revision {revision}"):
@@ -81,7 +80,7 @@ def test_a_schema_that_is_not_known_is_left_alone(postgres, revision):
 def test_an_older_schema_is_named(postgres):
     """A ledger that has to be migrated first says so."""
     url = postgres.migrated()
-    with postgres.connect(database_of(url)) as connection:
+    with postgres.connect(name_in(url)) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '0001'")
     with pytest.raises(LedgerError, match=r"older than this version.*leadwire migrate"):
         open_ledger(url)
@@ -144,7 +143,7 @@ def test_a_url_that_cannot_be_read_is_not_repeated(url):
 
 def test_the_description_of_a_database_hides_its_password(empty):
     """Neither the storage's repr nor its name show the password."""
-    storage = storage_of(empty)
+    storage = database_of(empty)
     assert PASSWORD not in f"{storage!r} {storage.name}"
 
 
@@ -164,7 +163,7 @@ def test_a_read_only_database_is_refused(postgres):
     """A database that takes no writes is no ledger; the message names the setting."""
     url = postgres.migrated()
     with postgres.connect() as connection:
-        connection.execute(f"ALTER DATABASE {database_of(url)} SET default_transaction_read_only = on")
+        connection.execute(f"ALTER DATABASE {name_in(url)} SET default_transaction_read_only = on")
     with pytest.raises(LedgerBusyError, match="default_transaction_read_only"):
         open_ledger(url)
     postgres.drop(url)
@@ -207,7 +206,7 @@ def test_sessions_that_write_are_set_up(postgres):
     url = postgres.migrated()
     with postgres.connect() as connection:
         for setting in ("synchronous_commit = off", "timezone = 'America/Santiago'"):
-            connection.execute(f"ALTER DATABASE {database_of(url)} SET {setting}")
+            connection.execute(f"ALTER DATABASE {name_in(url)} SET {setting}")
     names = (
         "TimeZone",
         "application_name",
@@ -216,7 +215,7 @@ def test_sessions_that_write_are_set_up(postgres):
         "synchronous_commit",
         "transaction_isolation",
     )
-    found = settings_of(storage_of(url).writers(TIMEOUT), *names, "idle_in_transaction_session_timeout")
+    found = settings_of(database_of(url).writers(TIMEOUT), *names, "idle_in_transaction_session_timeout")
     assert ["UTC", "leadwire", "700ms", "1min", "on", "read committed", "1min"] == found
     postgres.drop(url)
 
@@ -225,22 +224,22 @@ def test_a_stricter_commit_is_left_as_it_is(postgres):
     """Who waits for standbys too goes on waiting for them."""
     url = postgres.migrated()
     with postgres.connect() as connection:
-        connection.execute(f"ALTER DATABASE {database_of(url)} SET synchronous_commit = remote_apply")
-    assert ["remote_apply"] == settings_of(storage_of(url).writers(TIMEOUT), "synchronous_commit")
+        connection.execute(f"ALTER DATABASE {name_in(url)} SET synchronous_commit = remote_apply")
+    assert ["remote_apply"] == settings_of(database_of(url).writers(TIMEOUT), "synchronous_commit")
     postgres.drop(url)
 
 
 def test_the_url_decides_about_the_network(postgres):
     """What the URL says of time-outs, TLS or our name wins over our defaults."""
     url = f"{postgres.emptied()}?application_name=mine&connect_timeout=3&sslmode=disable"
-    assert ["mine"] == settings_of(storage_of(url).writers(TIMEOUT), "application_name")
-    assert "3" == storage_of(url).options["connect_timeout"]
-    assert 30_000 == storage_of(url).options["tcp_user_timeout"]
+    assert ["mine"] == settings_of(database_of(url).writers(TIMEOUT), "application_name")
+    assert "3" == database_of(url).options["connect_timeout"]
+    assert 30_000 == database_of(url).options["tcp_user_timeout"]
 
 
 def test_reads_cannot_write(postgres):
     """Connections for reading refuse to write, in a transaction or not, and say so as a fault of ours."""
-    engine = storage_of(postgres.emptied()).readers(BUSY_TIMEOUT)
+    engine = database_of(postgres.emptied()).readers(BUSY_TIMEOUT)
     with pytest.raises(LedgerBusyError, match="read-only"), reading(engine) as connection:
         connection.execute(text("DELETE FROM events"))
     with pytest.raises(LedgerBusyError, match="read-only"), reading(engine) as connection:
@@ -251,9 +250,9 @@ def test_reads_cannot_write(postgres):
 def test_a_snapshot_sees_one_moment(postgres):
     """Reads of one snapshot agree with each other, whatever is committed meanwhile; the next one sees it."""
     url = postgres.emptied()
-    engine = storage_of(url).readers(BUSY_TIMEOUT)
+    engine = database_of(url).readers(BUSY_TIMEOUT)
     counted = text("SELECT count(*) FROM turns")
-    with postgres.connect(database_of(url)) as elsewhere, snapshot(engine) as connection:
+    with postgres.connect(name_in(url)) as elsewhere, snapshot(engine) as connection:
         assert 0 == connection.execute(counted).scalar()
         elsewhere.execute("INSERT INTO turns VALUES ('a', 1)")
         assert 0 == connection.execute(counted).scalar()
@@ -266,19 +265,19 @@ def test_reads_go_on_after_the_server_has_closed_idle_connections(postgres):
     """A restart of the server costs readers and writers that were idle nothing but new connections."""
     url = postgres.emptied()
     ledger = open_ledger(url)
-    assert ledger.last_event() is None
-    ledger.writable()
+    assert ledger.queries.last_event() is None
+    ledger.check_writable()
     with postgres.connect() as connection:
         ended = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s"
-        assert len(connection.execute(ended, [database_of(url)]).fetchall()) >= 2
-    assert ledger.last_event() is None
-    ledger.writable()
+        assert len(connection.execute(ended, [name_in(url)]).fetchall()) >= 2
+    assert ledger.queries.last_event() is None
+    ledger.check_writable()
     ledger.close()
 
 
 def test_faults_do_not_quote_rows(postgres):
     """A row that breaks a constraint may hold personal data: the message names the constraint alone."""
-    engine = storage_of(postgres.emptied()).writers(BUSY_TIMEOUT)
+    engine = database_of(postgres.emptied()).writers(BUSY_TIMEOUT)
     with (
         pytest.raises(LedgerError, match="NotNullViolation") as caught,
         reading(engine) as connection,
@@ -302,9 +301,9 @@ def test_faults_do_not_quote_rows(postgres):
 def test_clocks_that_are_apart_are_reported(postgres, monkeypatch, caplog, ahead_seconds, expected):
     """A machine whose clock differs from the server's by more than two seconds is told so, with the remedy."""
     clock = SimpleNamespace(time=lambda: time.time() - ahead_seconds)
-    monkeypatch.setattr("worker.ledger.postgres.time", clock)
+    monkeypatch.setattr("worker.ledger.database.time", clock)
     caplog.set_level(logging.WARNING)
-    storage_of(postgres.emptied()).connect(BUSY_TIMEOUT).close()
+    database_of(postgres.emptied()).connect(BUSY_TIMEOUT).close()
     assert len(expected) == len(caplog.messages)
     for part, message in zip(expected, caplog.messages, strict=True):
         assert part[:2] in message
@@ -315,7 +314,7 @@ def test_a_server_that_does_not_sync_is_reported(caplog):
     """A server whose administrator has switched off syncing is used, with a warning."""
     server = PostgresServer(fsync="off").start()
     try:
-        storage_of(server.url()).connect(BUSY_TIMEOUT).close()
+        database_of(server.url()).connect(BUSY_TIMEOUT).close()
     finally:
         server.close()
     assert ["fsync = off" in message for message in caplog.messages] == [True]
@@ -324,7 +323,7 @@ def test_a_server_that_does_not_sync_is_reported(caplog):
 def test_connections_are_bounded(postgres):
     """One process takes at most nine connections, so that many processes fit into a server's hundred."""
     url = postgres.emptied()
-    engine = storage_of(url).readers(timedelta(milliseconds=100))
+    engine = database_of(url).readers(timedelta(milliseconds=100))
     held = [engine.connect() for _ in range(8)]
     with pytest.raises(LedgerBusyError, match="no free connection"), reading(engine):
         pass

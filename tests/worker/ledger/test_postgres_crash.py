@@ -30,7 +30,7 @@ def record(thread):
         id = f"ev_{thread}_{number}"
         event = Event(id=id, source="crm", type="lead.created", occurred_at=now, received_at=now, data={})
         delivery = Delivery(id="dl" + id, source="crm", received_at=now, body=bytes(500), content_hash=id)
-        recorded = ledger.record(delivery, [IncomingEvent(event=event, dedupe_key=id, content_hash=id)])
+        recorded = ledger.inbox.record(delivery, [IncomingEvent(event=event, dedupe_key=id, content_hash=id)])
         with printing:
             sys.stdout.write(recorded.event_ids[0] + "\\n")
             sys.stdout.flush()
@@ -69,7 +69,9 @@ class Senders:
             event = Event(id=id_, source="crm", type="lead.created", occurred_at=NOW, received_at=NOW, data={})
             delivery = Delivery(id=f"dl_{id_}", source="crm", received_at=NOW, body=bytes(500), content_hash=id_)
             try:
-                recorded = self._ledger.record(delivery, [IncomingEvent(event=event, dedupe_key=id_, content_hash=id_)])
+                recorded = self._ledger.inbox.record(
+                    delivery, [IncomingEvent(event=event, dedupe_key=id_, content_hash=id_)]
+                )
             except LedgerBusyError as error:
                 self.refused.append((id_, str(error)))
                 time.sleep(0.01)
@@ -102,7 +104,7 @@ def test_a_server_that_is_killed_loses_nothing_it_has_acknowledged(server):
         server.again()
         senders.wait_for(100)
     senders.end()
-    stored = {event.id for event in ledger.list_events()}
+    stored = {event.id for event in ledger.queries.list_events()}
     ledger.close()
     assert senders.refused
     assert senders.acknowledged <= stored
@@ -120,8 +122,8 @@ def test_a_process_that_is_killed_loses_nothing_it_has_acknowledged(server):
         rest = child.stdout.read().splitlines(keepends=True)
         acknowledged |= {line.strip() for line in rest if line.endswith("\n")}
     ledger = open_ledger(url)
-    stored = {event.id for event in ledger.list_events()}
-    ledger.writable()
+    stored = {event.id for event in ledger.queries.list_events()}
+    ledger.check_writable()
     ledger.close()
     assert acknowledged <= stored
     assert len(stored) - len(acknowledged) <= SENDERS

@@ -12,11 +12,10 @@ import pytest
 from sqlalchemy import bindparam, insert, select, text, update
 
 from rules.vocabulary import LedgerBusyError
-from worker.ledger.engine import storage_of
+from worker.ledger.database import database_of
 from worker.ledger.schema import turns
 from worker.ledger.statements import Statement, columns_of
-from worker.ledger.work import Shared
-from worker.ledger.writer import Writer
+from worker.ledger.writer import Batchable, Writer
 
 SHORT = timedelta(milliseconds=200)
 _ADD = Statement(insert(turns), columns_of(turns))
@@ -28,12 +27,12 @@ class House:
 
     def __init__(self, url):
         self.url = url
-        self.engine = storage_of(url).writers(SHORT)
+        self.engine = database_of(url).writers(SHORT)
         self.writers = []
         self.pool = ThreadPoolExecutor(max_workers=32)
 
     def writer(self, url=None, lock=SHORT):
-        made = Writer(storage_of(url or self.url).writers(lock), wait=timedelta(seconds=10))
+        made = Writer(database_of(url or self.url).writers(lock), wait=timedelta(seconds=10))
         self.writers.append(made)
         return made
 
@@ -86,7 +85,7 @@ def crossing(first, second, met):
 
 def together(act):
     """A work that can be done together with others: sent in a row."""
-    return Shared(act, None)
+    return Batchable(act, None)
 
 
 def by_itself(act):
@@ -121,7 +120,7 @@ def test_a_row_that_somebody_holds_delays_only_who_needs_it(house, postgres):
         elsewhere.execute("UPDATE turns SET taken = 9 WHERE team = 'b'")
         first = house.pool.submit(writer.write, hold)
         assert held.wait(5)
-        futures = {team: house.pool.submit(writer.write, Shared(count_all, team)) for team in "abc"}
+        futures = {team: house.pool.submit(writer.write, Batchable(count_all, team)) for team in "abc"}
         while writer._queue.qsize() < 3:
             pass
         go_on.set()
@@ -130,7 +129,7 @@ def test_a_row_that_somebody_holds_delays_only_who_needs_it(house, postgres):
             futures["b"].result(10)
     assert first.result(5) is None
     assert {"a": 1, "b": 9, "c": 1} == house.taken()
-    assert "counted b" == writer.write(Shared(count_all, "b"))
+    assert "counted b" == writer.write(Batchable(count_all, "b"))
 
 
 def test_a_work_that_fails_together_is_done_alone(house):
@@ -139,7 +138,7 @@ def test_a_work_that_fails_together_is_done_alone(house):
     held, go_on = threading.Event(), threading.Event()
     first = house.pool.submit(writer.write, lambda _connection: held.set() or go_on.wait(5))
     assert held.wait(5)
-    futures = {team: house.pool.submit(writer.write, Shared(add_all, team)) for team in ("x", "a", "y")}
+    futures = {team: house.pool.submit(writer.write, Batchable(add_all, team)) for team in ("x", "a", "y")}
     while writer._queue.qsize() < 3:
         pass
     go_on.set()
@@ -179,7 +178,7 @@ def test_a_connection_that_the_server_ends_costs_one_group(house, kind):
     with pytest.raises(LedgerBusyError):
         writer.write(kind(ended))
     assert {"a": 0, "b": 0, "c": 0} == house.taken()
-    assert "counted a" == writer.write(Shared(count_all, "a"))
+    assert "counted a" == writer.write(Batchable(count_all, "a"))
 
 
 class Cutter:
@@ -233,12 +232,12 @@ def test_a_commit_without_an_answer_is_neither_success_nor_failure(house, postgr
     """The connection breaks after the commit was sent: the caller is told that nobody knows, and it may well stand."""
     cutter = Cutter(postgres.port)
     writer = house.writer(house.url.replace(f":{postgres.port}/", f":{cutter.port}/"))
-    assert "counted a" == writer.write(Shared(count_all, "a"))
+    assert "counted a" == writer.write(Batchable(count_all, "a"))
     cutter.armed = True
     with pytest.raises(LedgerBusyError, match="not known whether it was written"):
         writer.write(kind(lambda connection, _parts: count_all(connection, "b")))
     cutter.armed = False
-    assert "counted c" == writer.write(Shared(count_all, "c"))
+    assert "counted c" == writer.write(Batchable(count_all, "c"))
     assert {"a": 1, "b": 1, "c": 1} == house.taken()
     writer.close()
     cutter.close()
@@ -246,10 +245,10 @@ def test_a_commit_without_an_answer_is_neither_success_nor_failure(house, postgr
 
 def test_a_server_that_is_away_is_busy(house, postgres):
     """Nobody listens: every caller is told at once, with the place and without the password."""
-    engine = storage_of(house.url.replace(f":{postgres.port}/", ":1/")).writers(SHORT)
+    engine = database_of(house.url.replace(f":{postgres.port}/", ":1/")).writers(SHORT)
     writer = Writer(engine, wait=timedelta(seconds=10))
     with pytest.raises(LedgerBusyError, match=r"127.0.0.1:1 cannot be reached") as caught:
-        writer.write(Shared(count_all, "a"))
+        writer.write(Batchable(count_all, "a"))
     assert "fake-p" not in str(caught.value)
     writer.close()
 
@@ -262,6 +261,6 @@ def test_a_transaction_left_open_is_ended_by_the_server(house):
         driver = connection.connection.driver_connection
         driver.execute("SET idle_in_transaction_session_timeout = 100")
         connection.execute(update(turns).values(taken=5))
-        assert "counted a" == house.writer(lock=timedelta(seconds=5)).write(Shared(count_all, "a"))
+        assert "counted a" == house.writer(lock=timedelta(seconds=5)).write(Batchable(count_all, "a"))
         connection.invalidate()
     assert {"a": 1, "b": 0, "c": 0} == house.taken()

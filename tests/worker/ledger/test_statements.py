@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql.psycopg import dialect as postgresql
 
 import worker.ledger
 from rules.vocabulary import LedgerBusyError, ProviderName
-from worker.ledger.sqlite import sqlite_module
+from worker.ledger.database import sqlite_module
 from worker.ledger.statements import ForIds, Statement, _compile
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -85,12 +85,12 @@ def test_a_sweep_that_finds_nothing_writes_nothing(ledger, elsewhere):
     """Sweeps of an idle ledger work while somebody else holds the write lock; a write does not."""
     elsewhere.execute("BEGIN IMMEDIATE")
     grace = timedelta(seconds=10)
-    assert [] == ledger.overdue_events(NOW, grace, 100)
-    assert [] == ledger.due_tasks(NOW, grace, dict.fromkeys(ProviderName, 100))
-    assert [] == ledger.expire_leases(NOW)
-    assert [] == ledger.events_to_process(["ev_1"], NOW)
+    assert [] == ledger.inbox.dispatch_overdue(NOW, grace, 100)
+    assert [] == ledger.tasks.dispatch_due(NOW, grace, dict.fromkeys(ProviderName, 100))
+    assert [] == ledger.tasks.expire_leases(NOW)
+    assert [] == ledger.inbox.events_to_process(["ev_1"], NOW)
     with pytest.raises(LedgerBusyError):
-        ledger.release("w", NOW)
+        ledger.tasks.release("w", NOW)
     elsewhere.execute("ROLLBACK")
 
 
@@ -99,7 +99,7 @@ def test_reads_do_not_wait_for_writes(ledger, elsewhere, post):
     post(ledger, "ev_1")
     elsewhere.execute("BEGIN IMMEDIATE")
     elsewhere.execute("UPDATE events SET state = 'failed'")
-    assert "received" == ledger.event("ev_1").state
+    assert "received" == ledger.queries.event("ev_1").state
     elsewhere.execute("ROLLBACK")
 
 
@@ -107,5 +107,5 @@ def test_very_many_ids_at_once(ledger, post):
     """A list of ids has no length that is too long."""
     post(ledger, "ev_1")
     ids = [f"ev_{number}" for number in range(5000)]
-    assert ["ev_1"] == [event.id for event in ledger.events_to_process(ids, NOW)]
-    assert 5000 == len(ledger.claim(ids, NOW, timedelta(seconds=60), "w"))
+    assert ["ev_1"] == [event.id for event in ledger.inbox.events_to_process(ids, NOW)]
+    assert 5000 == len(ledger.tasks.claim(ids, NOW, timedelta(seconds=60), "w"))

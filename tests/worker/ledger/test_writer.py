@@ -10,11 +10,9 @@ import pytest
 from sqlalchemy import event, insert, select, text
 
 from rules.vocabulary import LedgerBusyError, LedgerError
-from worker.ledger.engine import storage_of
+from worker.ledger.database import database_of
 from worker.ledger.schema import turns
-from worker.ledger.turnstile import WriterFileLock
-from worker.ledger.work import Shared
-from worker.ledger.writer import GATHERING, GROUP_LIMIT, TURN_SIZE, Writer
+from worker.ledger.writer import GATHERING, GROUP_LIMIT, YIELDING_GROUP_SIZE, Batchable, Writer, WriterFileLock
 
 SHORT = timedelta(milliseconds=100)
 
@@ -23,7 +21,7 @@ class Bench:
     """A writer whose first job can be held, so that others gather behind it."""
 
     def __init__(self, url, wait=timedelta(seconds=5), **others):
-        self.engine = storage_of(url).writers(SHORT)
+        self.engine = database_of(url).writers(SHORT)
         self.commits = 0
         event.listen(self.engine, "commit", self._committed)
         self.writer = Writer(self.engine, wait=wait, **others)
@@ -259,11 +257,11 @@ def test_a_full_disk_is_busy_and_loses_nothing(ledger, elsewhere, post):
         post(ledger, "ev_2", size=100_000)
     limit(pages)  # the connection that met the fault was replaced
     with pytest.raises(LedgerBusyError, match="full"):
-        ledger.writable()
+        ledger.check_writable()
     limit(10**6)
-    assert ledger.writable() is None
+    assert ledger.check_writable() is None
     assert ("ev_2",) == post(ledger, "ev_2", size=100_000).event_ids
-    assert ["ev_2", "ev_1"] == [event.id for event in ledger.list_events()]
+    assert ["ev_2", "ev_1"] == [event.id for event in ledger.queries.list_events()]
     assert [("ok",)] == elsewhere.execute("PRAGMA integrity_check").fetchall()
 
 
@@ -271,9 +269,9 @@ def test_readiness_sees_a_lock(ledger, elsewhere):
     """A ledger that another process holds locked is not ready."""
     elsewhere.execute("BEGIN IMMEDIATE")
     with pytest.raises(LedgerBusyError):
-        ledger.writable()
+        ledger.check_writable()
     elsewhere.execute("ROLLBACK")
-    assert ledger.writable() is None
+    assert ledger.check_writable() is None
 
 
 def test_every_commit_is_synced(file_bench):
@@ -320,13 +318,13 @@ def test_a_job_that_was_submitted_can_be_withdrawn_before_it_begins(bench):
 
 def test_who_can_wait_takes_fewer_turns_while_others_write(url, tmp_path):
     """While another process writes all the time, jobs that come one after the other go into one commit; alone, into many."""
-    file = tmp_path / "ledger.sqlite3"
-    ours = Bench(url, turnstile=WriterFileLock(file), yielding=timedelta(milliseconds=300))
+    file = tmp_path / "lock"
+    ours = Bench(url, lock=WriterFileLock(file), yielding=timedelta(milliseconds=300))
     theirs, over = WriterFileLock(file), threading.Event()
 
     def write_all_the_time():
         while not over.is_set():
-            with theirs.turn():
+            with theirs.held():
                 over.wait(0.01)
 
     def commits_of_ten(names):
@@ -358,7 +356,7 @@ def sized(size, turns):
         turns.append((connection.get_transaction(), sum(parts)))
         return parts
 
-    return Shared(act, size, size)
+    return Batchable(act, size, size)
 
 
 def sizes_of(turns):
@@ -372,28 +370,28 @@ def sizes_of(turns):
 @pytest.fixture
 def bench_that_yields(url, tmp_path):
     """Give a writer on an empty ledger that takes turns with others and lets them go first."""
-    bench = Bench(url, turnstile=WriterFileLock(tmp_path / "ledger.sqlite3"), yielding=timedelta(milliseconds=15))
+    bench = Bench(url, lock=WriterFileLock(tmp_path / "lock"), yielding=timedelta(milliseconds=15))
     yield bench
     bench.close()
 
 
 def test_who_yields_takes_no_more_than_a_turns_worth(bench_that_yields):
-    """Of more than `TURN_SIZE` that waits, that much goes into one commit and the rest into the next ones, in order."""
+    """Of more than `YIELDING_GROUP_SIZE` that waits, that much goes into one commit and the rest into the next ones, in order."""
     bench, turns_ = bench_that_yields, []
     bench.hold()
-    futures = bench.queue(*(sized(TURN_SIZE // 4, turns_) for _ in range(10)))
+    futures = bench.queue(*(sized(YIELDING_GROUP_SIZE // 4, turns_) for _ in range(10)))
     bench.let_go()
-    assert [TURN_SIZE // 4] * 10 == [future.result(5) for future in futures]
-    assert [TURN_SIZE, TURN_SIZE, TURN_SIZE // 2] == sizes_of(turns_)
+    assert [YIELDING_GROUP_SIZE // 4] * 10 == [future.result(5) for future in futures]
+    assert [YIELDING_GROUP_SIZE, YIELDING_GROUP_SIZE, YIELDING_GROUP_SIZE // 2] == sizes_of(turns_)
     assert 4 == bench.commits
 
 
 def test_works_of_no_size_count_as_one(bench_that_yields):
     """As many single works go into one commit as a turn is worth."""
     bench_that_yields.hold()
-    futures = bench_that_yields.queue(*(adding(f"t{number}") for number in range(TURN_SIZE + 1)))
+    futures = bench_that_yields.queue(*(adding(f"t{number}") for number in range(YIELDING_GROUP_SIZE + 1)))
     bench_that_yields.let_go()
-    assert TURN_SIZE + 1 == len({future.result(5) for future in futures})
+    assert YIELDING_GROUP_SIZE + 1 == len({future.result(5) for future in futures})
     assert 3 == bench_that_yields.commits
 
 
@@ -401,21 +399,23 @@ def test_what_is_larger_than_a_turn_goes_alone(bench_that_yields):
     """A work is never divided: one that is worth more than a turn is done by itself, and nothing waits for ever."""
     turns_ = []
     bench_that_yields.hold()
-    futures = bench_that_yields.queue(*(sized(size, turns_) for size in (TURN_SIZE + 60, 1, TURN_SIZE)))
+    futures = bench_that_yields.queue(
+        *(sized(size, turns_) for size in (YIELDING_GROUP_SIZE + 60, 1, YIELDING_GROUP_SIZE))
+    )
     bench_that_yields.let_go()
-    assert [TURN_SIZE + 60, 1, TURN_SIZE] == [future.result(5) for future in futures]
-    assert TURN_SIZE + 60 == sizes_of(turns_)[0]
+    assert [YIELDING_GROUP_SIZE + 60, 1, YIELDING_GROUP_SIZE] == [future.result(5) for future in futures]
+    assert YIELDING_GROUP_SIZE + 60 == sizes_of(turns_)[0]
 
 
 @pytest.mark.parametrize("yielding", [timedelta(0), GATHERING])
 @pytest.mark.parametrize("shares", [True, False])
 def test_who_does_not_yield_takes_all(url, tmp_path, yielding, shares):
     """However much waits goes into one commit: of a front door, whose senders wait, and where there are no turns."""
-    turnstile = WriterFileLock(tmp_path / "ledger.sqlite3") if shares else None
-    bench, turns_ = Bench(url, turnstile=turnstile, yielding=yielding), []
+    lock = WriterFileLock(tmp_path / "lock") if shares else None
+    bench, turns_ = Bench(url, lock=lock, yielding=yielding), []
     bench.hold()
-    futures = bench.queue(*(sized(TURN_SIZE, turns_) for _ in range(5)))
+    futures = bench.queue(*(sized(YIELDING_GROUP_SIZE, turns_) for _ in range(5)))
     bench.let_go()
-    assert [TURN_SIZE] * 5 == [future.result(5) for future in futures]
-    assert [5 * TURN_SIZE] == sizes_of(turns_)
+    assert [YIELDING_GROUP_SIZE] * 5 == [future.result(5) for future in futures]
+    assert [5 * YIELDING_GROUP_SIZE] == sizes_of(turns_)
     bench.close()

@@ -1,4 +1,4 @@
-"""How alembic runs here: on the connection, and in the transaction, that `worker/ledger/migrating.py` holds."""
+"""How alembic runs here: on the connection, and in the transaction, that `upgrade_in` was given."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ VAMBE = ProviderName.VAMBE
 
 def counted(desk, tally):
     """Return the values of a count by its labels."""
-    return dict(desk.ledger.measure(desk.now).tallies[tally])
+    return dict(desk.ledger.queries.measure(desk.now).tallies[tally])
 
 
 def test_events_are_counted_when_they_are_kept(desk):
@@ -47,7 +47,7 @@ def test_plans_are_counted_once(desk):
     yes = Decision(rule="follow-up", outcome=DecisionOutcome.MATCHED, reason="yes", place="a.yaml:9:1")
     plan = desk.plan(desk.task(), desk.task("tk_2", state=TaskState.DEAD, reason="no phone"), decisions=(no, yes))
     for _ in range(2):
-        desk.ledger.record_plans([plan], desk.now)
+        desk.ledger.tasks.insert([plan], desk.now)
     assert {("processed",): 1} == counted(desk, Tally.EVENTS_ENDED)
     assert {("other", "not_matched"): 1, ("follow-up", "matched"): 1} == counted(desk, Tally.DECISIONS)
     assert {(TEAM,): 2} == counted(desk, Tally.TASKS_PLANNED)
@@ -61,7 +61,7 @@ def test_rules_have_labels_up_to_a_limit(desk):
         Decision(rule=f"rule-{number}", outcome=DecisionOutcome.MATCHED, reason="yes", place="a.yaml:1:1")
         for number in range(RULES_LIMIT + 7)
     ]
-    desk.ledger.record_plans([desk.plan(decisions=tuple(decisions))], desk.now)
+    desk.ledger.tasks.insert([desk.plan(decisions=tuple(decisions))], desk.now)
     found = counted(desk, Tally.DECISIONS)
     assert RULES_LIMIT + 1 == len(found)
     assert 7 == found[OTHER, "matched"]
@@ -72,12 +72,12 @@ def test_an_event_that_is_given_up_counts_as_failed(desk):
     """Whether deciding raised or killed its process: the fifth try ends the event, and counts."""
     desk.record(desk.incoming("ev_1"), desk.incoming("ev_2"))
     for number in range(5):
-        desk.ledger.event_failed("ev_1", "boom", desk.at(1000 * number))
+        desk.ledger.inbox.event_failed("ev_1", "boom", desk.at(1000 * number))
     for number in range(8):
         at = desk.at(1000 * (number + 1))
-        desk.ledger.overdue_events(at, timedelta(seconds=1), 10)
-        desk.ledger.events_to_process(["ev_2"], at)
-    assert [EventState.FAILED] * 2 == [event.state for event in desk.ledger.list_events()]
+        desk.ledger.inbox.dispatch_overdue(at, timedelta(seconds=1), 10)
+        desk.ledger.inbox.events_to_process(["ev_2"], at)
+    assert [EventState.FAILED] * 2 == [event.state for event in desk.ledger.queries.list_events()]
     assert {("failed",): 2} == counted(desk, Tally.EVENTS_ENDED)
 
 
@@ -85,9 +85,9 @@ def test_a_delivery_counts_attempt_end_and_time(desk):
     """A delivery counts its attempt, the task's end, and how long it took since the event occurred and was received."""
     late = desk.event(occurred_at=desk.at(-3600))
     desk.record(desk.incoming(event=late))
-    desk.ledger.record_plans([desk.plan(desk.task())], desk.now)
+    desk.ledger.tasks.insert([desk.plan(desk.task())], desk.now)
     claim = desk.claim()
-    assert desk.ledger.settle(claim, desk.delivered(), desk.at(7))
+    assert desk.ledger.tasks.settle(claim, desk.delivered(), desk.at(7))
     assert {(VAMBE, "delivered", "2xx"): 1} == counted(desk, Tally.ATTEMPTS)
     assert {(TEAM, "delivered"): 1} == counted(desk, Tally.TASKS_ENDED)
     assert {(TEAM, "10"): 1} == counted(desk, Tally.AFTER_RECEIVED)
@@ -103,8 +103,8 @@ def test_a_delivery_counts_attempt_end_and_time(desk):
 def test_odd_dates_stay_in_bounds(desk, occurred_seconds, end, total):
     """An event of the future took no time, one of long ago a year at the most."""
     desk.record(desk.incoming(event=desk.event(occurred_at=desk.at(occurred_seconds))))
-    desk.ledger.record_plans([desk.plan(desk.task())], desk.now)
-    desk.ledger.settle(desk.claim(), desk.delivered(), desk.now)
+    desk.ledger.tasks.insert([desk.plan(desk.task())], desk.now)
+    desk.ledger.tasks.settle(desk.claim(), desk.delivered(), desk.now)
     assert {(TEAM, end): 1} == counted(desk, Tally.AFTER_OCCURRED)
     assert {(TEAM,): total} == counted(desk, Tally.AFTER_OCCURRED_SUM)
 
@@ -117,7 +117,7 @@ def test_a_settlement_written_again_counts_once(desk):
         ids = {"id": f"tk_{number}", "event_id": f"ev_{number}"}
         claim = desk.claimed(**ids)
         for _ in range(2):
-            desk.ledger.settle(claim, settlement, desk.now)
+            desk.ledger.tasks.settle(claim, settlement, desk.now)
     assert {
         (VAMBE, "delivered", "2xx"): 1,
         (VAMBE, "busy", "5xx"): 1,
@@ -130,15 +130,15 @@ def test_a_settlement_written_again_counts_once(desk):
 def test_a_lost_attempt_whose_answer_comes_after_all(desk):
     """A given-up attempt counts as lost and its task as unknown; the late answer counts as well, the doubt only once."""
     first = desk.claimed()
-    desk.ledger.release("w", desk.at(5))
+    desk.ledger.tasks.release("w", desk.at(5))
     assert {(VAMBE, "unknown", LOST): 1} == counted(desk, Tally.ATTEMPTS)
     assert {(TEAM, "unknown"): 1} == counted(desk, Tally.TASKS_ENDED)
 
     no_answer = Settlement(verdict=Verdict.UNKNOWN, state=TaskState.UNKNOWN, reason="no answer")
-    desk.ledger.settle(first, no_answer, desk.at(6))
+    desk.ledger.tasks.settle(first, no_answer, desk.at(6))
     assert {(TEAM, "unknown"): 1} == counted(desk, Tally.TASKS_ENDED)
 
-    desk.ledger.settle(first, desk.delivered(), desk.at(7))
+    desk.ledger.tasks.settle(first, desk.delivered(), desk.at(7))
     assert {(VAMBE, "unknown", LOST): 1, (VAMBE, "delivered", "2xx"): 1} == counted(desk, Tally.ATTEMPTS)
     assert {(TEAM, "unknown"): 1, (TEAM, "delivered"): 1} == counted(desk, Tally.TASKS_ENDED)
 
@@ -146,11 +146,11 @@ def test_a_lost_attempt_whose_answer_comes_after_all(desk):
 def test_a_late_success_counts_where_it_counts(desk):
     """A success under an old claim delivers the task and counts so; one beside another delivery is an attempt and no end."""
     old = desk.claimed()
-    desk.ledger.release("w", desk.at(1))
-    desk.ledger.settle_by_hand("tk_1", False, None, desk.at(2))
+    desk.ledger.tasks.release("w", desk.at(1))
+    desk.ledger.admin.settle("tk_1", False, None, desk.at(2))
     new = desk.claim(now=desk.at(3))
-    desk.ledger.settle(old, desk.delivered("x-1"), desk.at(4))
-    desk.ledger.settle(new, desk.delivered("x-2"), desk.at(5))
+    desk.ledger.tasks.settle(old, desk.delivered("x-1"), desk.at(4))
+    desk.ledger.tasks.settle(new, desk.delivered("x-2"), desk.at(5))
     assert {(TEAM, "unknown"): 1, (TEAM, "delivered"): 1} == counted(desk, Tally.TASKS_ENDED)
     assert {(VAMBE, "unknown", LOST): 1, (VAMBE, "delivered", "2xx"): 2} == counted(desk, Tally.ATTEMPTS)
     assert {(TEAM, "5"): 1} == counted(desk, Tally.AFTER_RECEIVED)
@@ -159,7 +159,7 @@ def test_a_late_success_counts_where_it_counts(desk):
 def test_what_expires_counts_as_suppressed(desk):
     """A task that comes too late ends without an attempt."""
     desk.planned(desk.task(expires_at=desk.at(60)))
-    (answer,) = desk.ledger.claim(["tk_1"], desk.at(61), desk.lease, "w-1")
+    (answer,) = desk.ledger.tasks.claim(["tk_1"], desk.at(61), desk.lease, "w-1")
     assert isinstance(answer, NotClaimed)
     assert {(TEAM, "suppressed"): 1} == counted(desk, Tally.TASKS_ENDED)
     assert {} == counted(desk, Tally.ATTEMPTS)
@@ -167,10 +167,10 @@ def test_what_expires_counts_as_suppressed(desk):
 
 def test_a_person_who_settles_counts(desk):
     """Delivered by hand is delivered; how long that took says nothing, and what is refused counts nothing."""
-    desk.ledger.settle(desk.claimed(), desk.ended(TaskState.UNKNOWN, Verdict.UNKNOWN), desk.now)
-    desk.ledger.settle_by_hand("tk_1", True, "x-9", desk.at(99))
+    desk.ledger.tasks.settle(desk.claimed(), desk.ended(TaskState.UNKNOWN, Verdict.UNKNOWN), desk.now)
+    desk.ledger.admin.settle("tk_1", True, "x-9", desk.at(99))
     with pytest.raises(LedgerError):
-        desk.ledger.settle_by_hand("tk_1", True, "x-9", desk.at(99))
+        desk.ledger.admin.settle("tk_1", True, "x-9", desk.at(99))
     assert {(TEAM, "unknown"): 1, (TEAM, "delivered"): 1} == counted(desk, Tally.TASKS_ENDED)
     assert {} == counted(desk, Tally.AFTER_RECEIVED)
 
@@ -181,18 +181,18 @@ def test_a_pause_counts_when_it_begins(desk):
         ids = {"id": f"tk_{number}", "event_id": f"ev_{number}"}
         at = desk.at(100 * number)
         pause = desk.busy(at, verdict=Verdict.PAUSE, status=401, pause_until_at=at + timedelta(seconds=60))
-        desk.ledger.settle(desk.claimed(now=at, **ids), pause, at)
+        desk.ledger.tasks.settle(desk.claimed(now=at, **ids), pause, at)
     assert {(VAMBE, "answer"): 1} == counted(desk, Tally.PAUSES)
-    desk.ledger.resume_provider(VAMBE, desk.at(300))
-    desk.ledger.pause_provider(VAMBE, desk.at(900), "a break", desk.at(400))
-    desk.ledger.pause_provider(VAMBE, desk.at(999), "a longer one", desk.at(401))
+    desk.ledger.limits.resume(VAMBE, desk.at(300))
+    desk.ledger.limits.pause(VAMBE, desk.at(900), "a break", desk.at(400))
+    desk.ledger.limits.pause(VAMBE, desk.at(999), "a longer one", desk.at(401))
     assert {(VAMBE, "answer"): 1, (VAMBE, "person"): 1} == counted(desk, Tally.PAUSES)
 
 
 def test_requests_are_added_up(desk):
     """Requests come in sums by source, outcome and reason."""
-    desk.ledger.count_requests({("crm", "rejected", "mismatch"): 3, ("crm", "accepted", ""): 2})
-    desk.ledger.count_requests({("crm", "rejected", "mismatch"): 4})
+    desk.ledger.inbox.count_requests({("crm", "rejected", "mismatch"): 3, ("crm", "accepted", ""): 2})
+    desk.ledger.inbox.count_requests({("crm", "rejected", "mismatch"): 4})
     assert {("crm", "rejected", "mismatch"): 7, ("crm", "accepted", ""): 2} == counted(desk, Tally.REQUESTS)
 
 
@@ -200,10 +200,10 @@ def test_counts_of_several_processes_add_up(desk):
     """Every process counts for itself; what dead ones counted stays, and its rows do not pile up."""
     for number in range(5):
         ledger = open_ledger(desk.url)
-        ledger.count_requests({("crm", "accepted", ""): number})
-        ledger.count_requests({("crm", "accepted", ""): 100})
+        ledger.inbox.count_requests({("crm", "accepted", ""): number})
+        ledger.inbox.count_requests({("crm", "accepted", ""): 100})
         ledger.close()
-    desk.ledger.count_requests({("crm", "accepted", ""): 1000})
+    desk.ledger.inbox.count_requests({("crm", "accepted", ""): 1000})
     assert {("crm", "accepted", ""): 1510} == counted(desk, Tally.REQUESTS)
     assert 1 == desk.ledger._writer.write(rows_of)
 
@@ -221,7 +221,7 @@ def test_processes_that_count_at_the_same_time(desk):
     def count(place):
         ledger = open_ledger(desk.url)
         while not stop.is_set():
-            ledger.count_requests({("crm", "accepted", ""): 1, ("crm", "busy", "x"): 1})
+            ledger.inbox.count_requests({("crm", "accepted", ""): 1, ("crm", "busy", "x"): 1})
             added[place] += 1
         ledger.close()
 
@@ -230,7 +230,7 @@ def test_processes_that_count_at_the_same_time(desk):
         thread.start()
     for _ in range(10):
         heir = open_ledger(desk.url)
-        heir.count_requests({("crm", "accepted", ""): 1, ("crm", "busy", "x"): 1})
+        heir.inbox.count_requests({("crm", "accepted", ""): 1, ("crm", "busy", "x"): 1})
         heir.close()
     stop.set()
     for thread in threads:

@@ -11,7 +11,7 @@ from worker.ledger import Recorded
 
 def states(desk):
     """What the ledger holds, oldest first."""
-    return [(event.id, event.state) for event in reversed(list(desk.ledger.list_events()))]
+    return [(event.id, event.state) for event in reversed(list(desk.ledger.queries.list_events()))]
 
 
 def test_new_events_are_returned_in_order(desk):
@@ -31,21 +31,21 @@ def test_everything_said_about_an_event_comes_back(desk):
         data={"deep": {"list": [1, 2.5, None, True, "x"]}},
     )
     desk.record(desk.incoming(event=event))
-    assert event == desk.ledger.event("ev_1").event
+    assert event == desk.ledger.queries.event("ev_1").event
 
 
 def test_delivery_headers_and_body_come_back(desk):
     """The raw body and the headers of a delivery can be read through any of its events."""
     desk.record(desk.incoming(), body=b"\x00\xffraw", headers={"x-id": "7"})
-    assert {"x-id": "7"} == desk.ledger.event("ev_1").headers
-    assert b"\x00\xffraw" == desk.ledger.delivery_body("ev_1")
-    assert desk.ledger.delivery_body("ev_9") is None
+    assert {"x-id": "7"} == desk.ledger.queries.event("ev_1").headers
+    assert b"\x00\xffraw" == desk.ledger.queries.delivery_body("ev_1")
+    assert desk.ledger.queries.delivery_body("ev_9") is None
 
 
 def test_new_event_counts_as_dispatched_once(desk):
     """The ingress publishes right after recording, so a new event stands as dispatched at its arrival."""
     desk.record(desk.incoming())
-    event = desk.ledger.event("ev_1")
+    event = desk.ledger.queries.event("ev_1")
     assert (1, desk.now, desk.now, 0) == (event.dispatches, event.dispatched_at, event.due_at, event.tries)
 
 
@@ -55,7 +55,7 @@ def test_redelivery_changes_nothing(desk):
     recorded = desk.record(desk.incoming("ev_2", key="k"))
     assert Recorded(event_ids=(), duplicates=1, conflicts=0) == recorded
     assert [("ev_1", EventState.RECEIVED)] == states(desk)
-    assert desk.ledger.delivery_body("ev_2") is None
+    assert desk.ledger.queries.delivery_body("ev_2") is None
 
 
 def test_same_key_of_another_source_or_type_is_another_event(desk):
@@ -71,10 +71,10 @@ def test_other_content_under_a_key_is_kept_as_ignored(desk):
     desk.record(desk.incoming("ev_1", key="k", content="c1"))
     recorded = desk.record(desk.incoming("ev_2", key="k", content="c2"))
     assert Recorded(event_ids=(), duplicates=0, conflicts=1) == recorded
-    kept = desk.ledger.event("ev_2")
+    kept = desk.ledger.queries.event("ev_2")
     assert EventState.IGNORED == kept.state
     assert "ev_1" in kept.reason
-    assert [] == desk.ledger.events_to_process(["ev_2"], desk.now)
+    assert [] == desk.ledger.inbox.events_to_process(["ev_2"], desk.now)
 
 
 def test_a_third_copy_of_other_content_adds_nothing(desk):
@@ -106,7 +106,7 @@ def test_a_batch_with_old_and_new_items_keeps_the_new_ones(desk):
     desk.record(desk.incoming("ev_1"))
     recorded = desk.record(desk.incoming("ev_9", key="ev_1"), desk.incoming("ev_2"), id="dl_second")
     assert Recorded(event_ids=("ev_2",), duplicates=1, conflicts=0) == recorded
-    assert "dl_second" == desk.ledger.event("ev_2").delivery_id
+    assert "dl_second" == desk.ledger.queries.event("ev_2").delivery_id
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(599, ()), (600, ("ev_2",)), (601, ("ev_2",))])
@@ -123,7 +123,7 @@ def test_a_key_taken_again_holds_again(desk):
     desk.record(desk.incoming("ev_2", key="k", until_at=desk.at(1200)), received_at=desk.at(600))
     third = desk.record(desk.incoming("ev_3", key="k", content="c2"), received_at=desk.at(700))
     assert 1 == third.conflicts
-    assert "ev_2" in desk.ledger.event("ev_3").reason
+    assert "ev_2" in desk.ledger.queries.event("ev_3").reason
 
 
 def test_a_key_without_an_end_is_kept_for_ever(desk):
@@ -143,9 +143,9 @@ def test_unreadable_items_are_kept_with_their_reason(desk):
     """An item nobody can read is stored with the reason and is not to be processed; its neighbour is."""
     unreadable = desk.incoming("ev_2", state=EventState.UNREADABLE, reason="no type at event.type")
     assert ("ev_1",) == desk.record(desk.incoming("ev_1"), unreadable).event_ids
-    kept = desk.ledger.event("ev_2")
+    kept = desk.ledger.queries.event("ev_2")
     assert (EventState.UNREADABLE, "no type at event.type") == (kept.state, kept.reason)
-    assert [] == desk.ledger.events_to_process(["ev_2"], desk.now)
+    assert [] == desk.ledger.inbox.events_to_process(["ev_2"], desk.now)
 
 
 def nested(levels):
@@ -175,8 +175,8 @@ HOSTILE = {
 def test_hostile_data_is_recorded_and_read_back(desk, data):
     """Whatever a payload held, its event is recorded, and can be read and listed."""
     assert ("ev_1",) == desk.record(desk.incoming(event=desk.event(data=data))).event_ids
-    (processed,) = desk.ledger.events_to_process(["ev_1"], desk.now)
-    (listed,) = desk.ledger.list_events()
+    (processed,) = desk.ledger.inbox.events_to_process(["ev_1"], desk.now)
+    (listed,) = desk.ledger.queries.list_events()
     assert processed.event == listed.event
     json.dumps(listed.event.data)
 
@@ -185,7 +185,7 @@ def test_data_that_json_can_hold_is_unchanged(desk):
     """Surrogates, NUL and integers of thousands of digits come back as they were; NaN becomes null."""
     data = {"a\ud800": "b\x00", "n": 10**4000, "nan": float("nan")}
     desk.record(desk.incoming(event=desk.event(data=data)))
-    assert {"a\ud800": "b\x00", "n": 10**4000} | {"nan": None} == desk.ledger.event("ev_1").event.data
+    assert {"a\ud800": "b\x00", "n": 10**4000} | {"nan": None} == desk.ledger.queries.event("ev_1").event.data
 
 
 @pytest.mark.parametrize("odd", ["\ud800", "\x00", "x" * 100_000, "a\x1fb", "\U0001f600", ""])
@@ -195,7 +195,7 @@ def test_hostile_identities_are_recorded_and_recognised(desk, odd):
     first = desk.incoming(event=event, key=odd, reason=odd)
     assert 0 == desk.record(first, headers={odd: odd}).duplicates
     assert 1 == desk.record(desk.incoming(event=event, key=odd), id="dl_2").duplicates
-    assert 10**30 == desk.ledger.event("ev_1").event.attempt
+    assert 10**30 == desk.ledger.queries.event("ev_1").event.attempt
 
 
 def test_the_longest_identities_fit_into_every_index(desk):
@@ -215,7 +215,7 @@ def test_moments_at_the_edge_of_the_calendar(desk):
     for number, moment in enumerate((early, late)):
         event = desk.event(f"ev_{number}", occurred_at=moment)
         desk.record(desk.incoming(f"ev_{number}", event=event, until_at=late))
-    first, second = (desk.ledger.event(f"ev_{number}").event.occurred_at for number in range(2))
+    first, second = (desk.ledger.queries.event(f"ev_{number}").event.occurred_at for number in range(2))
     assert (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)) == (first, second)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,13 +24,20 @@ from typing import Any, Final
 from sqlalchemy import Boolean, Connection, Engine, Row, Table, func, inspect, select, text
 
 from rules.vocabulary import LedgerError
+from worker.ledger.database import (
+    BUSY_TIMEOUT,
+    PostgresDatabase,
+    SqliteFile,
+    as_ledger_error,
+    database_faults,
+    database_of,
+)
 from worker.ledger.encoding import micros
-from worker.ledger.engine import BUSY_TIMEOUT, as_ledger_error, storage_faults, storage_of
-from worker.ledger.migrating import bring_forward, upgrade
-from worker.ledger.moved import MOVED, MOVING, Moved, Progress, moves
-from worker.ledger.postgres import PostgresDatabase
-from worker.ledger.schema import metadata
-from worker.ledger.sqlite import SqliteFile
+from worker.ledger.migrations import revision_of, upgrade, upgrade_in
+from worker.ledger.schema import MOVED, MOVING, metadata, moves
+
+#: Told the name of a step, how many rows are done, and how many there are to do in all (each is copied and compared).
+Progress = Callable[[str, int, int], None]
 
 #: Rows copied or compared between two words about how far it is.
 BATCH: Final = 2000
@@ -42,6 +49,16 @@ Rows = Generator[tuple[Any, ...], None, None]
 TABLES: Final[Sequence[Table]] = metadata.sorted_tables
 
 _LOCK_FILE: Final = "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What a move came to: rows by table; `resumed` when an earlier one had been interrupted after its copy stood."""
+
+    source: str
+    target: str
+    rows: Mapping[str, int]
+    resumed: bool
 
 
 @dataclass(slots=True)
@@ -75,10 +92,7 @@ class _Ends:
     @property
     def revision(self) -> str | None:
         """What stands on the file as its schema's revision."""
-        if not inspect(self.file).has_table("alembic_version"):
-            return None
-        found: str | None = self.file.execute(text("SELECT version_num FROM alembic_version")).scalar()
-        return found
+        return revision_of(self.file)
 
 
 def move(source_url: str, target_url: str, now: datetime, progress: Progress) -> Moved:
@@ -91,7 +105,7 @@ def move(source_url: str, target_url: str, now: datetime, progress: Progress) ->
     with _ends(source_url, target_url) as ends:
         mark = ends.mark
         if mark is None:
-            bring_forward(ends.file, ends.source.name)
+            upgrade_in(ends.file, ends.source.name)
         ends.file.commit()
         upgrade(ends.target)
         arrived = _arrived(ends)
@@ -142,17 +156,17 @@ def undo(source_url: str, target_url: str, progress: Progress) -> None:
 @contextmanager
 def _ends(source_url: str, target_url: str) -> Iterator[_Ends]:
     """Give both ends, the file held for ourselves."""
-    source, target = storage_of(source_url), storage_of(target_url)
+    source, target = database_of(source_url), database_of(target_url)
     if not isinstance(source, SqliteFile):
         raise LedgerError("only a ledger in a SQLite file can be moved: --from sqlite:////absolute/path/ledger.sqlite3")
     if not isinstance(target, PostgresDatabase):
         raise LedgerError("set LEADWIRE_DATABASE_URL to the PostgreSQL database that the ledger is to move to")
     source.must_exist()
-    file_engine, there_engine = source.alone(), target.writers(BUSY_TIMEOUT)
+    file_engine, there_engine = source.exclusive(), target.writers(BUSY_TIMEOUT)
     try:
         with _folder_held(source), _alone_with(source, file_engine) as file, there_engine.connect() as there:
             yield _Ends(source, target, file, there)
-    except (*storage_faults(file_engine), *storage_faults(there_engine)) as error:
+    except (*database_faults(file_engine), *database_faults(there_engine)) as error:
         raise as_ledger_error(error) from error
     finally:
         file_engine.dispose()
@@ -165,7 +179,7 @@ def _alone_with(source: SqliteFile, engine: Engine) -> Iterator[Connection]:
     try:
         connection = engine.connect()
         connection.begin()
-    except storage_faults(engine) as error:
+    except database_faults(engine) as error:
         raise LedgerError(
             f"{source.name} is in use: stop every Leadwire process that works on it (`leadwire up`, ingress, worker) "
             f"and whatever else has it open ({as_ledger_error(error)})"

@@ -19,7 +19,7 @@ def ledger(tmp_path):
     ledger = open_ledger(url)
     event = Event(id="ev_1", source="crm", type="lead.created", occurred_at=NOW, received_at=NOW, data={})
     delivery = Delivery(id="dl_1", source="crm", received_at=NOW, headers={}, body=b"{}", content_hash="h")
-    ledger.record(delivery, [IncomingEvent(event=event, dedupe_key="k", content_hash="h")])
+    ledger.inbox.record(delivery, [IncomingEvent(event=event, dedupe_key="k", content_hash="h")])
     task = Task(
         id="tk_1",
         key="k",
@@ -33,7 +33,7 @@ def ledger(tmp_path):
         rule_set="rs_1",
     )
     plan = Plan(event_id="ev_1", rule_set="rs_1", state=EventState.PROCESSED, decisions=(), tasks=(task,))
-    ledger.record_plans([plan], NOW)
+    ledger.tasks.insert([plan], NOW)
     yield ledger
     ledger.close()
 
@@ -44,9 +44,9 @@ def test_without_limits_a_provider_is_looked_at_once_and_not_written(ledger, lim
     seen = []
     driver = ledger._writer._connection.connection.driver_connection
     driver.set_trace_callback(lambda statement: seen.append(statement) if " providers" in statement else None)
-    (claim,) = ledger.claim(["tk_1"], NOW, LEASE, "w", limits)
+    (claim,) = ledger.tasks.claim(["tk_1"], NOW, LEASE, "w", limits)
     assert ["SELECT"] == [statement.split()[0] for statement in seen]
     delivered = Settlement(verdict=Verdict.DELIVERED, state=TaskState.DELIVERED, external_id="x", status=201)
-    ledger.settle_many([(claim, delivered)], NOW)
+    ledger.tasks.settle_many([(claim, delivered)], NOW)
     assert ["SELECT", "SELECT"] == [statement.split()[0] for statement in seen]
-    assert [] == ledger.provider_states()
+    assert [] == ledger.limits.states()

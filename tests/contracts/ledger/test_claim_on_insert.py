@@ -32,7 +32,7 @@ def at_once(desk, *tasks, seconds=0, event_id="ev_1", on=None):
     """Record an event and these tasks of it, and claim of them what the terms say."""
     desk.record(desk.incoming(event_id))
     plan = desk.plan(*tasks, event_id=event_id)
-    return desk.ledger.record_and_claim([plan], desk.at(seconds), on or terms(desk))
+    return desk.ledger.tasks.insert_and_claim([plan], desk.at(seconds), on or terms(desk))
 
 
 def team(desk, number, **changes):
@@ -49,7 +49,7 @@ def test_a_claim_is_on_disk_with_the_plan(desk):
     """What is claimed is sending under a lease and its first epoch, its attempt has begun, and its event is decided."""
     due, (claim,) = at_once(desk, desk.task(contact=Contact(name="Ana")), seconds=5)
     assert () == due
-    task = desk.ledger.task("tk_1")
+    task = desk.ledger.queries.task("tk_1")
     assert task == claim.task
     assert (TaskState.SENDING, 1, 1, "w-1/0") == (task.state, task.epoch, task.attempts, task.owner)
     assert (1, 1, desk.at(5), desk.at(5), desk.at(65), desk.at(65)) == (
@@ -60,7 +60,7 @@ def test_a_claim_is_on_disk_with_the_plan(desk):
         claim.lease_until_at,
         task.lease_until_at,
     )
-    (attempt,) = desk.ledger.attempts("tk_1")
+    (attempt,) = desk.ledger.queries.attempts("tk_1")
     assert (1, 1, desk.at(5), None, None, False) == (
         attempt.epoch,
         attempt.number,
@@ -69,17 +69,17 @@ def test_a_claim_is_on_disk_with_the_plan(desk):
         attempt.verdict,
         attempt.deferred,
     )
-    assert EventState.PROCESSED is desk.ledger.event("ev_1").state
+    assert EventState.PROCESSED is desk.ledger.queries.event("ev_1").state
 
 
 def test_what_was_claimed_so_is_claimed_for_everybody(desk):
     """Nobody else gets it, no sweep sends it, its outcome settles it, and its lease ends it."""
     _, (first, _) = at_once(desk, *team(desk, 2))
-    (refused,) = desk.ledger.claim(["tk_0"], desk.now, desk.lease, "w-2")
+    (refused,) = desk.ledger.tasks.claim(["tk_0"], desk.now, desk.lease, "w-2")
     assert (TaskState.SENDING, True) == (refused.state, isinstance(refused, NotClaimed))
-    assert [] == desk.ledger.due_tasks(desk.at(30), timedelta(seconds=10), BOTH)
-    assert desk.ledger.settle(first, desk.delivered(), desk.at(1))
-    assert ["tk_1"] == desk.ledger.expire_leases(desk.at(61))
+    assert [] == desk.ledger.tasks.dispatch_due(desk.at(30), timedelta(seconds=10), BOTH)
+    assert desk.ledger.tasks.settle(first, desk.delivered(), desk.at(1))
+    assert ["tk_1"] == desk.ledger.tasks.expire_leases(desk.at(61))
     assert [TaskState.DELIVERED, TaskState.UNKNOWN] == [desk.state("tk_0"), desk.state("tk_1")]
 
 
@@ -88,9 +88,9 @@ def test_no_more_are_claimed_than_were_asked_for(desk):
     due, answers = at_once(desk, *team(desk, 5), on=terms(desk, 3))
     assert ["tk_0", "tk_1", "tk_2"] == [claim.task.id for claim in answers]
     assert [("tk_3", 0, 0), ("tk_4", 0, 0)] == [(ref.id, ref.attempts, ref.epoch) for ref in due]
-    assert {TaskState.SENDING: 3, TaskState.QUEUED: 2} == desk.ledger.counts().tasks
-    assert desk.now == desk.ledger.task("tk_4").dispatched_at
-    assert [] == desk.ledger.attempts("tk_4")
+    assert {TaskState.SENDING: 3, TaskState.QUEUED: 2} == desk.ledger.queries.counts().tasks
+    assert desk.now == desk.ledger.queries.task("tk_4").dispatched_at
+    assert [] == desk.ledger.queries.attempts("tk_4")
 
 
 def test_only_tasks_of_the_type_are_claimed(desk):
@@ -112,9 +112,9 @@ def test_what_is_not_due_or_has_ended_is_only_recorded(desk):
     due, (claim,) = at_once(desk, *tasks)
     assert ((), "tk_now") == (due, claim.task.id)
     states = {"tk_later": "planned", "tk_dead": "dead", "tk_late": "suppressed", "tk_now": "sending"}
-    assert states == {task.id: task.state for task in desk.ledger.list_tasks()}
+    assert states == {task.id: task.state for task in desk.ledger.queries.list_tasks()}
     assert [("tk_late", "failure")] == [
-        (each.task.id, each.trigger) for each in desk.ledger.follow_ups.take_ends(desk.at(1), 10)
+        (each.task.id, each.trigger) for each in desk.ledger.follow_ups.claim(desk.at(1), 10)
     ]
 
 
@@ -122,23 +122,23 @@ def test_what_expired_meanwhile_is_left_to_its_message(desk):
     """A task past its end is not claimed: its message tells that it came too late."""
     due, (claim,) = at_once(desk, desk.task("tk_1", expires_at=desk.now), desk.task("tk_2", expires_at=desk.at(1)))
     assert (["tk_1"], "tk_2") == ([ref.id for ref in due], claim.task.id)
-    (answer,) = desk.ledger.claim(["tk_1"], desk.now, desk.lease, "w-2")
+    (answer,) = desk.ledger.tasks.claim(["tk_1"], desk.now, desk.lease, "w-2")
     assert TaskState.SUPPRESSED is answer.state
 
 
 def test_a_paused_provider_holds_them(desk):
     """Tasks of a paused provider wait until the pause ends, with the reason, and no attempt is noted."""
-    desk.ledger.pause_provider(VAMBE, desk.at(300), "audit", desk.now)
+    desk.ledger.limits.pause(VAMBE, desk.at(300), "audit", desk.now)
     due, answers = at_once(desk, *team(desk, 2), call(desk, "tk_call"))
     assert ["tk_call"] == [ref.id for ref in due]
     assert [(Held.PAUSE, TaskState.WAITING, desk.at(300))] * 2 == [
         (each.held, each.state, each.due_at) for each in answers
     ]
-    task = desk.ledger.task("tk_1")
+    task = desk.ledger.queries.task("tk_1")
     assert (TaskState.WAITING, desk.at(300), 0, None) == (task.state, task.due_at, task.attempts, task.first_attempt_at)
     assert "audit" in task.reason
     assert "audit" not in answers[1].why
-    assert [] == desk.ledger.attempts("tk_1")
+    assert [] == desk.ledger.queries.attempts("tk_1")
     assert isinstance(desk.claim("tk_1", now=desk.at(300)), Claim)
 
 
@@ -146,7 +146,7 @@ def test_after_a_pause_one_of_them_probes_for_all(desk):
     """When an answer's pause is over one is claimed; the others wait for what comes of it."""
     desk.planned(desk.task("tk_first", event_id="ev_0"), event_id="ev_0")
     paused = desk.busy(desk.at(60), verdict=Verdict.PAUSE, counted=False, pause_until_at=desk.at(60))
-    desk.ledger.settle(desk.claim("tk_first"), paused, desk.now)
+    desk.ledger.tasks.settle(desk.claim("tk_first"), paused, desk.now)
     _, (probe, *others) = at_once(desk, *team(desk, 3), seconds=60)
     assert isinstance(probe, Claim)
     assert [(Held.PAUSE, desk.at(120))] * 2 == [(other.held, other.due_at) for other in others]
@@ -159,10 +159,10 @@ def test_the_rate_gives_each_its_own_place(desk):
     assert [(Held.RATE, TaskState.WAITING, desk.at(n)) for n in (0.5, 1, 1.5)] == [
         (answer.held, answer.state, answer.due_at) for answer in answers[2:]
     ]
-    task = desk.ledger.task("tk_2")
+    task = desk.ledger.queries.task("tk_2")
     assert (0, desk.at(0.5), desk.at(0.5)) == (task.attempts, task.slot_at, task.due_at)
     limits = {VAMBE: Limits(rate_per_second=2, burst=2)}
-    (began,) = desk.ledger.claim(["tk_2"], desk.at(0.5), desk.lease, "w-2", limits)
+    (began,) = desk.ledger.tasks.claim(["tk_2"], desk.at(0.5), desk.lease, "w-2", limits)
     assert isinstance(began, Claim)
     (answer,) = at_once(desk, desk.task("tk_new", event_id="ev_2"), event_id="ev_2", on=replaced(desk, limits))[1]
     assert desk.at(2) == answer.due_at
@@ -188,10 +188,10 @@ def test_the_daily_cap_counts_them(desk):
     """What is claimed so counts for the day; what is over its sum waits for the next one, UTC."""
     _, answers = at_once(desk, *team(desk, 3), on=terms(desk, daily_cap=2))
     assert (Held.CAP, datetime(2026, 3, 3, tzinfo=UTC)) == (answers[2].held, answers[2].due_at)
-    (state,) = desk.ledger.provider_states()
+    (state,) = desk.ledger.limits.states()
     assert ("2026-03-02", 2) == (state.day, state.sent_today)
-    desk.ledger.give_back(answers[0], desk.at(1))
-    assert [1] == [state.sent_today for state in desk.ledger.provider_states()]
+    desk.ledger.tasks.give_back(answers[0], desk.at(1))
+    assert [1] == [state.sent_today for state in desk.ledger.limits.states()]
 
 
 def test_a_plan_that_is_recorded_again_claims_nothing(desk):
@@ -199,10 +199,10 @@ def test_a_plan_that_is_recorded_again_claims_nothing(desk):
     limits = {"rate_per_second": 1, "burst": 2, "daily_cap": 9}
     plan = desk.plan(*team(desk, 4), call(desk, "tk_call"))
     desk.record(desk.incoming())
-    desk.ledger.record_and_claim([plan], desk.now, terms(desk, **limits))
+    desk.ledger.tasks.insert_and_claim([plan], desk.now, terms(desk, **limits))
     before = held(desk)
-    assert ((), []) == desk.ledger.record_and_claim([plan], desk.at(9), terms(desk, owner="w-2", **limits))
-    assert () == desk.ledger.record_plans([plan], desk.at(9))
+    assert ((), []) == desk.ledger.tasks.insert_and_claim([plan], desk.at(9), terms(desk, owner="w-2", **limits))
+    assert () == desk.ledger.tasks.insert([plan], desk.at(9))
     assert before == held(desk)
 
 
@@ -210,13 +210,13 @@ def test_of_a_replayed_event_only_what_is_new_is_claimed(desk):
     """What was made before stays as it is; what died while it was planned is planned again and left to its message."""
     made, dead = desk.task("tk_made"), desk.task("tk_dead", state=TaskState.DEAD, reason="no phone")
     _, (claim,) = at_once(desk, made, dead)
-    desk.ledger.settle(claim, desk.delivered(), desk.now)
-    desk.ledger.replay(["ev_1"], desk.at(60), failed_too=False)
+    desk.ledger.tasks.settle(claim, desk.delivered(), desk.now)
+    desk.ledger.admin.replay(["ev_1"], desk.at(60), failed_too=False)
     plan = desk.plan(made, desk.task("tk_dead"), desk.task("tk_new", rule="another"), rule_set="rs_2")
-    due, (new,) = desk.ledger.record_and_claim([plan], desk.at(61), terms(desk))
+    due, (new,) = desk.ledger.tasks.insert_and_claim([plan], desk.at(61), terms(desk))
     assert (["tk_dead"], "tk_new") == ([ref.id for ref in due], new.task.id)
     states = {"tk_made": "delivered", "tk_dead": "queued", "tk_new": "sending"}
-    assert states == {task.id: task.state for task in desk.ledger.list_tasks()}
+    assert states == {task.id: task.state for task in desk.ledger.queries.list_tasks()}
 
 
 def test_members_take_turns_among_what_is_claimed(desk):
@@ -224,7 +224,7 @@ def test_members_take_turns_among_what_is_claimed(desk):
     rotation = Rotation(team="closers", member_ids=("u1", "u2"))
     _, answers = at_once(desk, *team(desk, 3, rotation=rotation))
     assert [["u1"], ["u2"], ["u1"]] == [claim.task.fields["responsible_ids"] for claim in answers]
-    assert ["u2"] == desk.ledger.task("tk_1").fields["responsible_ids"]
+    assert ["u2"] == desk.ledger.queries.task("tk_1").fields["responsible_ids"]
 
 
 @dataclass(frozen=True)
@@ -261,14 +261,16 @@ def test_callers_of_one_transaction_keep_their_own_terms(desk):
         planning.record_plans([plan(2), plan(0)], desk.at(3), terms(desk, 9, owner="b", concurrency=3)),
         planning.record_plans([plan(3)], desk.at(4), terms(desk, 9, owner="c", type_=CALL)),
     ]
-    kept = desk.ledger._writer.write(lambda connection: works[0].act(connection, [work.part for work in works]))
+    kept = desk.ledger._writer.write(lambda connection: works[0].run_all(connection, [work.part for work in works]))
     assert [["tk_02", "tk_0c"], ["tk_10", "tk_11", "tk_12", "tk_1c"], ["tk_2c"], ["tk_30", "tk_31", "tk_32"]] == [
         [ref.id for ref in each.due] for each in kept
     ]
     assert [["tk_00", "tk_01"], [], ["tk_20", "tk_21", "tk_22"], ["tk_3c"]] == [
         [answer.task_id for answer in each.taken] for each in kept
     ]
-    sending = {task.id: (task.owner, task.first_attempt_at) for task in desk.ledger.list_tasks(state=TaskState.SENDING)}
+    sending = {
+        task.id: (task.owner, task.first_attempt_at) for task in desk.ledger.queries.list_tasks(state=TaskState.SENDING)
+    }
     assert {
         "tk_00": ("a", desk.at(1)),
         "tk_01": ("a", desk.at(1)),
@@ -286,11 +288,11 @@ def test_what_became_due_after_a_neighbours_moment_is_claimed(desk):
         task = desk.task(f"tk_{number}", f"ev_{number}", due_at=desk.at(number))
         plan = desk.plan(task, event_id=f"ev_{number}")
         works.append(planning.record_plans([plan], desk.at(number), terms(desk, owner=f"w/{number}")))
-    kept = desk.ledger._writer.write(lambda connection: works[0].act(connection, [work.part for work in works]))
+    kept = desk.ledger._writer.write(lambda connection: works[0].run_all(connection, [work.part for work in works]))
     assert [[], []] == [each.due for each in kept]
     assert [[True], [True]] == [[isinstance(answer, Taken) for answer in each.taken] for each in kept]
-    assert [desk.at(61), desk.at(60)] == [task.lease_until_at for task in desk.ledger.list_tasks()]
-    assert {TaskState.SENDING: 2} == desk.ledger.counts().tasks
+    assert [desk.at(61), desk.at(60)] == [task.lease_until_at for task in desk.ledger.queries.list_tasks()]
+    assert {TaskState.SENDING: 2} == desk.ledger.queries.counts().tasks
 
 
 def test_workers_that_record_the_same_plans_claim_each_task_once(desk):
@@ -306,7 +308,7 @@ def test_workers_that_record_the_same_plans_claim_each_task_once(desk):
     def take(place):
         mine = plans[place % 6 :] + plans[: place % 6]
         on = terms(desk, 40, owner=f"w-{place}", rate_per_second=5, burst=12, concurrency=8)
-        return (desk.ledger, other)[place % 2].record_and_claim(mine, desk.now, on)[1]
+        return (desk.ledger, other)[place % 2].tasks.insert_and_claim(mine, desk.now, on)[1]
 
     with ThreadPoolExecutor(12) as pool:
         answers = [answer for given in pool.map(take, range(12)) for answer in given]
@@ -315,7 +317,7 @@ def test_workers_that_record_the_same_plans_claim_each_task_once(desk):
     assert (30, 30) == (len(ids), len(set(ids)))
     claims = [answer for answer in answers if isinstance(answer, Claim)]
     assert 8 == len(claims)
-    owners = {task.id: task.owner for task in desk.ledger.list_tasks(state=TaskState.SENDING)}
+    owners = {task.id: task.owner for task in desk.ledger.queries.list_tasks(state=TaskState.SENDING)}
     assert owners == {claim.task.id: claim.task.owner for claim in claims}
 
 
@@ -326,7 +328,7 @@ def test_a_fault_leaves_neither_plan_nor_claim(desk):
     twin = desk.task("tk_1", "ev_2", rule=None)
     plans = [desk.plan(desk.task("tk_0")), desk.plan(twin, event_id="ev_2")]
     with pytest.raises(Exception, match=r"(?i)null|none"):
-        desk.ledger.record_and_claim(plans, desk.now, terms(desk, rate_per_second=1, burst=1, daily_cap=2))
+        desk.ledger.tasks.insert_and_claim(plans, desk.now, terms(desk, rate_per_second=1, burst=1, daily_cap=2))
     assert before == held(desk)
 
 
@@ -346,7 +348,7 @@ def held(desk):
             found[table.name] = [{name: value for name, value in row.items() if name != "seq"} for row in read]
         return found
 
-    counts = {tally: counted for tally, counted in desk.ledger.measure(desk.now).tallies.items() if counted}
+    counts = {tally: counted for tally, counted in desk.ledger.queries.measure(desk.now).tallies.items() if counted}
     return desk.ledger._writer.write(rows) | {"counts": counts}
 
 
@@ -363,16 +365,16 @@ def empty(desk):
 
 def in_two_steps(desk, plans, now, on):
     """Record, and then claim the same tasks in the same order."""
-    due = desk.ledger.record_plans(plans, now)
+    due = desk.ledger.tasks.insert(plans, now)
     ends = {task.id: task.expires_at for plan in plans for task in plan.tasks}
     fit = [ref.id for ref in due if ref.type is on.type and (ends[ref.id] is None or ends[ref.id] > now)][: on.most]
-    answers = desk.ledger.claim(fit, now, on.lease, on.owner, on.limits)
+    answers = desk.ledger.tasks.claim(fit, now, on.lease, on.owner, on.limits)
     return tuple(ref for ref in due if ref.id not in fit), answers
 
 
 def in_one(desk, plans, now, on):
     """Record and claim in one transaction."""
-    return desk.ledger.record_and_claim(plans, now, on)
+    return desk.ledger.tasks.insert_and_claim(plans, now, on)
 
 
 SECONDS = st.sampled_from([-5, 0, 0, 0, 0.000001, 30])
@@ -425,27 +427,27 @@ def prepare(desk, before, events):
     for event_id in ("ev_before", *events):
         desk.record(desk.incoming(event_id))
     old = [desk.task(f"tk_before_{place}", "ev_before", due_at=desk.at(-9)) for place in range(6)]
-    desk.ledger.record_plans([desk.plan(*old, event_id="ev_before")], desk.at(-9))
+    desk.ledger.tasks.insert([desk.plan(*old, event_id="ev_before")], desk.at(-9))
     for provider in ProviderName:  # its row is there, so that it tells nothing who was the first to look
-        desk.ledger.charge(provider, Limits(rate_per_second=1), desk.at(-3600))
+        desk.ledger.limits.charge(provider, Limits(rate_per_second=1), desk.at(-3600))
     ids = [task.id for task in old]
     match before:
         case "sending":
-            desk.ledger.claim(ids[:2], desk.at(-3), desk.lease, "other", {VAMBE: Limits(daily_cap=2)})
+            desk.ledger.tasks.claim(ids[:2], desk.at(-3), desk.lease, "other", {VAMBE: Limits(daily_cap=2)})
         case "paused" | "resumed":
-            desk.ledger.pause_provider(VAMBE, desk.at(5), "audit", desk.at(-9))
+            desk.ledger.limits.pause(VAMBE, desk.at(5), "audit", desk.at(-9))
             if before == "resumed":
-                desk.ledger.resume_provider(VAMBE, desk.at(-3))
+                desk.ledger.limits.resume(VAMBE, desk.at(-3))
         case "probing" | "asked":
             kind = PauseKind.ASKED if before == "asked" else PauseKind.ANSWER
             ends = desk.busy(desk.at(-1), verdict=Verdict.PAUSE, pause_until_at=desk.at(-1), pause_kind=kind)
-            desk.ledger.settle(desk.claim(ids[0], now=desk.at(-9)), ends, desk.at(-9))
+            desk.ledger.tasks.settle(desk.claim(ids[0], now=desk.at(-9)), ends, desk.at(-9))
         case "breaking":
             for task_id in ids[:5]:
-                desk.ledger.settle(desk.claim(task_id, now=desk.at(-9)), desk.busy(), desk.at(-9))
+                desk.ledger.tasks.settle(desk.claim(task_id, now=desk.at(-9)), desk.busy(), desk.at(-9))
         case "charged":
             for _ in range(4):
-                desk.ledger.charge(VAMBE, Limits(rate_per_second=1), desk.at(-1))
+                desk.ledger.limits.charge(VAMBE, Limits(rate_per_second=1), desk.at(-1))
         case _:
             pass
 
@@ -474,9 +476,9 @@ def test_it_is_the_same_as_recording_and_then_claiming(desk, drawn, before, most
         empty(desk)
         prepare(desk, before, events)
         if decided != "no":
-            desk.ledger.record_plans([desk.plan(*planned["ev_0"][:1], event_id="ev_0")], desk.at(-6))
+            desk.ledger.tasks.insert([desk.plan(*planned["ev_0"][:1], event_id="ev_0")], desk.at(-6))
         if decided == "replayed":
-            desk.ledger.replay(["ev_0"], desk.at(-4), failed_too=False)
+            desk.ledger.admin.replay(["ev_0"], desk.at(-4), failed_too=False)
         answers = way(desk, plans, desk.now, on)
         found.append((answers, held(desk)))
     (first_answers, first), (answers, rows) = found
@@ -492,8 +494,10 @@ def test_counts_are_those_of_two_steps(desk):
         desk.record(desk.incoming())
         plan = desk.plan(*team(desk, 3), desk.task("tk_dead", state=TaskState.DEAD, reason="no phone"))
         _, answers = way(desk, [plan], desk.now, terms(desk, 2))
-        desk.ledger.settle_many([(answers[0], desk.delivered()), (answers[1], desk.busy())], desk.at(7))
-        counts.append({tally: dict(counted) for tally, counted in desk.ledger.measure(desk.now).tallies.items()})
+        desk.ledger.tasks.settle_many([(answers[0], desk.delivered()), (answers[1], desk.busy())], desk.at(7))
+        counts.append(
+            {tally: dict(counted) for tally, counted in desk.ledger.queries.measure(desk.now).tallies.items()}
+        )
     assert counts[0] == counts[1]
     assert {(TEAM,): 4} == counts[1][Tally.TASKS_PLANNED]
     assert {(VAMBE, "delivered", "2xx"): 1, (VAMBE, "busy", "5xx"): 1} == counts[1][Tally.ATTEMPTS]

@@ -81,7 +81,7 @@ def record(ledger, *ids, delivery="dl_1", body=b"\x00\xff{}"):
         for id_ in ids
     ]
     sent = Delivery(id=delivery, source="crm", received_at=NOW, body=body, content_hash=delivery, headers={"a": "b"})
-    return ledger.record(sent, incoming)
+    return ledger.inbox.record(sent, incoming)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def full(url):
     """The URL of a ledger in a file, with something of everything in it, closed."""
     with closing(open_ledger(url)) as ledger:
         record(ledger, *(f"ev_{number}" for number in range(6)))
-        ledger.store_rule_set("rs_1", {"a.yaml": "rules: []\n"}, NOW)
+        ledger.rule_sets.store("rs_1", {"a.yaml": "rules: []\n"}, NOW)
         plans = [
             Plan(
                 event_id=f"ev_{number}",
@@ -100,16 +100,16 @@ def full(url):
             )
             for number in range(4)
         ]
-        ledger.record_plans(plans, NOW)
+        ledger.tasks.insert(plans, NOW)
         sending, delivered, waiting = (
-            ledger.claim([f"tk_ev_0_{number}"], NOW, LEASE, "up-1")[0] for number in range(3)
+            ledger.tasks.claim([f"tk_ev_0_{number}"], NOW, LEASE, "up-1")[0] for number in range(3)
         )
         assert isinstance(sending, Claim)
         done = Settlement(verdict=Verdict.DELIVERED, state=TaskState.DELIVERED, external_id="x-1", status=201)
-        ledger.settle(delivered, done, NOW)
+        ledger.tasks.settle(delivered, done, NOW)
         later = Settlement(verdict=Verdict.BUSY, state=TaskState.WAITING, due_at=NOW + LEASE, status=503, reason="no")
-        ledger.settle(waiting, later, NOW)
-        ledger.pause_provider(ProviderName.MINDHUNTERS, NOW + LEASE, "audit", NOW)
+        ledger.tasks.settle(waiting, later, NOW)
+        ledger.limits.pause(ProviderName.MINDHUNTERS, NOW + LEASE, "audit", NOW)
     return url
 
 
@@ -124,15 +124,15 @@ def target(postgres):
 def content(url):
     """Everything that can be read of a ledger."""
     with closing(open_ledger(url)) as ledger:
-        events, tasks = list(ledger.list_events()), list(ledger.list_tasks())
+        events, tasks = list(ledger.queries.list_events()), list(ledger.queries.list_tasks())
         return {
             "events": events,
             "tasks": tasks,
-            "bodies": [ledger.delivery_body(event.id) for event in events],
-            "attempts": {each.id: ledger.attempts(each.id) for each in tasks},
-            "rule sets": ledger.latest_rule_set(),
-            "providers": ledger.provider_states(),
-            "counts": ledger.measure(NOW).tallies,
+            "bodies": [ledger.queries.delivery_body(event.id) for event in events],
+            "attempts": {each.id: ledger.queries.attempts(each.id) for each in tasks},
+            "rule sets": ledger.rule_sets.latest(),
+            "providers": ledger.limits.states(),
+            "counts": ledger.queries.measure(NOW).tallies,
         }
 
 
@@ -141,7 +141,7 @@ def is_usable(url):
     try:
         migrate(url)
         with closing(open_ledger(url)) as ledger:
-            return bool(list(ledger.list_events(1)))
+            return bool(list(ledger.queries.list_events(1)))
     except Refused:
         return False
 
@@ -163,19 +163,19 @@ def test_work_goes_on_there(full, target):
     with closing(open_ledger(target)) as ledger:
         assert 1 == record(ledger, "ev_3", delivery="dl_again").duplicates
         assert ("ev_new",) == record(ledger, "ev_new", delivery="dl_new").event_ids
-        assert "ev_new" == ledger.last_event().id
-        assert {"ev_4", "ev_5", "ev_new"} == set(ledger.overdue_events(NOW + LEASE, GRACE, 100))
-        due = ledger.due_tasks(NOW + GRACE, GRACE, {ProviderName.VAMBE: 100})
+        assert "ev_new" == ledger.queries.last_event().id
+        assert {"ev_4", "ev_5", "ev_new"} == set(ledger.inbox.dispatch_overdue(NOW + LEASE, GRACE, 100))
+        due = ledger.tasks.dispatch_due(NOW + GRACE, GRACE, {ProviderName.VAMBE: 100})
         assert 9 == len(due)
-        assert [] == ledger.expire_leases(NOW + LEASE - GRACE)
-        assert ["tk_ev_0_0"] == ledger.expire_leases(NOW + LEASE)
-        (refused,) = ledger.claim(["tk_ev_0_1"], NOW, LEASE, "w")
+        assert [] == ledger.tasks.expire_leases(NOW + LEASE - GRACE)
+        assert ["tk_ev_0_0"] == ledger.tasks.expire_leases(NOW + LEASE)
+        (refused,) = ledger.tasks.claim(["tk_ev_0_1"], NOW, LEASE, "w")
         assert TaskState.DELIVERED == refused.state
         plan = Plan(
             event_id="ev_new", rule_set="rs_1", state=EventState.PROCESSED, decisions=(), tasks=(task("ev_new", 0),)
         )
-        ledger.record_plans([plan], NOW)
-        assert ["ana"] == ledger.task("tk_ev_new_0").fields["responsible_ids"]
+        ledger.tasks.insert([plan], NOW)
+        assert ["ana"] == ledger.queries.task("tk_ev_new_0").fields["responsible_ids"]
 
 
 def test_a_ledger_in_use_stays_where_it_is(full, target):
@@ -183,7 +183,7 @@ def test_a_ledger_in_use_stays_where_it_is(full, target):
     with closing(open_ledger(full)) as ledger:
         with pytest.raises(Refused, match="is in use: stop every Leadwire process"):
             move_ledger(full, target, NOW, nothing)
-        assert "ev_5" == ledger.last_event().id
+        assert "ev_5" == ledger.queries.last_event().id
     assert is_usable(full)
 
 
@@ -204,7 +204,7 @@ def test_nobody_starts_on_the_file_while_it_is_copied(full, target):
         if step == "copy tasks":
             for url in (full, target):
                 with pytest.raises(Refused) as caught:
-                    open_ledger(url, busy_timeout=timedelta(milliseconds=50)).record(
+                    open_ledger(url, busy_timeout=timedelta(milliseconds=50)).inbox.record(
                         Delivery(id="dl_x", source="crm", received_at=NOW, body=b"", content_hash="x"), []
                     )
                 met.append(str(caught.value))
@@ -217,7 +217,7 @@ def test_two_ledgers_never_become_one(full, target):
     """A database that holds anything is refused, and the file stays usable."""
     migrate(target)
     with closing(open_ledger(target)) as ledger:
-        ledger.store_rule_set("rs_9", {}, NOW)
+        ledger.rule_sets.store("rs_9", {}, NOW)
     with pytest.raises(Refused, match=r"is not empty .its table rule_sets"):
         move_ledger(full, target, NOW, nothing)
     assert is_usable(full)
@@ -238,16 +238,16 @@ def test_an_older_schema_is_brought_up_first(tmp_path, target):
     from alembic import command  # noqa: PLC0415 - only here
     from alembic.config import Config  # noqa: PLC0415 - likewise
 
-    from worker.ledger.engine import BUSY_TIMEOUT, storage_of  # noqa: PLC0415 - likewise
-    from worker.ledger.migrating import _FOLDER  # noqa: PLC0415 - likewise
+    from worker.ledger.database import BUSY_TIMEOUT, database_of  # noqa: PLC0415 - likewise
+    from worker.ledger.migrations import FOLDER  # noqa: PLC0415 - likewise
 
     old = f"sqlite:///{tmp_path}/old.sqlite3"
-    storage = storage_of(old)
+    storage = database_of(old)
     storage.make()
     engine = storage.writers(BUSY_TIMEOUT)
     with engine.begin() as connection:
         config = Config(attributes={"connection": connection})
-        config.set_main_option("script_location", str(_FOLDER))
+        config.set_main_option("script_location", str(FOLDER))
         command.upgrade(config, "0001")
     engine.dispose()
     move_ledger(old, target, NOW, nothing)
@@ -335,7 +335,7 @@ def test_a_ledger_that_has_worked_there_does_not_come_back(full, target):
     """Once anything has changed there, undoing would lose or repeat it."""
     move_ledger(full, target, NOW, nothing)
     with closing(open_ledger(target)) as ledger:
-        ledger.expire_leases(NOW + LEASE)
+        ledger.tasks.expire_leases(NOW + LEASE)
     with pytest.raises(Refused, match="has been worked on since"):
         undo_move(full, target, nothing)
     assert (False, True) == (is_usable(full), is_usable(target))

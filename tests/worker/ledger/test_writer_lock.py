@@ -5,13 +5,13 @@ import sys
 import threading
 import time
 
-from worker.ledger.turnstile import WAY_SECONDS, WriterFileLock
+from worker.ledger.writer import WriterFileLock
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from worker.ledger.turnstile import Turnstile
-with Turnstile(Path(sys.argv[1])).turn():
+from worker.ledger.writer import WriterFileLock
+with WriterFileLock(Path(sys.argv[1])).held():
     print("held", flush=True)
     time.sleep(60)
 """
@@ -19,14 +19,14 @@ with Turnstile(Path(sys.argv[1])).turn():
 
 def test_the_turn_is_free_when_its_holder_dies(tmp_path):
     """A process that is killed while it holds the turn leaves it to the next one at once."""
-    file = tmp_path / "ledger.sqlite3"
+    file = tmp_path / "lock"
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(file)], stdout=subprocess.PIPE)
     assert b"held" in holder.stdout.readline()
     holder.kill()
-    turnstile = WriterFileLock(file)
-    with turnstile.turn():
+    lock = WriterFileLock(file)
+    with lock.held():
         assert holder.wait(5)
-    turnstile.close()
+    lock.close()
     holder.stdout.close()
 
 
@@ -35,11 +35,11 @@ def test_one_holds_the_turn_at_a_time(tmp_path):
     script = """
 import sys
 from pathlib import Path
-from worker.ledger.turnstile import Turnstile
+from worker.ledger.writer import WriterFileLock
 file = Path(sys.argv[1])
-turnstile = Turnstile(file)
+lock = WriterFileLock(file)
 for _ in range(100):
-    with turnstile.turn():
+    with lock.held():
         file.write_text(str(int(file.read_text()) + 1))
 """
     file = tmp_path / "count"
@@ -51,24 +51,24 @@ for _ in range(100):
 
 def test_threads_give_way_while_their_process_has_the_turn(tmp_path):
     """Who gives way waits for the end of the turn, for a bounded while, and not at all when there is no turn."""
-    turnstile = WriterFileLock(tmp_path / "ledger.sqlite3")
-    turnstile.give_way()
+    lock = WriterFileLock(tmp_path / "lock")
+    lock.yield_to_writer()
     order = []
 
     def compute():
-        turnstile.give_way()
+        lock.yield_to_writer()
         order.append("computed")
 
-    with turnstile.turn():
+    with lock.held():
         thread = threading.Thread(target=compute)
         thread.start()
-        time.sleep(WAY_SECONDS / 5)
+        time.sleep(WriterFileLock.YIELD_SECONDS / 5)
         order.append("written")
     thread.join()
     assert ["written", "computed"] == order
 
-    with turnstile.turn():
+    with lock.held():
         begun_seconds = time.monotonic()
-        turnstile.give_way()
-        assert time.monotonic() - begun_seconds >= WAY_SECONDS * 0.9
-    turnstile.close()
+        lock.yield_to_writer()
+        assert time.monotonic() - begun_seconds >= WriterFileLock.YIELD_SECONDS * 0.9
+    lock.close()

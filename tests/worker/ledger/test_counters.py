@@ -14,8 +14,8 @@ from sqlalchemy import text
 from rules.vocabulary import LedgerBusyError
 from worker.ledger import counters, migrate, open_ledger
 from worker.ledger.counters import BUCKETS, LABELS, Tallies, Tally
-from worker.ledger.engine import storage_of
-from worker.ledger.migrating import _FOLDER
+from worker.ledger.database import database_of
+from worker.ledger.migrations import FOLDER
 
 NOW = datetime(2026, 3, 2, tzinfo=UTC)
 ROWS = "SELECT name, labels, sum(value) FROM tallies GROUP BY name, labels ORDER BY labels"
@@ -71,7 +71,7 @@ def test_a_transaction_that_fails_counts_nothing(ledger, elsewhere):
 
 def test_what_a_group_counts_is_written_once(url):
     """However often something is counted in a transaction, it is one row of one statement at its end; nothing is none."""
-    engine = storage_of(url).writers(timedelta(seconds=1))
+    engine = database_of(url).writers(timedelta(seconds=1))
     with closing(engine.connect()) as connection:
         statements = []
         driver = connection.connection.driver_connection
@@ -103,7 +103,7 @@ def test_rows_of_another_version_are_left_out(ledger, elsewhere, post):
     post(ledger, "ev_1")
     elsewhere.execute("INSERT INTO tallies VALUES ('x', 'from_the_future', '{\"a\":\"b\"}', 7)")
     elsewhere.execute("INSERT INTO tallies VALUES ('x', 'tasks_ended', '{\"type\":\"make_call\"}', 7)")
-    tallies = ledger.measure(NOW).tallies
+    tallies = ledger.queries.measure(NOW).tallies
     assert {("crm", "lead.created"): 1} == tallies[Tally.EVENTS_RECEIVED]
     assert {("make_call", ""): 7} == tallies[Tally.TASKS_ENDED]
 
@@ -112,16 +112,16 @@ def test_a_ledger_of_the_first_revision_goes_forward(tmp_path):
     """What it holds stays, and it counts from then on."""
     file = tmp_path / "ledger.sqlite3"
     file.touch()
-    engine = storage_of(f"sqlite:///{file}").writers(timedelta(seconds=1))
+    engine = database_of(f"sqlite:///{file}").writers(timedelta(seconds=1))
     with engine.begin() as connection:
         config = Config(attributes={"connection": connection})
-        config.set_main_option("script_location", str(_FOLDER))
+        config.set_main_option("script_location", str(FOLDER))
         command.upgrade(config, "0001")
         connection.execute(text("INSERT INTO rule_sets (version, files, accepted_at) VALUES ('rs_1', '{}', 5)"))
     engine.dispose()
     migrate(f"sqlite:///{file}")
     with closing(open_ledger(f"sqlite:///{file}")) as ledger:
         ledger._writer.write(counts(1))
-        measures = ledger.measure(NOW)
+        measures = ledger.queries.measure(NOW)
     assert ("rs_1", 5) == (measures.rule_set[0], measures.rule_set[1].microsecond)
     assert {("make_call",): 1} == measures.tallies[Tally.TASKS_PLANNED]
