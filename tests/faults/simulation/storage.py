@@ -13,9 +13,8 @@ from contextlib import closing, contextmanager
 
 from sqlalchemy import create_engine, event
 from sqlalchemy.pool import StaticPool
-from worker.ledger.ledger import Ledger
 
-from worker.ledger import migrate
+from worker.ledger import Ledger, migrate
 from worker.ledger.counters import Tallies
 from worker.ledger.database import sqlite_module
 
