@@ -227,7 +227,9 @@ def test_requests_that_are_not_in_the_ledger_yet_are_shown(serve, ledger) -> Non
 
 def test_scrapes_shortly_after_one_another_read_once(serve, ledger, now, monkeypatch) -> None:
     """Many scrapes within the time that a reading is good for cost the ledger one reading."""
-    monkeypatch.setattr("console.operator.FRESH_SECONDS", 60.0)  # a busy machine may take longer than two seconds for five
+    monkeypatch.setattr(
+        "console.operator.FRESH_SECONDS", 60.0
+    )  # a busy machine may take longer than two seconds for five
     asked = []
 
     class Asked:
