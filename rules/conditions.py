@@ -18,7 +18,7 @@ from rules.yaml_reader import Path, SourceMap
 
 #: A compiled `if:`; returns the first test that failed, or None when all of it holds. The argument is `Event.view()`
 #: with the moment of processing under `now`.
-Test = Callable[[Mapping[str, Json]], FailedTest | None]
+Condition = Callable[[Mapping[str, Json]], FailedTest | None]
 
 _GROUPS: Final = ("any", "all", "not")
 #: Words of the language that are not built yet -> what to write until then.
@@ -32,7 +32,7 @@ _TOLD_LIMIT: Final = 10
 _NEGATIVE: Final = frozenset({"ne", "not_in"})
 
 
-def compile_conditions(value: Json, places: SourceMap, path: Path) -> Test:
+def compile_conditions(value: Json, places: SourceMap, path: Path) -> Condition:
     """Compile the value of an `if:`; complaints go to `places`, and the answer then is a test not to be used.
 
     An absent `if:` (None) always holds.
@@ -100,7 +100,7 @@ def _always(_: Mapping[str, Json]) -> FailedTest | None:
 class _Compiler:
     places: SourceMap
 
-    def all_of(self, value: Json, path: Path) -> Test:
+    def all_of(self, value: Json, path: Path) -> Condition:
         """Compile a mapping: every line must hold."""
         if not isinstance(value, dict):
             self.places.complain(path, _no_mapping(value))
@@ -112,7 +112,7 @@ class _Compiler:
         self._warn_of_forgotten(value, path)
         return _all([self._line(key, value[key], (*path, key)) for key in value])
 
-    def _line(self, key: Json, value: Json, path: Path) -> Test:
+    def _line(self, key: Json, value: Json, path: Path) -> Condition:
         if key in {"any", "all"}:
             return self._group(str(key), value, path)
         if key == "not":
@@ -123,7 +123,7 @@ class _Compiler:
             return _always
         return self._field(key, value, path)
 
-    def _group(self, key: str, value: Json, path: Path) -> Test:
+    def _group(self, key: str, value: Json, path: Path) -> Condition:
         if not isinstance(value, list) or not value:
             example = f"{key}: [{{data.source: web_form}}, {{data.tags: {{contains: vip}}}}]"
             self.places.complain(path, f"`{key}` takes a list of tests, such as {example}")
@@ -131,7 +131,7 @@ class _Compiler:
         tests = [self.all_of(item, (*path, place)) for place, item in enumerate(value)]
         return _all(tests) if key == "all" else _any(tests, value, str(self.places.of_key(path)))
 
-    def _not(self, value: Json, path: Path) -> Test:
+    def _not(self, value: Json, path: Path) -> Condition:
         if not isinstance(value, dict) or len(value) != 1:
             self.places.complain(
                 path,
@@ -149,7 +149,7 @@ class _Compiler:
             return _not_group(test, value, place)
         return _not_field(test, str(key), wanted, place)
 
-    def _field(self, key: Json, value: Json, path: Path) -> Test:
+    def _field(self, key: Json, value: Json, path: Path) -> Condition:
         if isinstance(key, str) and key in OPERATORS:
             self.places.complain(
                 path, f"`{key}` is an operator, it stands below a field: {{data.value: {{{key}: ...}}}}", at_key=True
@@ -183,7 +183,7 @@ class _Compiler:
 
     def _operator(
         self, key: str, look: Callable[[Mapping[str, Json]], Json], name: Json, wanted: Json, path: Path
-    ) -> Test:
+    ) -> Condition:
         operator = OPERATORS.get(name) if isinstance(name, str) else None
         if operator is None:
             self.places.complain(path, _unknown_operator(as_json(name).strip('"')), at_key=True)
@@ -226,7 +226,7 @@ def _unknown_operator(name: str) -> str:
 # What evaluation runs ------------------------------------------------------------------------------------------------
 
 
-def _test(path: str, look: Callable[[Mapping[str, Json]], Json], name: str, wanted: Json, place: str) -> Test:
+def _test(path: str, look: Callable[[Mapping[str, Json]], Json], name: str, wanted: Json, place: str) -> Condition:
     operator = OPERATORS[name]
     holds: Holds = operator.compile(wanted)
     shown = cut(wanted)
@@ -244,7 +244,7 @@ def _test(path: str, look: Callable[[Mapping[str, Json]], Json], name: str, want
     return test
 
 
-def _all(tests: Sequence[Test]) -> Test:
+def _all(tests: Sequence[Condition]) -> Condition:
     if len(tests) == 1:
         return tests[0]
 
@@ -258,7 +258,7 @@ def _all(tests: Sequence[Test]) -> Test:
     return test
 
 
-def _any(tests: Sequence[Test], wanted: Json, place: str) -> Test:
+def _any(tests: Sequence[Condition], wanted: Json, place: str) -> Condition:
     shown = cut(wanted)
 
     def test(view: Mapping[str, Json]) -> FailedTest | None:
@@ -296,7 +296,7 @@ def _joined(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-def _not_field(inner: Test, path: str, wanted: Json, place: str) -> Test:
+def _not_field(inner: Condition, path: str, wanted: Json, place: str) -> Condition:
     try:
         look = paths.getter(paths.parse(path))
     except ValueError:  # already complained of
@@ -313,7 +313,7 @@ def _not_field(inner: Test, path: str, wanted: Json, place: str) -> Test:
     return test
 
 
-def _not_group(inner: Test, wanted: Mapping[str, Json], place: str) -> Test:
+def _not_group(inner: Condition, wanted: Mapping[str, Json], place: str) -> Condition:
     shown = cut(wanted)
     looks = {}
     for name in dict.fromkeys(_fields_in(wanted)):

@@ -43,7 +43,7 @@ from rules.conditions import explain
 from rules.filters import ZONE, TemplateError, e164, in_words
 from rules.messages import as_json
 from rules.operators import LOCAL
-from rules.rule_set import Action, DueOn, Dynamic, Rule, RuleSet, Team
+from rules.rule_set import Action, DueDate, Dynamic, Rule, RuleSet, Team
 from rules.templates import Template
 from rules.times import (
     At,
@@ -416,7 +416,7 @@ def _due(draft: Draft, team: Team | None) -> None:
     known = draft.own_zone() or (team.timezone if team else None) or draft.scene.fallback_zone
     zone = known or "UTC"
     try:
-        asked = _due_on(draft, due, zone) if isinstance(due, DueOn) else _due_at(draft, due, zone)
+        asked = _due_on(draft, due, zone) if isinstance(due, DueDate) else _due_at(draft, due, zone)
         local = local_minute(asked, zone) if isinstance(asked, datetime) else None
     except ValueError as error:
         draft.faults.append(f"due: {error}")
@@ -431,7 +431,7 @@ def _due(draft: Draft, team: Team | None) -> None:
         draft.fields["due_date"] = asked.isoformat()
 
 
-def _due_on(draft: Draft, due: DueOn, zone: str) -> date | None:
+def _due_on(draft: Draft, due: DueDate, zone: str) -> date | None:
     """Return the day of an all-day task, or the moment (a datetime); None where a template failed. Raises ValueError."""
     written = draft.render("due.date", due.date)
     clock = None if due.time is None else draft.render("due.time", due.time)
@@ -579,7 +579,7 @@ def _decide_rule(
             raise view
         if rule.timezone is not None:
             view = {**view, LOCAL: _local_time(rule_set, event, rule.timezone)}
-        failed = rule.test(view)
+        failed = rule.condition(view)
         if failed is not None:
             decision = Decision(
                 rule=rule.id,

@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from typing import Final, Literal
 
+from rules.conditions import Condition
 from rules.templates import Template
 from rules.times import At
-from rules.vocabulary import FAILURE, FailedTest, Json, RetryPolicy, RuleFault, TaskType, covers, outcome_trigger
+from rules.vocabulary import FAILURE, Json, RetryPolicy, RuleFault, TaskType, covers, outcome_trigger
 from rules.yaml_reader import SourceMap
-
-#: A compiled `if:`; returns the first test that failed, or None when all of it holds. The argument is `Event.view()`.
-Test = Callable[[Mapping[str, Json]], FailedTest | None]
 
 #: Types come from outside: the rules of only so many are remembered.
 REMEMBERED_TYPES: Final = 10_000
@@ -45,7 +43,7 @@ class Team:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DueOn:
+class DueDate:
     """A due date with an optional time (`HH:MM`); without a time the task is all-day."""
 
     date: str | Template
@@ -67,7 +65,7 @@ class Action:
     place: str
     at: At | Template | None = None
     expires: timedelta | None = None
-    due: timedelta | DueOn | Template | None = None
+    due: timedelta | DueDate | Template | None = None
     assign: Team | tuple[str | Template, ...] | Template | None = None
     timezone: str | Template | None = None
     body: Mapping[str, Dynamic]
@@ -85,7 +83,7 @@ class Action:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
+class RuleTest:
     """One entry of a rule's `tests`: given this event at this moment, exactly these tasks are expected.
 
     `expected` holds a pair per task: its type or name, and the fields that must be there with these values.
@@ -105,13 +103,13 @@ class Rule:
     id: str
     description: str | None
     when: tuple[str, ...]
-    test: Test
+    condition: Condition
     actions: tuple[Action, ...]
     stop: bool = False
     timezone: str | None = None
     file: str
     place: str
-    tests: tuple[Proof, ...] = ()
+    tests: tuple[RuleTest, ...] = ()
 
     def action(self, name: str) -> Action | None:
         """Return the action of this name, also one that only answers another's end."""

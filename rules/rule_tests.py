@@ -16,7 +16,7 @@ from typing import Final
 from rules.conditions import explain
 from rules.engine import decide
 from rules.messages import did_you_mean, listed, shown
-from rules.rule_set import Proof, Rule, RuleSet
+from rules.rule_set import Rule, RuleSet, RuleTest
 from rules.times import parse_moment
 from rules.vocabulary import (
     Contact,
@@ -48,11 +48,11 @@ def run_rule_tests(rule_set: RuleSet, *, now: datetime) -> list[RuleFault]:
     for rule in rule_set.rules:
         number = before[rule.file] = before.get(rule.file, -1) + 1
         alone = replace(rule_set, rules=(rule,))
-        for index, proof in enumerate(rule.tests):
+        for index, test in enumerate(rule.tests):
             zone = rule.timezone or rule_set.defaults.timezone or "UTC"
-            difference = _difference(alone, rule, proof, now=now, zone=zone)
+            difference = _difference(alone, rule, test, now=now, zone=zone)
             if difference:
-                place = _PLACE.fullmatch(proof.place)
+                place = _PLACE.fullmatch(test.place)
                 assert place is not None
                 faults.append(
                     RuleFault(
@@ -60,28 +60,28 @@ def run_rule_tests(rule_set: RuleSet, *, now: datetime) -> list[RuleFault]:
                         line=int(place["line"]),
                         column=int(place["column"]),
                         path=f"rules.{number}.tests.{index}",
-                        message=f'test "{proof.name}" fails: {difference}',
+                        message=f'test "{test.name}" fails: {difference}',
                     )
                 )
     return faults
 
 
-def _difference(alone: RuleSet, rule: Rule, proof: Proof, *, now: datetime, zone: str) -> str | None:
+def _difference(alone: RuleSet, rule: Rule, test: RuleTest, *, now: datetime, zone: str) -> str | None:
     """Return in what the outcome differs from what the test expects, or None."""
     try:
-        at = parse_moment(proof.at, zone) if proof.at else now
-        event = event_of(proof.given, at=at, zone=zone)
+        at = parse_moment(test.at, zone) if test.at else now
+        event = event_of(test.given, at=at, zone=zone)
     except ValueError as error:
         return str(error)
     plan = decide(alone, event, now=at)
     views = [_view(task) for task in plan.tasks]
-    pairs = _matched(proof.expected, plan.tasks, views)
-    if len(pairs) == len(proof.expected) == len(plan.tasks):
+    pairs = _matched(test.expected, plan.tasks, views)
+    if len(pairs) == len(test.expected) == len(plan.tasks):
         return None
-    wanted = ", ".join(_named(entry) for entry in proof.expected) or "no task"
+    wanted = ", ".join(_named(entry) for entry in test.expected) or "no task"
     came = ", ".join(_called(task) for task in plan.tasks) or "no task"
     details = [*_reasons(rule, event, plan)]
-    for index, entry in enumerate(proof.expected):
+    for index, entry in enumerate(test.expected):
         if index not in pairs:
             details.extend(_unknown(entry[0], rule))
             details.extend(_near_miss(entry, plan.tasks, views, taken=set(pairs.values())))

@@ -15,6 +15,11 @@ from typing import Any, Final, Literal
 #: What JSON can hold. `Any` inside, because the shape of a CRM's payload is the CRM's.
 Json = Any
 
+#: How a UUID, a phone number (ITU-T E.164: a plus, no leading zero, 7 to 15 digits) and a time of day are written.
+UUID_PATTERN: Final = r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+E164_PATTERN: Final = r"\+[1-9][0-9]{6,14}"
+CLOCK_PATTERN: Final = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]"
+
 #: The event types Leadwire itself knows; any other type passes under its sender's own name.
 CANONICAL_EVENT_TYPES: Final = (
     "lead.created",

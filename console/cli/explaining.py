@@ -18,12 +18,11 @@ from console.cli.documents import (
     task_document,
 )
 from console.cli.words import as_json, counted, decision_lines, document, person, printable, shortened
-from rules.complaints import complaints
-from rules.document import Given
 from rules.engine import decide
 from rules.loader import load
 from rules.rule_set import RuleSet
 from rules.rule_tests import event_of
+from rules.schema import Given, messages_of
 from rules.vocabulary import Event, EventState, Json, Plan, Problem, RuleError, Task, TaskState, instant
 from rules.yaml_reader import written
 from worker.ledger import StoredEvent, StoredTask
@@ -116,7 +115,7 @@ def _event_in(path: Path, rule_set: RuleSet, now: datetime) -> Event:
         Given.model_validate(given)
         return event_of(given, at=now, zone=rule_set.defaults.timezone or "UTC")
     except ValidationError as error:
-        told = (f"{name}: {written(at)}: {message}" for at, message, _ in complaints(error, Given))
+        told = (f"{name}: {written(at)}: {message}" for at, message, _ in messages_of(error, Given))
         raise Problem("\n".join(told)) from error
     except ValueError as error:
         raise Problem(f"{name}: {error}") from error

@@ -20,7 +20,7 @@ from ingress.sources.schema import definitions as source_definitions
 from rules.loader import Files, in_order, inspect, load
 from rules.rule_set import RuleSet
 from rules.rule_tests import run_rule_tests
-from rules.schema import schema as rules_schema
+from rules.schema import json_schema
 from rules.vocabulary import Problem, RuleError, RuleFault
 from worker.context import WORKER_SECTIONS, utc_now
 from worker.rule_sets import read_files, together, unread_folders
@@ -93,7 +93,7 @@ def explain(what: str | None, rules_path: str | None, *, last: bool, json_wanted
 @click.command()
 def schema() -> None:
     """Print the JSON Schema of rule files, for editors that complete and check while you type."""
-    made = rules_schema()
+    made = json_schema()
     made["$defs"] |= source_definitions()
     made["properties"]["sources"]["additionalProperties"] = {"$ref": "#/$defs/SourceSection"}
     click.echo(document(made))

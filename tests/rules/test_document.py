@@ -2,8 +2,19 @@ from __future__ import annotations
 
 import pytest
 
-from rules.complaints import allowed_keys, validated
-from rules.document import Document, Entry, MakeCall, OtherTask, Redial, RuleText, Section, TeamTask, WhatsappTemplate
+from rules.schema import (
+    MakeCall,
+    OtherTask,
+    Redial,
+    RuleFile,
+    RuleSpec,
+    Section,
+    TaskEntry,
+    TeamTask,
+    WhatsappTemplate,
+    allowed_keys,
+)
+from rules.validation import validated
 from rules.yaml_reader import SourceMap
 
 AGENT = "11111111-1111-4111-8111-111111111111"
@@ -79,7 +90,7 @@ def test_templates_in_the_keys_of_a_team_task():
 
 @pytest.mark.parametrize(
     ("model", "key"),
-    [(model, key) for model in (Document, RuleText, Entry, MakeCall, TeamTask, Redial) for key in model.NOT_YET],
+    [(model, key) for model in (RuleFile, RuleSpec, TaskEntry, MakeCall, TeamTask, Redial) for key in model.NOT_YET],
     ids=str,
 )
 def test_a_key_of_a_later_version_is_no_key_of_this_one(model, key):
@@ -126,7 +137,7 @@ def test_one_fault_does_not_hide_another():
 def test_no_message_speaks_of_pydantic():
     """Messages are written for authors of rules: no types of Python, no addresses, no unions."""
     odd = [None, [], {}, 3, "x", True, {"x": {}}]
-    documents = [{key: value} for key in Document.model_fields for value in odd]
+    documents = [{key: value} for key in RuleFile.model_fields for value in odd]
     documents += [
         {"rules": [{"id": "a", "when": "x", "then": [{kind: {key: value}}]}]}
         for kind, model in (

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rules.conditions import compile_conditions
 from rules.engine import decide, task_key
-from rules.rule_set import Action, Defaults, DueOn, Member, Rule, RuleSet, Team
+from rules.rule_set import Action, Defaults, DueDate, Member, Rule, RuleSet, Team
 from rules.templates import compile_template, is_template
 from rules.times import parse_at
 from rules.vocabulary import Contact, DecisionOutcome, Event, EventState, RetryPolicy, TaskState, TaskType
@@ -64,7 +64,7 @@ def team_task(name="team_task", assign=("u1",), due=None, timezone=None, **body)
 def rule(*actions, name="rule", when=("lead.created",), if_=None, file="rules.yaml", **more):
     """Return a rule that makes these tasks."""
     test = compile_conditions(if_, SourceMap(file), ())
-    return Rule(id=name, description=more.pop("description", None), when=when, test=test, actions=actions, file=file,
+    return Rule(id=name, description=more.pop("description", None), when=when, condition=test, actions=actions, file=file,
                 place=f"{file}:3:5", **more)  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def test_an_error_in_one_rule_does_not_stop_the_others():
     def fail(_):
         raise RecursionError("too deep")
 
-    plan = decide(rule_set(replace(rule(call(), name="a"), test=fail), rule(call(), name="b")), event(), now=NOW)
+    plan = decide(rule_set(replace(rule(call(), name="a"), condition=fail), rule(call(), name="b")), event(), now=NOW)
     assert "this rule could not be decided: RecursionError: too deep" == plan.decisions[0].reason
     assert ["b"] == [task.rule for task in plan.tasks]
 
@@ -421,9 +421,9 @@ def test_a_team_task_has_all_its_keys():
     [
         (("2026-03-02", "12:01", "America/Santiago"), timedelta(hours=2), "America/Santiago"),
         (("2026-03-03", "00:01", "Asia/Tokyo"), timedelta(hours=2), "Asia/Tokyo"),
-        (("2026-12-01", "14:00", "America/Santiago"), DueOn(date="2026-12-01", time="14:00"), "America/Santiago"),
-        (("2026-12-01", None, None), DueOn(date="2026-12-01"), "America/Santiago"),
-        (("2026-09-06", "01:30", "America/Santiago"), DueOn(date="2026-09-06", time="00:30"), "America/Santiago"),
+        (("2026-12-01", "14:00", "America/Santiago"), DueDate(date="2026-12-01", time="14:00"), "America/Santiago"),
+        (("2026-12-01", None, None), DueDate(date="2026-12-01"), "America/Santiago"),
+        (("2026-09-06", "01:30", "America/Santiago"), DueDate(date="2026-09-06", time="00:30"), "America/Santiago"),
         (("2026-03-02", "10:31", "America/Santiago"), "{{ '+30m' }}", "America/Santiago"),
         (("2026-03-02", "20:00", "America/Santiago"), "{{ '2026-03-02T23:00:00Z' }}", "America/Santiago"),
         (("2026-03-05", None, None), "{{ '2026-03-05' }}", "America/Santiago"),
@@ -492,8 +492,8 @@ def test_a_team_that_takes_turns_is_left_to_the_ledger(assign):
         ("holds several in one text", {"assign": "{{ 'u1, u2' }}"}),
         ("assign: true is no user id", {"assign": "{{ true }}"}),
         ("due: ", {"due": "{{ 'someday' }}"}),
-        ("due: ", {"due": DueOn(date="2026-02-30")}),
-        ("due: ", {"due": DueOn(date="2026-12-01", time="25:00")}),
+        ("due: ", {"due": DueDate(date="2026-02-30")}),
+        ("due: ", {"due": DueDate(date="2026-12-01", time="25:00")}),
         ('priority: it is low, medium or high, not "urgent"', {"priority": "urgent"}),
     ],
 )
@@ -526,7 +526,7 @@ GREEDY = rule_set(
         call("m", TaskType.MINDHUNTERS_TASK, type="survey", task_data={"x": "{{ data }}"}, timezone="{{ data.a }}"),
         call("w", TaskType.WHATSAPP_TEMPLATE, title="{{ contact.name | first_name }}", at="next 09:00"),
         team_task("t", assign="{{ data.a }}", due="{{ data.b }}", title="{{ data.a | money }}"),
-        team_task("u", assign="{{ data }}", due=DueOn(date=dynamic("{{ data.a }}"), time=dynamic("{{ data.b }}"))),
+        team_task("u", assign="{{ data }}", due=DueDate(date=dynamic("{{ data.a }}"), time=dynamic("{{ data.b }}"))),
     ),
     rule(call(), name="second", if_={"data.a": {"gt": 5}, "not": {"data.b": {"matches": "a"}}}),
 )  # fmt: skip

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.loader import inspect, load, version_of
-from rules.rule_set import DueOn, Member, Team
+from rules.rule_set import DueDate, Member, Team
 from rules.templates import Template
 from rules.times import At
 from rules.vocabulary import RetryPolicy, RuleError, RuleFault, TaskType
@@ -104,8 +104,8 @@ rules:
         rule_.timezone,
         rule_.place,
     )
-    assert rule_.test({"data": {"value": 11}}) is None
-    assert "data.value" == rule_.test({"data": {"value": 9}}).path
+    assert rule_.condition({"data": {"value": 11}}) is None
+    assert "data.value" == rule_.condition({"data": {"value": 9}}).path
     assert ("call", TaskType.MAKE_CALL, "rules.yaml:14:9") == (first.name, first.type, first.place)
     assert At(after=timedelta(minutes=10), clock=None, moment=None) == first.at
     assert timedelta(hours=24) == first.expires
@@ -123,7 +123,7 @@ rules:
         )
         == first.retry
     )
-    assert (found.teams["closers"], DueOn(date="2026-12-01", time="14:00")) == (second.assign, second.due)
+    assert (found.teams["closers"], DueDate(date="2026-12-01", time="14:00")) == (second.assign, second.due)
     assert {"priority": "high"} == second.body
     assert timedelta(hours=2) == third.due
     assert USER == third.assign[0]
@@ -178,8 +178,8 @@ def test_a_number_from_a_variable_is_text_in_conditions():
         rule(f"      - make_call: {{agent: {AGENT}}}\n", '    if: {data.x: "${N}"}\n'), {"N": "5"}
     ).rules
 
-    assert rule_.test({"data": {"x": "5"}}) is None
-    assert rule_.test({"data": {"x": 5}}) is not None
+    assert rule_.condition({"data": {"x": "5"}}) is None
+    assert rule_.condition({"data": {"x": 5}}) is not None
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_order_is_file_then_place():
 
 def test_a_rule_without_if_always_holds():
     """No conditions, nothing that fails."""
-    assert rule_set(call()).rules[0].test({}) is None
+    assert rule_set(call()).rules[0].condition({}) is None
 
 
 def test_an_empty_folder_and_empty_sections_are_fine_with_a_warning():
@@ -403,7 +403,7 @@ def test_variables_reach_conditions_teams_and_sources():
 
     assert USER == found.teams["t"].members[0].id
     assert {"auth": ["x"]} == found.sources[0].value
-    assert found.rules[0].test({"data": {"x": "x"}}) is None
+    assert found.rules[0].condition({"data": {"x": "x"}}) is None
 
 
 def test_only_the_named_sections_are_resolved():

@@ -6,9 +6,8 @@ from importlib.resources import files
 import pytest
 from jsonschema import Draft202012Validator
 
-from rules.document import Document, Entry, MakeCall, OtherTask, Redial, RuleText, TeamTask
 from rules.operators import OPERATORS
-from rules.schema import schema
+from rules.schema import MakeCall, OtherTask, Redial, RuleFile, RuleSpec, TaskEntry, TeamTask, json_schema
 from rules.yaml_reader import read
 
 AGENT = "11111111-1111-4111-8111-111111111111"
@@ -21,8 +20,8 @@ EXAMPLES = sorted(
 @pytest.fixture(scope="module")
 def validator():
     """Return a validator that works by the schema."""
-    Draft202012Validator.check_schema(schema())
-    return Draft202012Validator(schema())
+    Draft202012Validator.check_schema(json_schema())
+    return Draft202012Validator(json_schema())
 
 
 def with_rule(**keys):
@@ -89,7 +88,7 @@ def test_what_is_right_is_not_marked(document, validator):
 
 def test_every_operator_is_described():
     """All operators but those of a later version are offered, each with its sentence."""
-    offered = schema()["$defs"]["Test"]["anyOf"][1]["properties"]
+    offered = json_schema()["$defs"]["Test"]["anyOf"][1]["properties"]
 
     assert set(OPERATORS) - {"changed"} == set(offered)
     assert all(operator["description"] for operator in offered.values())
@@ -97,9 +96,9 @@ def test_every_operator_is_described():
 
 def test_keys_of_a_later_version_are_not_offered():
     """What would be refused with "not yet" is not in the schema."""
-    made = schema()
-    for model in (Document, RuleText, Entry, MakeCall, OtherTask, TeamTask, Redial):
-        properties = (made if model is Document else made["$defs"][model.__name__])["properties"]
+    made = json_schema()
+    for model in (RuleFile, RuleSpec, TaskEntry, MakeCall, OtherTask, TeamTask, Redial):
+        properties = (made if model is RuleFile else made["$defs"][model.__name__])["properties"]
 
         assert set() == set(properties) & set(model.NOT_YET)
     assert "calendars" not in made["properties"]
@@ -107,7 +106,7 @@ def test_keys_of_a_later_version_are_not_offered():
 
 def test_every_key_has_a_description():
     """An editor can explain each key."""
-    made = schema()
+    made = json_schema()
     for name, definition in ({"": made} | made["$defs"]).items():
         for key, value in definition.get("properties", {}).items():
             assert value.get("description"), f"{name}.{key}"
@@ -115,4 +114,4 @@ def test_every_key_has_a_description():
 
 def test_the_schema_is_json_of_draft_2020_12():
     """It can be written to a file, and says which draft it is."""
-    assert "https://json-schema.org/draft/2020-12/schema" == json.loads(json.dumps(schema()))["$schema"]
+    assert "https://json-schema.org/draft/2020-12/schema" == json.loads(json.dumps(json_schema()))["$schema"]

@@ -1,7 +1,8 @@
-"""What the keys of rule files mean together: what must not repeat, what excludes or needs what, who is assigned.
+"""Whether a rule file is acceptable: the grammar, then what its keys mean together.
 
-Everything here reads the plain values, not the models, and passes over what the grammar has refused already: a fault in one
-place must not hide another. Warnings are for rules that are sound and perhaps not what their author thinks.
+What must not repeat, what excludes or needs what, who is assigned: the checks after the grammar read the plain values, not the
+models, and pass over what the grammar has refused already, because a fault in one place must not hide another. Warnings are
+for rules that are sound and perhaps not what their author thinks.
 """
 
 from __future__ import annotations
@@ -12,14 +13,21 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
-from rules.document import Document
-from rules.messages import did_you_mean, nearest, shown
-from rules.provider_shapes import UUID_PATTERN
-from rules.shapes import SCHEDULES
-from rules.templates import is_template
+from pydantic import ValidationError
+
+from rules.messages import did_you_mean, kind, listed, nearest, shown
+from rules.schema import SCHEDULES, Pending, RuleFile, allowed_keys, has_code, messages_of
 from rules.times import parse_at, parse_span
-from rules.variables import Constant, Pending
-from rules.vocabulary import CANONICAL_EVENT_TYPES, OUTCOMES, PROVIDER_OF, Json, ProviderName, RuleFault, TaskType
+from rules.vocabulary import (
+    CANONICAL_EVENT_TYPES,
+    OUTCOMES,
+    PROVIDER_OF,
+    UUID_PATTERN,
+    Json,
+    ProviderName,
+    RuleFault,
+    TaskType,
+)
 from rules.yaml_reader import Path, SourceMap
 
 #: So many times may a task follow on the end of another that followed itself: call, then message, then person.
@@ -60,13 +68,13 @@ _OWN_FIELDS: Final[Mapping[ProviderName, Mapping[str, str]]] = {
 
 
 @dataclass(slots=True, kw_only=True)
-class Reading:
+class ParsedFile:
     """One file as far as it has been read: its value with variables resolved, and its document if the grammar holds."""
 
     file: str
     value: Json
     places: SourceMap
-    document: Document | None = None
+    document: RuleFile | None = None
     #: How many faults there were before the grammar was asked: of the text itself and of its variables.
     early_faults: int = 0
 
@@ -100,9 +108,9 @@ class Reading:
 
 def _entries(value: Json, path: Path) -> Iterator[tuple[Path, TaskType, Mapping[str, Json], Mapping[str, Json]]]:
     for at, entry in _mappings(value, path):
-        for kind in TaskType:
-            if isinstance(entry.get(kind), dict):
-                yield at, kind, entry, entry[kind]
+        for task_type in TaskType:
+            if isinstance(entry.get(task_type), dict):
+                yield at, task_type, entry, entry[task_type]
         for answers, tasks in answers_of(entry):
             yield from _entries(tasks, (*at, *answers))
 
@@ -132,67 +140,83 @@ def _mappings(value: Json, path: Path) -> Iterator[tuple[Path, Mapping[str, Json
             yield (*path, index), item
 
 
-def check_all(readings: Iterable[Reading], *, whole: bool = True) -> None:
+def validated(value: Json, places: SourceMap) -> RuleFile | None:
+    """Return a file's value as the grammar reads it, or None with all that the grammar refuses in `places`."""
+    if value is None:
+        return RuleFile()
+    if not isinstance(value, dict):
+        keys = listed(allowed_keys(RuleFile))
+        places.complain((), f"a rule file must be a mapping with some of the keys {keys}; this is {kind(value)}")
+        return None
+    try:
+        return RuleFile.model_validate(value)
+    except ValidationError as error:
+        for path, message, at_key in messages_of(error, RuleFile):
+            places.complain(path, message, at_key=at_key)
+        return None
+
+
+def check_all(parseds: Iterable[ParsedFile], *, whole: bool = True) -> None:
     """Complain about what is wrong with all files together and with each by itself.
 
     `whole` says whether every file could be read: what is missing may stand in one that could not.
     """
-    files = list(readings)
+    files = list(parseds)
     _unique_sections(files)
     _unique_rules(files)
-    teams = {name for reading in files for name in reading.section("teams")}
-    defaults = next((reading.section("defaults") for reading in files if reading.section("defaults")), {})
-    for reading in files:
-        _check_teams(reading)
+    teams = {name for parsed in files for name in parsed.section("teams")}
+    defaults = next((parsed.section("defaults") for parsed in files if parsed.section("defaults")), {})
+    for parsed in files:
+        _check_teams(parsed)
         inherited = _mapping(defaults.get("retry"))
-        own = reading.section("defaults").get("retry")
-        _check_retry(_mapping(own), {}, reading.places, ("defaults", "retry"))
-        for path, rule in reading.rules():
-            _check_names(rule, reading.places, path)
-            _check_types(rule, reading.places, path)
-        for path, kind, entry, body in reading.entries():
-            _check_retry(_mapping(entry.get("retry")), inherited, reading.places, (*path, "retry"))
-            _check_extra_fields(kind, body, reading.places, (*path, kind.value))
-            if kind is TaskType.TEAM_TASK:
-                _check_assign(body.get("assign"), teams, reading.places, (*path, kind.value, "assign"))
+        own = parsed.section("defaults").get("retry")
+        _check_retry(_mapping(own), {}, parsed.places, ("defaults", "retry"))
+        for path, rule in parsed.rules():
+            _check_names(rule, parsed.places, path)
+            _check_types(rule, parsed.places, path)
+        for path, task_type, entry, body in parsed.entries():
+            _check_retry(_mapping(entry.get("retry")), inherited, parsed.places, (*path, "retry"))
+            _check_extra_fields(task_type, body, parsed.places, (*path, task_type.value))
+            if task_type is TaskType.TEAM_TASK:
+                _check_assign(body.get("assign"), teams, parsed.places, (*path, task_type.value, "assign"))
             else:
-                _check_contact(kind, body, reading.places, (*path, kind.value))
-                _warn_of_lateness(body, reading.places, (*path, kind.value))
-        _warn_of_zones(reading, defaults, files)
-    if whole and files and not any(_mapping(reading.value).get("rules") for reading in files):
+                _check_contact(task_type, body, parsed.places, (*path, task_type.value))
+                _warn_of_lateness(body, parsed.places, (*path, task_type.value))
+        _warn_of_zones(parsed, defaults, files)
+    if whole and files and not any(_mapping(parsed.value).get("rules") for parsed in files):
         files[0].places.warn((), "there are no rules: every event will be recorded and ignored")
 
 
-def _unique_sections(files: Iterable[Reading]) -> None:
+def _unique_sections(files: Iterable[ParsedFile]) -> None:
     first: dict[tuple[str, str], str] = {}
-    for reading in files:
-        if reading.section("defaults"):
-            place = str(reading.places.of_key(("defaults",)))
+    for parsed in files:
+        if parsed.section("defaults"):
+            place = str(parsed.places.of_key(("defaults",)))
             earlier = first.setdefault(("defaults", ""), place)
             if earlier != place:
-                reading.places.complain(
+                parsed.places.complain(
                     ("defaults",), f"`defaults` stand in one file only: they already stand at {earlier}", at_key=True
                 )
         for section in ("teams", "sources"):
-            for name in reading.section(section):
-                place = str(reading.places.of_key((section, name)))
+            for name in parsed.section(section):
+                place = str(parsed.places.of_key((section, name)))
                 earlier = first.setdefault((section, name), place)
                 if earlier != place:
                     message = f"duplicate {section[:-1]} `{name}`: it already stands at {earlier}"
-                    reading.places.complain((section, name), message, at_key=True)
+                    parsed.places.complain((section, name), message, at_key=True)
 
 
-def _unique_rules(files: Iterable[Reading]) -> None:
+def _unique_rules(files: Iterable[ParsedFile]) -> None:
     first: dict[str, str] = {}
-    for reading in files:
-        for path, rule in reading.rules():
+    for parsed in files:
+        for path, rule in parsed.rules():
             name = rule.get("id")
             if isinstance(name, str) and not isinstance(name, Pending):
-                place = str(reading.places.of_value((*path, "id")))
+                place = str(parsed.places.of_value((*path, "id")))
                 earlier = first.setdefault(name, place)
                 if earlier != place:
                     message = f"duplicate rule id {shown(name)}: it already stands at {earlier}"
-                    reading.places.complain((*path, "id"), message)
+                    parsed.places.complain((*path, "id"), message)
 
 
 def _check_names(rule: Mapping[str, Json], places: SourceMap, path: Path) -> None:
@@ -204,7 +228,7 @@ def _check_entries(value: Json, places: SourceMap, path: Path, after: tuple[str,
     """Check the tasks of one list; `after` are the names of those whose end it answers, `first` where names stand."""
     kinds = ", ".join(TaskType)
     for at, entry in _mappings(value, path):
-        found = [kind.value for kind in TaskType if kind in entry]
+        found = [task_type.value for task_type in TaskType if task_type in entry]
         if len(found) > 1:
             message = f"one entry makes one task: begin a new entry with `-` before `{found[1]}`"
             places.complain((*at, found[1]), message, at_key=True)
@@ -301,22 +325,22 @@ def _check_retry(retry: Mapping[str, Json], inherited: Mapping[str, Json], place
             places.complain((*path, "max_attempts"), message)
 
 
-def _check_extra_fields(kind: TaskType, body: Mapping[str, Json], places: SourceMap, path: Path) -> None:
-    own = _OWN_FIELDS[PROVIDER_OF[kind]]
+def _check_extra_fields(task_type: TaskType, body: Mapping[str, Json], places: SourceMap, path: Path) -> None:
+    own = _OWN_FIELDS[PROVIDER_OF[task_type]]
     for key in _mapping(body.get("extra_fields")):
         if key in own:
             message = f"Leadwire sends `{key}` itself and takes it from {own[key]}: remove it here"
             places.complain((*path, "extra_fields", key), message, at_key=True)
 
 
-def _check_contact(kind: TaskType, body: Mapping[str, Json], places: SourceMap, path: Path) -> None:
+def _check_contact(task_type: TaskType, body: Mapping[str, Json], places: SourceMap, path: Path) -> None:
     contact = body.get("contact")
     if "contact" in body and "contact_uuid" in body:
         message = "use `contact` or `contact_uuid`, not both: Mindhunters takes exactly one"
         places.complain((*path, "contact_uuid"), message, at_key=True)
     if contact == {}:
         places.complain((*path, "contact"), "must hold `phone_number` or `email`")
-    elif isinstance(contact, dict) and kind is not TaskType.MINDHUNTERS_TASK and "phone_number" not in contact:
+    elif isinstance(contact, dict) and task_type is not TaskType.MINDHUNTERS_TASK and "phone_number" not in contact:
         places.warn((*path, "contact"), "has no `phone_number`: without one this task ends `dead: no phone`")
 
 
@@ -336,38 +360,38 @@ def _check_assign(assign: Json, teams: set[str], places: SourceMap, path: Path) 
             places.warn((*path, index), _no_uuid(user))
 
 
-def _check_teams(reading: Reading) -> None:
-    for name, team in reading.section("teams").items():
+def _check_teams(parsed: ParsedFile) -> None:
+    for name, team in parsed.section("teams").items():
         seen: set[str] = set()
         for path, member in _mappings(_mapping(team).get("members"), ("teams", name, "members")):
             user = member.get("id")
             if not isinstance(user, str) or not _settled(user) or not user.strip():
                 continue
             if user in seen:
-                reading.places.complain((*path, "id"), f"{shown(user)} stands twice in this team")
+                parsed.places.complain((*path, "id"), f"{shown(user)} stands twice in this team")
             seen.add(user)
             if not _is_uuid(user):
-                reading.places.warn((*path, "id"), _no_uuid(user))
+                parsed.places.warn((*path, "id"), _no_uuid(user))
 
 
-def _warn_of_zones(reading: Reading, defaults: Mapping[str, Json], files: Iterable[Reading]) -> None:
+def _warn_of_zones(parsed: ParsedFile, defaults: Mapping[str, Json], files: Iterable[ParsedFile]) -> None:
     """Warn about team tasks whose due time nobody gives a zone."""
     if "timezone" in defaults:
         return
     zoned = {name for other in files for name, team in other.section("teams").items() if "timezone" in _mapping(team)}
-    for path, kind, _, body in reading.entries():
-        due, rule = body.get("due"), reading.value["rules"][path[1]]
+    for path, task_type, _, body in parsed.entries():
+        due, rule = body.get("due"), parsed.value["rules"][path[1]]
         timed = due is not None and (not isinstance(due, dict) or "time" in due)
-        if kind is not TaskType.TEAM_TASK or not timed or "timezone" in body or "timezone" in rule:
+        if task_type is not TaskType.TEAM_TASK or not timed or "timezone" in body or "timezone" in rule:
             continue
         if body.get("assign") not in zoned if isinstance(body.get("assign"), str) else True:
             message = "no time zone is set here, for the team, the rule or in `defaults`: UTC will be used"
-            reading.places.warn((*path, kind.value, "due"), message, at_key=True)
+            parsed.places.warn((*path, task_type.value, "due"), message, at_key=True)
 
 
 def _settled(text: str) -> bool:
     """Say whether a text is what it will be: neither a template nor a variable that is not resolved here."""
-    return isinstance(text, Constant) or not (isinstance(text, Pending) or is_template(text))
+    return not isinstance(text, Pending) and not has_code(text)
 
 
 def _is_uuid(text: str) -> bool:
