@@ -16,33 +16,33 @@ from typing import Final, NoReturn
 
 import click
 
-from console.cli.words import printable, shortened
+from console.cli.output import printable, shortened
 from rules.vocabulary import Problem
 
 #: Every command and the module of this package that holds it, in the order of `leadwire --help`.
 COMMANDS: Final[Mapping[str, str]] = {
-    "demo": "playing",
-    "up": "running",
-    "ingress": "running",
-    "worker": "running",
-    "flower": "running",
-    "sandbox": "playing",
+    "demo": "run",
+    "up": "run",
+    "ingress": "run",
+    "worker": "run",
+    "flower": "run",
+    "sandbox": "run",
     "check": "rules",
     "explain": "rules",
     "schema": "rules",
-    "send": "sending",
-    "events": "ledger_views",
-    "tasks": "ledger_views",
-    "show": "ledger_views",
-    "retry": "task_actions",
-    "cancel": "task_actions",
-    "settle": "task_actions",
-    "replay": "replaying",
-    "providers": "provider_actions",
-    "pause": "provider_actions",
-    "resume": "provider_actions",
-    "migrate": "ledger_actions",
-    "healthcheck": "probing",
+    "send": "send",
+    "events": "events",
+    "tasks": "tasks",
+    "show": "tasks",
+    "retry": "tasks",
+    "cancel": "tasks",
+    "settle": "tasks",
+    "replay": "events",
+    "providers": "providers",
+    "pause": "providers",
+    "resume": "providers",
+    "migrate": "run",
+    "healthcheck": "run",
 }
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
@@ -63,8 +63,7 @@ class Commands(click.Group):
         if module_name is None:
             return None
         module = import_module(f"console.cli.{module_name}")
-        found: click.Command | None = next((one for one in module.commands if one.name == cmd_name), None)
-        return found
+        return next(one for one in vars(module).values() if isinstance(one, click.Command) and one.name == cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write each command with the whole first sentence of its help; click would cut it."""

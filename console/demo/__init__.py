@@ -20,7 +20,7 @@ from console.demo.house import House
 from console.demo.outcome import Outcome, shortcomings
 from console.demo.screen import Screen
 from console.demo.story import Posting, environment, postings
-from console.posting import Posted, post, sealed
+from console.samples import Posted, post, sign
 from ingress import sources
 from ingress.sources import Source
 from rules.loader import load
@@ -119,8 +119,8 @@ def _post_all(
     screen.posting()
     answers = []
     for posting in story:
-        letter = sealed(built[posting.source], posting.sample, url, now)
-        posted = tuple(post(letter) for _ in range(2 if posting.again else 1))
+        request = sign(built[posting.source], posting.sample, url, now)
+        posted = tuple(post(request) for _ in range(2 if posting.again else 1))
         screen.posted(posting, posted)
         answers.append(posted)
     return tuple(answers)

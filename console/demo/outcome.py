@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from console.demo.story import Happening, Posting, Promise
-from console.posting import Posted
+from console.samples import Posted
 from rules.vocabulary import (
     TERMINAL_TASK_STATES,
     DecisionOutcome,

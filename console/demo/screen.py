@@ -14,7 +14,7 @@ import click
 
 from console.demo.outcome import Outcome
 from console.demo.story import Happening, Posting
-from console.posting import Posted
+from console.samples import Posted
 from rules.conditions import explain
 from rules.vocabulary import Decision, DecisionOutcome, Json
 from worker.ledger import StoredEvent

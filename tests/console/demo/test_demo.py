@@ -17,7 +17,7 @@ import pytest
 
 from console.demo.outcome import Outcome, shortcomings
 from console.demo.story import postings
-from console.posting import Posted
+from console.samples import Posted
 from rules.vocabulary import (
     Contact,
     Decision,

@@ -1,4 +1,4 @@
-"""The command `send`: a sample webhook of any configured source, signed and posted as its sender would."""
+"""The command `send`: sample webhooks of any configured source, signed and posted as its sender would."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pathlib import Path
 
 import click
 
+from console.cli.options import settings_in_force
+from console.cli.output import printable
 from console.cli.rules import rules_place
-from console.cli.surroundings import settings_in_force
-from console.cli.words import printable
-from console.posting import post, sealed
-from console.samples import Lead, Sample, sample, variants
+from console.samples import Lead, Sample, post, sample, sign, variants
 from ingress import sources
 from ingress.sources import Source, Unreadable, WebhookRequest
 from ingress.sources.schema import BodyFormat
@@ -24,7 +23,11 @@ from worker.context import FRONT_DOOR_SECTIONS, new_id, utc_now
 from worker.rule_sets import read_files
 from worker.settings import Settings
 
-CONTENT_TYPES = {BodyFormat.XML: "text/xml", BodyFormat.FORM: "application/x-www-form-urlencoded"}
+CONTENT_TYPES = {
+    BodyFormat.XML: "text/xml",
+    BodyFormat.FORM: "application/x-www-form-urlencoded",
+    BodyFormat.FORM_BRACKETS: "application/x-www-form-urlencoded",
+}
 
 
 @click.command()
@@ -55,21 +58,42 @@ def send(
     """
     settings = settings_in_force()
     source = _source(settings, source_name)
-    front_door = url or _running(settings)
-    accepted = True
+    base_url = url or _running_url(settings)
+    first = Lead(name=name, phone=phone, value=int(value) if value.is_integer() else value)
+    all_accepted = True
     for number in range(count):
         now = utc_now()
-        lead = _nth(Lead(name=name, phone=phone, value=int(value) if value.is_integer() else value), number)
-        payload = _from_file(source, body_file) if body_file else _made(source, lead, event_type, now)
-        letter = sealed(source, payload, front_door, now)
-        what = _told(source, payload, now)
+        payload = _from_file(source, body_file) if body_file else _made(source, _nth(first, number), event_type, now)
+        request = sign(source, payload, base_url, now)
+        types = ", ".join(_types(source, payload, now)) or "a body that cannot be read"
         for _ in range(2 if twice else 1):
-            posted = post(letter)
-            accepted = accepted and posted.accepted
-            click.echo(printable(f"{posted.status}  {what} to /webhooks/{source.name}: {posted.text.strip()[:200]}"))
-    if not accepted:
+            posted = post(request)
+            all_accepted = all_accepted and posted.accepted
+            click.echo(printable(f"{posted.status}  {types} to /webhooks/{source.name}: {posted.text.strip()[:200]}"))
+    if not all_accepted:
         raise Problem("not accepted: the ingress log says why (`leadwire up` keeps it under LEADWIRE_HOME/logs)")
     click.echo("next: leadwire explain --last", err=True)
+
+
+def _source(settings: Settings, name: str) -> Source:
+    place, shown_as = rules_place(settings, None)
+    rule_set = load(read_files(place, shown_as=shown_as), settings.environment, resolve=FRONT_DOOR_SECTIONS)
+    built, faults = sources.build(rule_set.sources, settings.environment, public_url=settings.public_url)
+    if name in built:
+        return built[name]
+    known = [text.name for text in rule_set.sources]
+    if name in known:
+        raise RuleError(faults)
+    raise Problem(f"{printable(name)}: no such source in {shown_as}; there are: {', '.join(known) or 'none'}")
+
+
+def _running_url(settings: Settings) -> str:
+    """Return the address of the `leadwire up` that runs in the data folder, else the one in the settings."""
+    try:
+        return str(json.loads((settings.home / "up.json").read_bytes())["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        host = "127.0.0.1" if settings.host in {"", "0.0.0.0", "::"} else settings.host  # noqa: S104 - a comparison
+        return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 def _made(source: Source, lead: Lead, event_type: str | None, now: datetime) -> Sample:
@@ -85,38 +109,20 @@ def _made(source: Source, lead: Lead, event_type: str | None, now: datetime) -> 
     raise Problem(f"no sample of {source.name} has the type {event_type}; there are: {of_these}; or send --body FILE")
 
 
+def _from_file(source: Source, path: str) -> Sample:
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise Problem(f"{path}: cannot be read: {error.strerror}") from error
+    return Sample(body=content, content_type=CONTENT_TYPES.get(source.body.format, "application/json"))
+
+
 def _types(source: Source, payload: Sample, now: datetime) -> list[str]:
     """Return the types of the events that a payload is understood as."""
     headers = {**payload.headers, "content-type": payload.content_type}
     received = WebhookRequest(method="POST", path=f"/webhooks/{source.name}", headers=headers, body=payload.body)
     read = source.read(received, now, partial(new_id, "ev"))
     return [] if isinstance(read, Unreadable) else [incoming.event.type for incoming in read]
-
-
-def _told(source: Source, payload: Sample, now: datetime) -> str:
-    return ", ".join(_types(source, payload, now)) or "a body that cannot be read"
-
-
-def _source(settings: Settings, name: str) -> Source:
-    place, shown_as = rules_place(settings, None)
-    rule_set = load(read_files(place, shown_as=shown_as), settings.environment, resolve=FRONT_DOOR_SECTIONS)
-    built, faults = sources.build(rule_set.sources, settings.environment, public_url=settings.public_url)
-    source = built.get(name)
-    if source is not None:
-        return source
-    if any(text.name == name for text in rule_set.sources):
-        raise RuleError(faults)
-    names = ", ".join(text.name for text in rule_set.sources) or "none"
-    raise Problem(f"{printable(name)}: no such source in {shown_as}; there are: {names}")
-
-
-def _running(settings: Settings) -> str:
-    """Return the address of the `leadwire up` that runs in the data folder, else the one in the settings."""
-    try:
-        return str(json.loads((settings.home / "up.json").read_bytes())["url"])
-    except (OSError, ValueError, KeyError, TypeError):
-        host = "127.0.0.1" if settings.host in {"", "0.0.0.0", "::"} else settings.host  # noqa: S104 - a comparison
-        return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 def _nth(lead: Lead, number: int) -> Lead:
@@ -126,15 +132,3 @@ def _nth(lead: Lead, number: int) -> Lead:
     digits = lead.phone.removeprefix("+")
     phone = f"+{int(digits) + number}" if digits.isdecimal() and digits.isascii() else lead.phone
     return replace(lead, name=f"{lead.name} {number + 1}", phone=phone)
-
-
-def _from_file(source: Source, path: str) -> Sample:
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise Problem(f"{path}: cannot be read: {error.strerror}") from error
-    form = BodyFormat.FORM if source.body.format is BodyFormat.FORM_BRACKETS else source.body.format
-    return Sample(body=content, content_type=CONTENT_TYPES.get(form, "application/json"))
-
-
-commands = (send,)

@@ -8,7 +8,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from console.cli.words import as_json, counted, decision_lines, document, person, printable, table
+from console.cli.output import as_json, counted, decision_lines, person, printable, table, to_json
 from rules.vocabulary import Contact, Decision, DecisionOutcome, FailedTest
 
 PLACE = "rules.yaml:3:5"
@@ -99,7 +99,7 @@ def test_a_remark_stands_below_its_row() -> None:
 
 def test_documents_are_ascii() -> None:
     """A JSON document is plain ASCII, so that no terminal's encoding can break it."""
-    text = document({"name": "José \udc80"})
+    text = to_json({"name": "José \udc80"})
 
     assert text.isascii()
     assert json.loads(text) == {"name": "José \udc80"}
