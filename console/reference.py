@@ -111,7 +111,8 @@ def settings_page() -> str:
 
 def commands_page() -> str:
     """Return `docs/cli.md`: every command with the first sentence of its help, then each one's whole help."""
-    context = click.Context(leadwire, info_name="leadwire")
+    # As when it runs: a command keeps the help options of the first context that asked for them.
+    context = click.Context(leadwire, info_name="leadwire", **leadwire.context_settings)
     commands = [
         (name, command)
         for name in leadwire.list_commands(context)
