@@ -249,6 +249,10 @@ class Scope:
     headers: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Json] = field(default_factory=dict)
 
+    def without_headers(self) -> Scope:
+        """Return the same without what the headers say."""
+        return Scope(item=self.item, root=self.root, parent=self.parent, constants=self.constants)
+
 
 #: A compiled `{path: wanted}`.
 Match = Callable[[Scope], bool]

@@ -88,6 +88,8 @@ def _json(body: bytes, content_type: str, spec: BodySection) -> Json:
         raise UnreadableBodyError(
             f"the body is not JSON: {fault.msg} at line {fault.lineno}, column {fault.colno}"
         ) from None
+    except ValueError:  # Python refuses to read integers over 4,300 digits
+        raise UnreadableBodyError("the body holds a number with thousands of digits") from None
     if deep:
         _check_depth(value)
     return clean(value) if b"\\ud" in body or b"\\uD" in body or b"\\u0000" in body else value
@@ -151,18 +153,11 @@ def _finite(text: str) -> float:
     return number
 
 
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:  # Python refuses to read integers over 4,300 digits
-        raise UnreadableBodyError("the body holds a number with thousands of digits") from None
-
-
 def _no_constant(name: str) -> Json:
     raise UnreadableBodyError(f"the body is not JSON: {name} is no number")
 
 
-_JSON: Final = json.JSONDecoder(parse_float=_finite, parse_int=_integer, parse_constant=_no_constant)
+_JSON: Final = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant)
 
 
 def _check_depth(value: Json) -> None:

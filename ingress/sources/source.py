@@ -332,13 +332,14 @@ class _SourceBuilder:
             self.complain(("auth",), "no verifier is enabled: nothing could ever be accepted")
             return None
         covers = [verifier.covers for verifier in verifiers if verifier.covers is not None]
+        id_headers = section.event.id.headers if section.event.id else ()
         mapping = EventMapping(
             source=self.text.name,
             event=section.event,
             contact=section.contact,
             data=section.data,
             region=section.region,
-            signed_headers=frozenset.intersection(*covers) if covers else None,
+            id_is_signed=not id_headers or all(id_headers in covered for covered in covers),
         )
         self._warn_of_weak_identity(mapping)
         ways = [way for _, way in section.auth.ways_in]
