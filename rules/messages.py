@@ -141,6 +141,8 @@ _LEVEL_LIMIT: Final = 6
 #: Lists and mappings that are shown of one value.
 _VALUE_LIMIT: Final = 50
 _CUT: Final = "…"
+#: `json.dumps` would make an encoder for every call.
+_AS_JSON: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def cut(value: Json) -> Json:
@@ -188,5 +190,5 @@ def _text(text: str) -> str:
 
 def as_json(value: Json, limit: int = 500) -> str:
     """Return a value as JSON on one line, cut to about `limit` characters; never raises."""
-    text = json.dumps(cut(value), ensure_ascii=False)
+    text = _AS_JSON(cut(value))
     return text if len(text) <= limit else text[:limit] + _CUT

@@ -50,7 +50,7 @@ class DueDate:
     time: str | Template | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Action:
     """One entry of a rule's `then`, compiled.
 
@@ -75,7 +75,7 @@ class Action:
     #: By the provider's word for how it ended the task.
     on_outcome: Mapping[str, tuple[Action, ...]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def answers(self) -> Mapping[str, tuple[Action, ...]]:
         """What follows on each end that is answered, by the word for it in `Task.reactions`."""
         failure = {FAILURE: self.on_failure} if self.on_failure else {}
