@@ -96,9 +96,6 @@ T = TypeVar("T")
 
 #: Template code or a variable: where one of these may stand, an editor cannot check more.
 _CODE: Final = {"type": "string", "pattern": r"\{\{|\{%|\$\{"}
-_VARIABLE: Final = {"type": "string", "pattern": r"\$\{"}
-_SPAN: Final = {"type": "string", "pattern": r"^\+?[0-9]{1,9}[smhdw]$"}
-_TEXTS: Final = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +147,15 @@ def _read_fixed(value: Json, read: ValidatorFunctionWrapHandler) -> Json:
     return read(_no_template(value))
 
 
+def _read_number(value: Json) -> Json:
+    return value.number() if isinstance(value, Numeral) else value
+
+
+_NUMERAL: Final = BeforeValidator(_read_number)
 #: A value or the text of a template that gives it.
 OrTemplate = Annotated[T | str, _TemplateAllowed()]
 #: A value that no template may give; a variable that is not resolved in this process gives the key's default.
 Fixed = Annotated[T, WrapValidator(_read_fixed)]
-
-
-def _either(*schemas: Mapping[str, Json]) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [dict(schema) for schema in schemas]})
 
 
 def _kept(check: Callable[[str], object]) -> AfterValidator:
@@ -202,10 +200,6 @@ def _check_country(value: str) -> None:
     if not re.fullmatch(r"[A-Z]{2}", value):
         meant = f"; did you mean {value.upper()}?" if re.fullmatch(r"[A-Za-z]{2}", value) else ""
         raise ValueError(f"must be a country code of two capital letters, such as CL, not {shown(value)}{meant}")
-
-
-def _read_number(value: Json) -> Json:
-    return value.number() if isinstance(value, Numeral) else value
 
 
 def _read_span(value: Json) -> timedelta:
@@ -264,7 +258,7 @@ def _read_jitter(value: Json) -> float | Literal["full"]:
 
 
 def _refuse_priority_word(value: Json) -> Json:
-    if value in {"low", "medium", "high"} if isinstance(value, str) else False:
+    if isinstance(value, str) and value in get_args(_LEVELS):
         raise ValueError(f"must be a whole number from 1 to 10, not {shown(value)}: words are for team tasks")
     return _read_number(value)
 
@@ -314,25 +308,47 @@ Name = Annotated[Text, MaxLen(NAME_LIMIT_CHARACTERS), _kept(_check_name), Before
 TaskName = Annotated[Name, _kept(_check_task_name)]
 EventType = Annotated[Name, _kept(_check_event_type)]
 Zone = Annotated[str, Field(examples=["America/Santiago", "UTC"]), Must(_A_ZONE), _kept(_check_zone)]
-Span = Annotated[timedelta, PlainValidator(_read_span), _either(_SPAN, _VARIABLE)]
+_WRITTEN_SPAN = Annotated[str, Field(pattern=r"^\+?[0-9]{1,9}[smhdw]$|\$\{")]
+Span = Annotated[timedelta, PlainValidator(_read_span, json_schema_input_type=_WRITTEN_SPAN)]
+_A_MOMENT: Final = "2026-03-02T10:00:00-03:00"
 Moment = Annotated[
-    str,
-    Field(examples=["2026-03-02T10:00:00-03:00"]),
-    Must('must be a moment such as "2026-03-02T10:00:00-03:00"'),
-    _kept(read_moment),
+    str, Field(examples=[_A_MOMENT]), Must(f'must be a moment such as "{_A_MOMENT}"'), _kept(read_moment)
 ]
-Phone = Annotated[
-    str,
-    Field(pattern=f"^{E164_PATTERN}$"),
-    Must('must be a phone number with its country code, such as "+56911112222"'),
-]
-Clock = Annotated[
-    str,
-    Field(pattern=f"^{CLOCK_PATTERN}$"),
-    Must('must be a time of day such as "09:00" or "14:30" (HH:MM, 24 hours)'),
-]
+_A_PHONE: Final = Must('must be a phone number with its country code, such as "+56911112222"')
+Phone = Annotated[str, Field(pattern=f"^{E164_PATTERN}$"), _A_PHONE]
+_A_CLOCK: Final = Must('must be a time of day such as "09:00" or "14:30" (HH:MM, 24 hours)')
+Clock = Annotated[str, Field(pattern=f"^{CLOCK_PATTERN}$"), _A_CLOCK]
 Day = Annotated[str, Field(examples=["2026-12-01"]), Must("must be a date such as 2026-12-01"), _kept(parse_date)]
+When = Annotated[At, PlainValidator(_read_at, json_schema_input_type=Text)]
+_WRITTEN_JITTER = Annotated[float, Ge(0), Le(1)] | Literal["full"]
+Jitter = Annotated[float | Literal["full"], PlainValidator(_read_jitter, json_schema_input_type=_WRITTEN_JITTER)]
+_WRITTEN_SCHEDULE = Annotated[list[Span], MinLen(1)] | Literal["standard-webhooks"]
+Schedule = Annotated[tuple[timedelta, ...], PlainValidator(_read_schedule, json_schema_input_type=_WRITTEN_SCHEDULE)]
+CallPriority = Annotated[
+    int, Ge(1), Le(10), Because(" (Mindhunters answers 422 otherwise)"), BeforeValidator(_refuse_priority_word)
+]
+_LEVELS = Literal["low", "medium", "high"]
+TeamPriority = Annotated[_LEVELS, BeforeValidator(_refuse_priority_number), Must("must be low, medium or high")]
+_TEXT_OR_TEXTS = Text | Annotated[list[Text], MinLen(1)]
+Assignees = Annotated[
+    str | list[str],
+    PlainValidator(_read_assignees, json_schema_input_type=_TEXT_OR_TEXTS),
+    AtLeastOne("must name at least one user (Vambe answers 400 on responsibleIds otherwise)"),
+]
+EventTypes = Annotated[
+    tuple[str, ...],
+    PlainValidator(_read_event_types, json_schema_input_type=_TEXT_OR_TEXTS),
+    AtLeastOne("must name at least one event type"),
+]
+_OTHER_TYPE = Literal["send_email", "follow_up", "appointment", "survey", "notification", "webhook", "custom"]
+_AN_OTHER_TYPE: Final = Must(f"must be one of {listed(get_args(_OTHER_TYPE))}")
+OtherType = Annotated[Fixed[_OTHER_TYPE], BeforeValidator(_refuse_own_types), _AN_OTHER_TYPE]
 Mapped = dict[str, Any]
+ExpectedTasks = Annotated[
+    list[Annotated[tuple[str, Mapped], PlainValidator(_read_expected, json_schema_input_type=str | Mapped)]],
+    Must("must be a list of tasks such as [make_call, team_task], or [] for none"),
+]
+Country = Annotated[str, _kept(_check_country), WithJsonSchema({"type": "string", "pattern": "^[A-Z]{2}$"})]
 #: A value of a test's event: null, and an empty text, say that nothing is known.
 Known = Annotated[T | None, BeforeValidator(lambda value: None if value == "" else value)]
 
@@ -350,7 +366,7 @@ _SPANS: Final[TypeAdapter[list[timedelta]]] = TypeAdapter(list[Span], config=_ST
 class Section(BaseModel):
     """A mapping of a rule file: only the keys that are named here, every value of exactly its type."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
     #: Keys of a later version -> what is said about them.
     NOT_YET: ClassVar[Mapping[str, str]] = {}
     #: Keys under which nothing may stand.
@@ -383,98 +399,71 @@ class Section(BaseModel):
 class RetrySpec(Section):
     """When a task that certainly was not executed is sent again, until its provider has accepted it."""
 
-    strategy: Fixed[Literal["fixed", "exponential", "custom"]] = Field(
-        "fixed", description="fixed: the same delay each time; exponential: growing; custom: as `schedule` says."
-    )
-    max_attempts: Fixed[Annotated[int, Ge(0), Le(100), BeforeValidator(_read_number)]] = Field(
-        3, description="Retries after the first try. Default 3; with custom, as many as the schedule has delays."
-    )
-    delay: Fixed[Span] = Field(timedelta(minutes=60), description="The delay before the first retry. Default 60m.")
-    factor: Fixed[Annotated[float, Ge(1), Le(100), BeforeValidator(_read_number)]] = Field(
-        2, description="Exponential only: each delay is this many times the last. Default 2."
-    )
-    cap: Fixed[Span] = Field(
-        timedelta(hours=24), description="The longest delay; a provider's Retry-After is kept up to it. Default 24h."
-    )
-    jitter: Fixed[
-        Annotated[
-            float | Literal["full"],
-            PlainValidator(_read_jitter),
-            _either({"type": "number", "minimum": 0, "maximum": 1}, {"const": "full"}),
-        ]
-    ] = Field(0.1, description="The largest part of the delay added by chance (0.1: up to a tenth later), or full.")
-    schedule: Fixed[
-        Annotated[
-            tuple[timedelta, ...],
-            PlainValidator(_read_schedule),
-            _either({"type": "array", "items": _SPAN, "minItems": 1}, {"enum": [*SCHEDULES]}),
-        ]
-    ] = Field((), description="Custom only: the delays, as in [1m, 5m, 1h], or standard-webhooks.")
-    budget: Fixed[Span] = Field(
-        timedelta(days=7), description="The longest time from the first try to the last. Default 7d."
-    )
+    strategy: Fixed[Literal["fixed", "exponential", "custom"]] = "fixed"
+    """fixed: the same delay each time; exponential: growing; custom: as `schedule` says."""
+    max_attempts: Fixed[Annotated[int, Ge(0), Le(100), _NUMERAL]] = 3
+    """Retries after the first try. Default 3; with custom, as many as the schedule has delays."""
+    delay: Fixed[Span] = timedelta(minutes=60)
+    """The delay before the first retry. Default 60m."""
+    factor: Fixed[Annotated[float, Ge(1), Le(100), _NUMERAL]] = 2
+    """Exponential only: each delay is this many times the last. Default 2."""
+    cap: Fixed[Span] = timedelta(hours=24)
+    """The longest delay; a provider's Retry-After is kept up to it. Default 24h."""
+    jitter: Fixed[Jitter] = 0.1
+    """The largest part of the delay added by chance (0.1: up to a tenth later), or full."""
+    schedule: Fixed[Schedule] = ()
+    """Custom only: the delays, as in [1m, 5m, 1h], or standard-webhooks."""
+    budget: Fixed[Span] = timedelta(days=7)
+    """The longest time from the first try to the last. Default 7d."""
 
 
 class Redial(Section):
     """What Mindhunters itself does after no answer or busy."""
 
     NOT_YET: ClassVar = {"every": _UNNAMED, "strategy": _UNNAMED}
-    max: OrTemplate[Annotated[int, Ge(1), BeforeValidator(_read_number)]] = Field(
-        description="How often Mindhunters tries to reach the contact."
-    )
+    max: OrTemplate[Annotated[int, Ge(1), _NUMERAL]]
+    """How often Mindhunters tries to reach the contact."""
 
 
 class TaskContact(Section):
     """Whom Mindhunters is to reach."""
 
-    phone_number: OrTemplate[Phone] | None = Field(None, description="The phone number with its country code.")
-    email: OrTemplate[Text] | None = Field(None, description="The e-mail address.")
+    phone_number: OrTemplate[Phone] | None = None
+    """The phone number with its country code."""
+    email: OrTemplate[Text] | None = None
+    """The e-mail address."""
 
 
 class MindhuntersTask(Section):
     """What every task for Mindhunters may say."""
 
     NOT_YET: ClassVar = {"window": _WINDOW, "metadata": _UNNAMED}
-    agent: OrTemplate[Annotated[str, *_uuid_of("an agent", "agent_uuid")]] = Field(
-        description="The UUID of the Mindhunters agent that acts."
-    )
-    title: OrTemplate[Text] | None = Field(
-        None, description="The task's title; default: the rule's description, else its id."
-    )
-    description: OrTemplate[Text] | None = Field(None, description="What the agent should know.")
-    at: OrTemplate[Annotated[At, PlainValidator(_read_at), WithJsonSchema({"type": "string"})]] | None = Field(
-        None,
-        description="When: now (default), +10m, next 09:00, a moment, or a template.",
-        examples=["now", "+10m", "next 09:00", "{{ data.callback_at }}"],
-    )
-    expires: Fixed[Span | None] = Field(
-        None, description="How long after the event the task is still worth making, as in +24h."
-    )
-    priority: (
-        OrTemplate[
-            Annotated[
-                int,
-                Ge(1),
-                Le(10),
-                Because(" (Mindhunters answers 422 otherwise)"),
-                BeforeValidator(_refuse_priority_word),
-            ]
-        ]
-        | None
-    ) = Field(None, description="1 (lowest) to 10.")
-    redial: Redial | None = Field(None, description="The provider's own tries after no answer or busy.")
-    campaign: OrTemplate[Annotated[str, *_uuid_of("a campaign", "campaign_uuid")]] | None = Field(
-        None, description="The UUID of a Mindhunters campaign."
-    )
-    contact: TaskContact | None = Field(None, description="Whom to reach; default: the event's contact, by phone.")
-    contact_uuid: OrTemplate[Annotated[str, *_uuid_of("a contact of Mindhunters", "contact_uuid")]] | None = Field(
-        None, description="The contact's UUID at Mindhunters, instead of `contact`."
-    )
-    timezone: OrTemplate[Zone] | None = Field(None, description="The time zone told to Mindhunters.")
-    auto_queue: OrTemplate[bool] | None = Field(
-        None, description="Whether Mindhunters queues the task at once. Default true."
-    )
-    extra_fields: Mapped | None = Field(None, description="Raw fields for Mindhunters' request, at your own risk.")
+    agent: OrTemplate[Annotated[str, *_uuid_of("an agent", "agent_uuid")]]
+    """The UUID of the Mindhunters agent that acts."""
+    title: OrTemplate[Text] | None = None
+    """The task's title; default: the rule's description, else its id."""
+    description: OrTemplate[Text] | None = None
+    """What the agent should know."""
+    at: OrTemplate[When] | None = None
+    """When: now (default), +10m, next 09:00, a moment, or a template."""
+    expires: Fixed[Span | None] = None
+    """How long after the event the task is still worth making, as in +24h."""
+    priority: OrTemplate[CallPriority] | None = None
+    """1 (lowest) to 10."""
+    redial: Redial | None = None
+    """The provider's own tries after no answer or busy."""
+    campaign: OrTemplate[Annotated[str, *_uuid_of("a campaign", "campaign_uuid")]] | None = None
+    """The UUID of a Mindhunters campaign."""
+    contact: TaskContact | None = None
+    """Whom to reach; default: the event's contact, by phone."""
+    contact_uuid: OrTemplate[Annotated[str, *_uuid_of("a contact of Mindhunters", "contact_uuid")]] | None = None
+    """The contact's UUID at Mindhunters, instead of `contact`."""
+    timezone: OrTemplate[Zone] | None = None
+    """The time zone told to Mindhunters."""
+    auto_queue: OrTemplate[bool] | None = None
+    """Whether Mindhunters queues the task at once. Default true."""
+    extra_fields: Mapped | None = None
+    """Raw fields for Mindhunters' request, at your own risk."""
 
 
 class MakeCall(MindhuntersTask):
@@ -484,32 +473,26 @@ class MakeCall(MindhuntersTask):
 class WhatsappTemplate(MindhuntersTask):
     """A WhatsApp template message, sent by Mindhunters."""
 
-    template: OrTemplate[Annotated[str, *_uuid_of("an approved template", "task_data.template_uuid")]] = Field(
-        description="The UUID of an approved WhatsApp template."
-    )
-
-
-_MindhuntersType = Literal["send_email", "follow_up", "appointment", "survey", "notification", "webhook", "custom"]
+    template: OrTemplate[Annotated[str, *_uuid_of("an approved template", "task_data.template_uuid")]]
+    """The UUID of an approved WhatsApp template."""
 
 
 class OtherTask(MindhuntersTask):
     """Any other documented task of Mindhunters."""
 
-    type: Annotated[
-        Fixed[_MindhuntersType],
-        BeforeValidator(_refuse_own_types),
-        Must(f"must be one of {listed(get_args(_MindhuntersType))}"),
-    ] = Field(description="Which one.")
-    task_data: Mapped | None = Field(None, description="What this type of task needs, as it goes to Mindhunters.")
+    type: OtherType
+    """Which one."""
+    task_data: Mapped | None = None
+    """What this type of task needs, as it goes to Mindhunters."""
 
 
 class DueSpec(Section):
     """A due date."""
 
-    date: OrTemplate[Day] = Field(description="The day, as in 2026-12-01; Vambe knows no time without a date.")
-    time: OrTemplate[Clock] | None = Field(
-        None, description="The time of day in the task's time zone, as in 14:00; without it the task is all-day."
-    )
+    date: OrTemplate[Day]
+    """The day, as in 2026-12-01; Vambe knows no time without a date."""
+    time: OrTemplate[Clock] | None = None
+    """The time of day in the task's time zone, as in 14:00; without it the task is all-day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -525,7 +508,7 @@ class _SpanOrDate:
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Return the schema of either."""
-        return {"anyOf": [handler(schema), {**_SPAN}, {**_CODE}]}
+        return {"anyOf": [handler(schema), {"type": "string", "pattern": r"^\+?[0-9]{1,9}[smhdw]$"}]}
 
     @staticmethod
     def _span(value: Json) -> timedelta:
@@ -540,58 +523,49 @@ class TeamTask(Section):
     """A task for a person, held by Vambe."""
 
     NOT_YET: ClassVar = {"window": _WINDOW}
-    title: OrTemplate[Text] | None = Field(
-        None, description="The task's title; default: the rule's description, else its id."
-    )
-    description: OrTemplate[Text] | None = Field(None, description="What the person should know.")
-    due: OrTemplate[Annotated[DueSpec | timedelta, _SpanOrDate()]] | None = Field(
-        None, description="When it is due: +2h, or a date with or without a time; absent: no due date."
-    )
-    timezone: OrTemplate[Zone] | None = Field(
-        None, description="The zone of the due time; default: the team's, the rule's, ..."
-    )
-    priority: OrTemplate[
-        Annotated[
-            Literal["low", "medium", "high"],
-            BeforeValidator(_refuse_priority_number),
-            Must("must be low, medium or high"),
-        ]
-    ] = Field("medium", description="low, medium (default) or high.")
-    assign: OrTemplate[
-        Annotated[
-            str | list[str],
-            PlainValidator(_read_assignees),
-            AtLeastOne("must name at least one user (Vambe answers 400 on responsibleIds otherwise)"),
-            _either({"type": "string", "minLength": 1}, _TEXTS),
-        ]
-    ] = Field(description="Who it is for: a team, a list of user ids, or a template.")
-    ai_contact_id: OrTemplate[Text] | None = Field(None, description="The contact at Vambe.")
-    ai_customer_id: OrTemplate[Text] | None = Field(None, description="The customer at Vambe.")
-    extra_fields: Mapped | None = Field(None, description="Raw fields for Vambe's request, at your own risk.")
+    title: OrTemplate[Text] | None = None
+    """The task's title; default: the rule's description, else its id."""
+    description: OrTemplate[Text] | None = None
+    """What the person should know."""
+    due: OrTemplate[Annotated[DueSpec | timedelta, _SpanOrDate()]] | None = None
+    """When it is due: +2h, or a date with or without a time; absent: no due date."""
+    timezone: OrTemplate[Zone] | None = None
+    """The zone of the due time; default: the team's, the rule's, ..."""
+    priority: OrTemplate[TeamPriority] = "medium"
+    """low, medium (default) or high."""
+    assign: OrTemplate[Assignees]
+    """Who it is for: a team, a list of user ids, or a template."""
+    ai_contact_id: OrTemplate[Text] | None = None
+    """The contact at Vambe."""
+    ai_customer_id: OrTemplate[Text] | None = None
+    """The customer at Vambe."""
+    extra_fields: Mapped | None = None
+    """Raw fields for Vambe's request, at your own risk."""
 
 
 class TaskEntry(Section):
     """One task of a rule: its type with what is sent, and beside it what is done when sending fails."""
 
     NOT_YET: ClassVar = {"window": _WINDOW}
-    id: TaskName | None = Field(None, description="The task's name in its rule; default: its type.")
-    retry: RetrySpec | None = Field(None, description="When it is sent again.")
-    if_unsure: Fixed[Literal["ask", "repeat"]] = Field(
-        "ask",
-        description="What to do when no look-up at the provider can tell whether it was executed: ask a person, or repeat "
-        "it, which may touch somebody twice.",
-    )
-    make_call: MakeCall | None = Field(None, description="An AI phone call.")
-    whatsapp_template: WhatsappTemplate | None = Field(None, description="A WhatsApp template message.")
-    team_task: TeamTask | None = Field(None, description="A task for a person.")
-    mindhunters_task: OtherTask | None = Field(None, description="Any other documented task of Mindhunters.")
-    on_failure: Tasks | None = Field(
-        None, description="Tasks to make when this one ends dead or too late; their templates may use `failure`."
-    )
-    on_outcome: OnOutcome | None = Field(
-        None,
-        description="Tasks to make when Mindhunters has ended this one; needs LEADWIRE_MINDHUNTERS_POLL.",
-    )
+    id: TaskName | None = None
+    """The task's name in its rule; default: its type."""
+    retry: RetrySpec | None = None
+    """When it is sent again."""
+    if_unsure: Fixed[Literal["ask", "repeat"]] = "ask"
+    """What to do when no look-up at the provider can tell whether it was executed: ask a person, or repeat it, which may touch \
+somebody twice."""
+    make_call: MakeCall | None = None
+    """An AI phone call."""
+    whatsapp_template: WhatsappTemplate | None = None
+    """A WhatsApp template message."""
+    team_task: TeamTask | None = None
+    """A task for a person."""
+    mindhunters_task: OtherTask | None = None
+    """Any other documented task of Mindhunters."""
+    on_failure: Tasks | None = None
+    """Tasks to make when this one ends dead or too late; their templates may use `failure`."""
+    on_outcome: OnOutcome | None = None
+    """Tasks to make when Mindhunters has ended this one; needs LEADWIRE_MINDHUNTERS_POLL."""
 
 
 Tasks = Annotated[list[TaskEntry], MinLen(1), AtLeastOne("must hold at least one task")]
@@ -600,9 +574,12 @@ Tasks = Annotated[list[TaskEntry], MinLen(1), AtLeastOne("must hold at least one
 class OnOutcome(Section):
     """What follows when Mindhunters has ended a task, by how; templates may use `outcome` and `failure`."""
 
-    completed: Tasks | None = Field(None, description="Tasks to make when it was carried out.")
-    failed: Tasks | None = Field(None, description="Tasks to make when Mindhunters gave up on it.")
-    expired: Tasks | None = Field(None, description="Tasks to make when its time passed before it was carried out.")
+    completed: Tasks | None = None
+    """Tasks to make when it was carried out."""
+    failed: Tasks | None = None
+    """Tasks to make when Mindhunters gave up on it."""
+    expired: Tasks | None = None
+    """Tasks to make when its time passed before it was carried out."""
 
 
 TaskEntry.model_rebuild()
@@ -612,50 +589,70 @@ class GivenContact(Section):
     """The contact of a test's event."""
 
     MAY_BE_NULL: ClassVar = frozenset({"id", "name", "phone", "email", "country", "timezone", "language", "consent"})
-    id: str | None = Field(None, description="The contact's id at its source.")
-    name: str | None = Field(None, description="The contact's name.")
-    phone: str | None = Field(None, description="The phone number with its country code, as events carry it.")
-    email: str | None = Field(None, description="The e-mail address.")
-    country: str | None = Field(None, description="The country, two letters.")
-    timezone: Known[Fixed[Zone]] = Field(None, description="The contact's time zone.")
-    language: str | None = Field(None, description="The language.")
-    consent: Known[Mapped] = Field(None, description="What the contact agreed to.")
+    id: str | None = None
+    """The contact's id at its source."""
+    name: str | None = None
+    """The contact's name."""
+    phone: str | None = None
+    """The phone number with its country code, as events carry it."""
+    email: str | None = None
+    """The e-mail address."""
+    country: str | None = None
+    """The country, two letters."""
+    timezone: Known[Fixed[Zone]] = None
+    """The contact's time zone."""
+    language: str | None = None
+    """The language."""
+    consent: Known[Mapped] = None
+    """What the contact agreed to."""
 
 
 class GivenSubject(Section):
     """The record a test's event is about."""
 
-    kind: Text = Field(description="lead, deal, contact ...")
-    id: Text = Field(description="Its id at the source.")
+    kind: Text
+    """lead, deal, contact ..."""
+    id: Text
+    """Its id at the source."""
 
 
 class Given(Section):
     """The event of a test; what is left out is made up."""
 
     MAY_BE_NULL: ClassVar = frozenset({"subject", "contact", "changed", "attempt", "data"})
-    type: Name | None = Field(None, description="The event's type; default: what the rule listens to.")
-    id: Text | None = Field(None, description="The event's id.")
-    source: Text | None = Field(None, description="The source's name.")
-    occurred_at: Fixed[Moment | None] = Field(None, description="When it happened; default: the test's `at`.")
-    received_at: Fixed[Moment | None] = Field(None, description="When it came in; default: the test's `at`.")
-    subject: GivenSubject | None = Field(None, description="Its record.")
-    contact: GivenContact | None = Field(None, description="Its person.")
-    changed: Known[Mapped] = Field(None, description="What changed, as in {data.stage: {from: mql, to: sql}}.")
-    attempt: Known[Annotated[int, Ge(0)]] = Field(None, description="Which try of the sender this is.")
-    data: Any = Field(None, description="What the source sent.")
+    type: Name | None = None
+    """The event's type; default: what the rule listens to."""
+    id: Text | None = None
+    """The event's id."""
+    source: Text | None = None
+    """The source's name."""
+    occurred_at: Fixed[Moment | None] = None
+    """When it happened; default: the test's `at`."""
+    received_at: Fixed[Moment | None] = None
+    """When it came in; default: the test's `at`."""
+    subject: GivenSubject | None = None
+    """Its record."""
+    contact: GivenContact | None = None
+    """Its person."""
+    changed: Known[Mapped] = None
+    """What changed, as in {data.stage: {from: mql, to: sql}}."""
+    attempt: Known[Annotated[int, Ge(0)]] = None
+    """Which try of the sender this is."""
+    data: Any = None
+    """What the source sent."""
 
 
 class RuleTestSpec(Section):
     """A case that shows what the rule is for: `leadwire check` runs it."""
 
-    name: Name = Field(description="What the case is.")
-    at: Fixed[Moment | None] = Field(None, description="The moment of the test; default: now.")
-    given: Given = Field(description="The event.")
-    expect: Annotated[
-        list[Annotated[tuple[str, Mapped], PlainValidator(_read_expected)]],
-        Must("must be a list of tasks such as [make_call, team_task], or [] for none"),
-        WithJsonSchema({"type": "array", "items": {"type": ["string", "object"], "maxProperties": 1}}),
-    ] = Field(description="The tasks that must come of it, in any order: by type or id, alone or with some fields.")
+    name: Name
+    """What the case is."""
+    at: Fixed[Moment | None] = None
+    """The moment of the test; default: now."""
+    given: Given
+    """The event."""
+    expect: ExpectedTasks
+    """The tasks that must come of it, in any order: by type or id, alone or with some fields."""
 
 
 class RuleSpec(Section):
@@ -665,64 +662,54 @@ class RuleSpec(Section):
         **dict.fromkeys("once_per cancel_on caps rank require mode sla on_breach changed expr absent".split(), _LATER),  # noqa: SIM905 - names
         "window": _WINDOW,
     }
-    id: Name = Field(description="The rule's name, one of its kind in all files; it is part of every task's key.")
-    description: Text | None = Field(None, description="What the rule is for; the default title of its tasks.")
-    when: Annotated[
-        tuple[str, ...],
-        PlainValidator(_read_event_types),
-        AtLeastOne("must name at least one event type"),
-        _either({"type": "string", "minLength": 1}, _TEXTS),
-    ] = Field(
-        description="The event type, a list of them, or a pattern such as deal.*",
-        examples=[*CANONICAL_EVENT_TYPES, "deal.*"],
-    )
-    conditions: Any = Field(None, alias="if", description="Conditions: every line must hold.")
-    then: Tasks = Field(description="The tasks, in order.")
-    stop: Fixed[bool] = Field(
-        default=False, description="Whether later rules of this file are left out when this one made a task."
-    )
-    timezone: Fixed[Zone | None] = Field(None, description="The time zone of this rule's team tasks.")
-    tests: list[RuleTestSpec] | None = Field(None, description="Its test cases.")
+    id: Name
+    """The rule's name, one of its kind in all files; it is part of every task's key."""
+    description: Text | None = None
+    """What the rule is for; the default title of its tasks."""
+    when: EventTypes
+    """The event type, a list of them, or a pattern such as deal.*"""
+    conditions: Any = Field(None, alias="if")
+    """Conditions: every line must hold."""
+    then: Tasks
+    """The tasks, in order."""
+    stop: Fixed[bool] = False
+    """Whether later rules of this file are left out when this one made a task."""
+    timezone: Fixed[Zone | None] = None
+    """The time zone of this rule's team tasks."""
+    tests: list[RuleTestSpec] | None = None
+    """Its test cases."""
 
 
 class MemberSpec(Section):
     """A person of a team."""
 
-    name: Text | None = Field(None, description="The name, for people.")
-    id: Annotated[Text, BeforeValidator(_no_template)] = Field(description="The user's id at Vambe.")
+    name: Text | None = None
+    """The name, for people."""
+    id: Annotated[Text, BeforeValidator(_no_template)]
+    """The user's id at Vambe."""
 
 
 class TeamSpec(Section):
     """Who can be assigned under one name."""
 
-    by: Fixed[Literal["everyone", "round_robin"]] = Field(
-        "everyone", description="everyone (default): all of them; round_robin: one after the other."
-    )
-    timezone: Fixed[Zone | None] = Field(None, description="The time zone of the team's tasks.")
-    members: Annotated[list[MemberSpec], MinLen(1), AtLeastOne("must hold at least one member")] = Field(
-        description="The people."
-    )
+    by: Fixed[Literal["everyone", "round_robin"]] = "everyone"
+    """everyone (default): all of them; round_robin: one after the other."""
+    timezone: Fixed[Zone | None] = None
+    """The time zone of the team's tasks."""
+    members: Annotated[list[MemberSpec], MinLen(1), AtLeastOne("must hold at least one member")]
+    """The people."""
 
 
 class DefaultsSpec(Section):
     """What holds where a rule says nothing; in one file only."""
 
     NOT_YET: ClassVar = {**dict.fromkeys(("caps", "require", "mode"), _LATER), "window": _WINDOW}
-    timezone: Fixed[Zone | None] = Field(None, description="The time zone of team tasks.")
-    country_zones: (
-        Annotated[
-            dict[Annotated[str, _kept(_check_country)], Fixed[Zone]],
-            WithJsonSchema(
-                {
-                    "type": "object",
-                    "propertyNames": {"pattern": "^[A-Z]{2}$"},
-                    "additionalProperties": {"type": "string"},
-                }
-            ),
-        ]
-        | None
-    ) = Field(None, description="The zone to assume in a country that has several, as in {US: America/New_York}.")
-    retry: RetrySpec | None = Field(None, description="The retry of every task.")
+    timezone: Fixed[Zone | None] = None
+    """The time zone of team tasks."""
+    country_zones: dict[Country, Fixed[Zone]] | None = None
+    """The zone to assume in a country that has several, as in {US: America/New_York}."""
+    retry: RetrySpec | None = None
+    """The retry of every task."""
 
 
 class RuleFile(Section):
@@ -730,14 +717,17 @@ class RuleFile(Section):
 
     NOT_YET: ClassVar = dict.fromkeys(("caps", "mode", "sla", "require"), _LATER)
     MAY_BE_NULL: ClassVar = frozenset({"defaults", "calendars", "teams", "sources", "rules"})
-    version: Annotated[int, Ge(1), Le(1), Must("must be 1, the one version of rule files there is")] = Field(
-        1, description="The version of the grammar: 1."
-    )
-    defaults: DefaultsSpec | None = Field(None, description="What holds where a rule says nothing.")
+    version: Annotated[int, Ge(1), Le(1), Must("must be 1, the one version of rule files there is")] = 1
+    """The version of the grammar: 1."""
+    defaults: DefaultsSpec | None = None
+    """What holds where a rule says nothing."""
     calendars: SkipJsonSchema[Annotated[None, PlainValidator(_refuse_calendars)]] = None
-    teams: dict[str, TeamSpec] | None = Field(None, description="Teams by name.")
-    sources: dict[str, Mapped] | None = Field(None, description="Who may post, by name; see the page on sources.")
-    rules: list[RuleSpec] | None = Field(None, description="The rules, in order.")
+    teams: dict[str, TeamSpec] | None = None
+    """Teams by name."""
+    sources: dict[str, Mapped] | None = None
+    """Who may post, by name; see the page on sources."""
+    rules: list[RuleSpec] | None = None
+    """The rules, in order."""
 
 
 # What is said about what may not stand there -------------------------------------------------------------------------
@@ -893,7 +883,9 @@ def json_schema() -> dict[str, Json]:
     Keys of a later version are not in it.
     """
     made = RuleFile.model_json_schema(by_alias=True)
-    made["$defs"]["RuleSpec"]["properties"]["if"]["$ref"] = "#/$defs/Conditions"
+    rule = made["$defs"]["RuleSpec"]["properties"]
+    rule["if"]["$ref"] = "#/$defs/Conditions"
+    rule["when"]["examples"] = [*CANONICAL_EVENT_TYPES, "deal.*"]
     made["$defs"]["TaskEntry"]["oneOf"] = [{"required": [task.value]} for task in TaskType]
     made["$defs"] |= _conditions()
     return {
