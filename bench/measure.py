@@ -23,7 +23,7 @@ from bench import processes
 from bench.events import body, event_id, request
 from bench.generator import Answer, post
 from bench.systems import ROOT, Place, System, free_port
-from ingress.lifeline import dies_with_me
+from ingress.processes import dies_with_me
 
 COLD_SECONDS: Final = 60.0
 DRAIN_SECONDS: Final = 90.0

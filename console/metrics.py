@@ -19,7 +19,7 @@ from typing import Final
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from ingress.accept import Outcome
+from ingress.app import RequestOutcome
 from ingress.sources import VerificationFailure
 from rules.vocabulary import TERMINAL_TASK_STATES, EventState, ProviderName, TaskState, TaskType
 from worker.ledger import Due, Measures, PauseKind
@@ -47,9 +47,17 @@ EVENT_ENDS: Final = [str(state) for state in EventState if state is not EventSta
 
 _BUSY_REASONS: Final = ("ledger_busy", "ledger_fault", "unexpected")
 _REQUEST_ENDS: Final = (
-    *((str(outcome), "") for outcome in (Outcome.ACCEPTED, Outcome.HANDSHAKE, Outcome.OVERSIZED, Outcome.NOT_ALLOWED)),
-    *((str(Outcome.REJECTED), str(reason)) for reason in VerificationFailure),
-    *((str(Outcome.BUSY), reason) for reason in _BUSY_REASONS),
+    *(
+        (str(outcome), "")
+        for outcome in (
+            RequestOutcome.ACCEPTED,
+            RequestOutcome.HANDSHAKE,
+            RequestOutcome.OVERSIZED,
+            RequestOutcome.NOT_ALLOWED,
+        )
+    ),
+    *((str(RequestOutcome.REJECTED), str(reason)) for reason in VerificationFailure),
+    *((str(RequestOutcome.BUSY), reason) for reason in _BUSY_REASONS),
 )
 
 

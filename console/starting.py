@@ -16,11 +16,10 @@ from pydantic import SecretStr
 from console.data_folder import operator_token
 from console.operator import OperatorServer, SnapshotReader, create_operator_app
 from ingress import sources
-from ingress.reception import Reception
-from ingress.request_counts import RequestCounts
-from ingress.serving import Server, listen
-from ingress.siblings import bind
-from ingress.web import Readiness, create_app
+from ingress.app import Readiness, create_app, largest_body_bytes
+from ingress.processes import bind
+from ingress.request_counts import RequestCounter, RequestCounts
+from ingress.server import WebhookServer
 from rules.loader import SECTIONS
 from rules.rule_set import RuleSet, SourceText
 from rules.vocabulary import LedgerError, RuleError, RuleFault, SettingsError
@@ -41,7 +40,7 @@ BUSY_AFTER: Final = timedelta(seconds=2)
 class FrontDoor:
     """The listening server, the operator port beside it (in one process of several), and what they hold open."""
 
-    server: Server
+    server: WebhookServer
     operator: OperatorServer | None
     requests: RequestCounts
     ledger: Ledger
@@ -141,8 +140,8 @@ def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, op
             raise RuleError(faults)
         publisher = Publisher(celery_app(broker_url))
         undone.callback(publisher.close)
-        reception = Reception(built, utc_now, partial(new_id, "ev"))
-        requests = RequestCounts(reception.counts.all, ledger.inbox, built)
+        counter = RequestCounter()
+        requests = RequestCounts(counter.all, ledger.inbox, built)
         operator = None
         if operator_port:
             watch = SnapshotReader(
@@ -155,8 +154,9 @@ def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, op
             )
             operator = _operator_port(settings, watch, Readiness(ledger))
             undone.callback(operator.close)
-        app = create_app(reception, ledger, publisher)
-        server = listen(app, reception, sockets, ledger.inbox, publisher, busy_after=BUSY_AFTER)
+        app = create_app(built, ledger, publisher, counter, now=utc_now, new_id=partial(new_id, "ev"))
+        limit_bytes = largest_body_bytes(built)
+        server = WebhookServer(app, sockets, ledger.inbox, counter, body_limit_bytes=limit_bytes, busy_after=BUSY_AFTER)
         undone.pop_all()
     requests.start()
     if operator is not None:

@@ -26,7 +26,7 @@ import httpx
 
 from console import local_broker
 from console.data_folder import instance_id, lock_folder, operator_token
-from ingress.lifeline import dies_with_me
+from ingress.processes import dies_with_me
 from rules.vocabulary import LedgerError, Problem, SettingsError
 from worker.broker import wait_until_reachable
 from worker.context import utc_now

@@ -25,6 +25,24 @@ UNKNOWN: Final = "(unknown)"
 Requests = Mapping[tuple[str, str, str], int]
 
 
+class RequestCounter:
+    """How often requests to each source came to each outcome, and why; one per process, for any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counter: Counter[tuple[str, str, str]] = Counter()
+
+    def add(self, source: str, outcome: str, reason: str) -> None:
+        """Count one request."""
+        with self._lock:
+            self._counter[source, str(outcome), reason] += 1
+
+    def all(self) -> dict[tuple[str, str, str], int]:
+        """Return the counts by (source, outcome, reason)."""
+        with self._lock:
+            return dict(self._counter)
+
+
 class RequestLedger(Protocol):
     """What is needed of the ledger's inbox."""
 

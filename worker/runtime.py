@@ -69,9 +69,6 @@ def set_up_logging(log_format: str, level: str) -> None:
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns whenever a request waits for a thread
-    logging.getLogger("uvicorn.error").setLevel(
-        logging.ERROR
-    )  # it warns of all that is no request, and anybody can send that
 
 
 #: New objects before the youngest are looked through, and how often that is before the next generation is

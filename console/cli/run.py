@@ -72,7 +72,7 @@ def ingress() -> None:
 
     settings = _settings_and_logs()
     sockets = bind_public_port(settings)
-    ours = siblings.fork(settings.ingress_processes)
+    ours = processes.fork(settings.ingress_processes)
     _stop_on_sigterm()
     try:
         door = build_front_door(settings, sockets, operator_port=ours.is_first)

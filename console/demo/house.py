@@ -16,7 +16,7 @@ from typing import Final
 
 from console import local_broker
 from console.supervisor import free_port
-from ingress.lifeline import dies_with_me
+from ingress.processes import dies_with_me
 from rules.vocabulary import Problem
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
 from worker.settings import PREFIX

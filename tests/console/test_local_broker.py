@@ -7,7 +7,7 @@ from pathlib import Path
 import redis
 
 from console import local_broker
-from ingress.lifeline import dies_with_me
+from ingress.processes import dies_with_me
 from worker.broker import wait_until_reachable
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from ingress.lifeline import dies_with_me
+from ingress.processes import dies_with_me
 from tests.deploy import composition
 from tests.deploy.dockerfile import image_environment
 from tests.servers.needs import free_ports, program

@@ -7,7 +7,7 @@ import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 
-from ingress.lifeline import dies_with_me
+from ingress.processes import dies_with_me
 from tests.servers.needs import program
 
 #: How long a page's scripts may take, by the page's own clock.

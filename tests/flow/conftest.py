@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ingress.lifeline import dies_with_me
+from ingress.processes import dies_with_me
 from tests.flow.houses import HOUSES
 from worker.ledger import open_ledger
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox

@@ -20,7 +20,7 @@ from collections import Counter
 import httpx
 import pytest
 
-from ingress.lifeline import dies_with_me
+from ingress.processes import dies_with_me
 from tests.flow.conftest import RULES, SECRET
 from tests.flow.houses import on_postgresql
 from tests.servers.needs import free_ports

@@ -12,7 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from ingress.lifeline import dies_with_me
+from ingress.processes import dies_with_me
 from tests.servers import certificates
 from tests.servers.needs import free_ports, program
 

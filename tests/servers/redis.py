@@ -6,7 +6,7 @@ from pathlib import Path
 
 import redis
 
-from ingress.lifeline import dies_with_me
+from ingress.processes import dies_with_me
 from tests.servers import certificates
 from tests.servers.needs import free_ports, program
 

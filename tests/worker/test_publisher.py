@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from console import local_broker
-from ingress.lifeline import dies_with_me
+from ingress.processes import dies_with_me
 from rules.vocabulary import ProviderName, TaskType
 from worker.broker import EVENTS_QUEUE, QUEUE_OF, QueueDepths, celery_app, wait_until_reachable
 from worker.ledger import TaskRef

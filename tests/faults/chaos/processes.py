@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ingress.lifeline import dies_with_me
+from ingress.processes import dies_with_me
 
 #: A limit on file sizes comes as a signal; ignored, as it is from here on, it comes as a failing write: a disk that is full.
 _IGNORING = ["/bin/sh", "-c", 'trap "" XFSZ; exec "$@"', "sh"]

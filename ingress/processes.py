@@ -1,17 +1,23 @@
-"""Several processes behind one public port, because one Python process uses one core at most.
+"""Processes of one ingress: several behind one public port, and children that cannot outlive their parent.
 
-The first process binds the port, forks the others before it has threads or connections, and serves like them; the kernel
-hands each connection to whichever accepts it. They end together: the others with the first, whatever ends it, and the first
-when one of the others ends, so that whoever watches the first starts them all afresh.
+One Python process uses one core at most. So the first process binds the port, forks the others before it has threads or
+connections, and serves like them; the kernel hands each connection to whichever accepts it. They end together: the others
+with the first, whatever ends it, and the first when one of the others ends, so that whoever watches the first starts them all
+afresh.
+
+On Linux the kernel sends SIGKILL to a child when its parent dies (prctl(2), PR_SET_PDEATHSIG; it survives execve). It is asked
+for in the child itself. Elsewhere a killed parent leaves its children running.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -19,16 +25,24 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from ingress.lifeline import die_with_parent
-
 log = logging.getLogger(__name__)
 
 #: How long the others may take to finish their requests; less than those who stop us give.
 ENDING_SECONDS: Final = 15.0
+PR_SET_PDEATHSIG: Final = 1
+
+#: Run by the child before it becomes the command: nothing runs between fork and exec in a process that has threads.
+_LAUNCH: Final = f"""
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the parent is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 @dataclass(slots=True)
-class Siblings:
+class ProcessGroup:
     """The processes that share a port, as one of them sees it; `others` are the process ids of those it forked."""
 
     is_first: bool
@@ -39,7 +53,7 @@ class Siblings:
     def watch(self) -> None:
         """Have this process end in order (SIGTERM) when one of the others has ended by itself."""
         for pid in self.others:
-            thread = threading.Thread(target=self._wait_for, args=(pid,), name=f"sibling-{pid}", daemon=True)
+            thread = threading.Thread(target=self._wait_for, args=(pid,), name=f"wait-for-{pid}", daemon=True)
             self._waiting.append(thread)
             thread.start()
 
@@ -68,7 +82,7 @@ class Siblings:
                 os.kill(os.getpid(), signal.SIGTERM)
 
 
-def fork(processes: int) -> Siblings:
+def fork(processes: int) -> ProcessGroup:
     """Become so many processes; returns in each. To be called before there are threads, connections or signal handlers."""
     gc.collect()
     gc.freeze()  # what is there now stays shared between the processes: no collection writes to it
@@ -77,10 +91,10 @@ def fork(processes: int) -> Siblings:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            die_with_parent(parent)
-            return Siblings(is_first=False)
+            _die_with_parent(parent)
+            return ProcessGroup(is_first=False)
         others.append(pid)
-    return Siblings(is_first=True, others=tuple(others))
+    return ProcessGroup(is_first=True, others=tuple(others))
 
 
 def bind(host: str, port: int) -> Sequence[socket.socket]:
@@ -102,3 +116,21 @@ def bind(host: str, port: int) -> Sequence[socket.socket]:
             raise
         bound.append(sock)
     return bound
+
+
+def dies_with_me(command: Sequence[str]) -> list[str]:
+    """Return the command line that runs `command` (an absolute program and its arguments) and ends when this process does.
+
+    To be started from the main thread: the kernel's parent is the thread that forked.
+    """
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command]
+
+
+def _die_with_parent(parent: int) -> None:
+    """Bind this forked process to its parent, given by its process id; end at once when that is gone already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from ingress.lifeline import dies_with_me
+from ingress.processes import dies_with_me
 
 PARENT = """
 import subprocess, sys, time
-from ingress.lifeline import dies_with_me
+from ingress.processes import dies_with_me
 child = subprocess.Popen(dies_with_me([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]),
                          stdout=subprocess.PIPE)
 child.stdout.readline()

@@ -8,8 +8,8 @@ from itertools import count
 import pytest
 from flask import Flask
 
-from ingress.reception import Reception
-from ingress.web import create_app
+from ingress.app import create_app
+from ingress.request_counts import RequestCounter
 from rules.vocabulary import LedgerBusyError
 from worker.ledger import Ledger, migrate, open_ledger
 
@@ -68,10 +68,9 @@ def make_app(ledger, make_source, now):
 
     def make(**changed: object) -> Flask:
         sources = {"crm": make_source(GENERIC, ENV), "meta": make_source(META, ENV, name="meta")}
-        bounds = {name: changed.pop(name) for name in ("body_limit_bytes",) if name in changed}
-        reception = Reception(changed.pop("sources", sources), lambda: now, lambda: f"ev_{next(numbers)}", **bounds)
-        app = create_app(reception, **{"ledger": ledger, "dispatcher": Post(), **changed})
-        app.counts = reception.counts.all
+        given = {"sources": sources, "ledger": ledger, "publisher": Post(), "counter": RequestCounter(), **changed}
+        app = create_app(**given, now=lambda: now, new_id=lambda: f"ev_{next(numbers)}")
+        app.counts = given["counter"].all
         return app
 
     return make
