@@ -67,7 +67,7 @@ def demo(*, keep: bool) -> None:
 def ingress() -> None:
     """Receive webhooks on LEADWIRE_HOST and LEADWIRE_PORT."""
     from console.starting import bind_public_port, build_front_door
-    from ingress import siblings
+    from ingress import processes
     from worker import runtime
 
     settings = _settings_and_logs()
