@@ -1,67 +1,84 @@
 """`leadwire demo`: the whole line on this machine, from signed webhooks to tasks at sandbox providers, and what came of it.
 
-Everything lives in a fresh temporary folder and on free ports; nothing is left running. It ends well only if every promised
+Everything lives in a fresh temporary folder and on free ports; nothing is left running. It ends well only if every expected
 task is at its provider exactly once, the redelivery created nothing, and the leads that were left alone are explained.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
+import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
-from console.demo.house import House
-from console.demo.outcome import Outcome, shortcomings
-from console.demo.screen import Screen
-from console.demo.story import Posting, environment, postings
+import click
+
+from console import local_broker
+from console.demo.scenario import DemoResult, DemoWebhook, ExpectedEvent, rule_variables, webhooks
 from console.samples import Posted, post, sign
+from console.supervisor import free_port
 from ingress import sources
+from ingress.processes import dies_with_me
 from ingress.sources import Source
+from rules.conditions import explain
 from rules.loader import load
-from rules.vocabulary import Problem
+from rules.vocabulary import Decision, DecisionOutcome, Problem
 from worker.context import FRONT_DOOR_SECTIONS, utc_now
-from worker.ledger import open_ledger
+from worker.ledger import StoredEvent, open_ledger
 from worker.rule_sets import read_files
-from worker.sandbox import Sandbox
+from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
+from worker.settings import PREFIX
 
 #: The whole demo takes no longer than this before it gives up waiting.
 LIMIT_SECONDS: Final = 90.0
-LOOK_SECONDS: Final = 0.1
+START_POLL_SECONDS: Final = 0.05
+RESULT_POLL_SECONDS: Final = 0.1
+#: `up` ends its children in order within 30 seconds.
+STOP_SECONDS: Final = 35.0
+#: Lines of each log that a failure shows.
+LOG_LINES: Final = 12
+#: Widths of the table's columns: 100 with the gaps between them; a provider's id has 36 characters.
+COLUMN_WIDTHS: Final = (28, 32, 36)
+BAR_WIDTH: Final = 24
 
 
 def run(*, keep: bool) -> None:
-    """Run the demo. Raises Problem, saying where the logs are, when anything is not as promised."""
+    """Run the demo. Raises Problem, saying where the logs are, when anything is not as expected."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     give_up_at = time.monotonic() + LIMIT_SECONDS
-    screen = Screen()
-    with _folder(keep=keep, screen=screen) as folder, Sandbox() as sandbox:
-        variables = environment()
-        house = House(folder=folder, sandbox=sandbox, variables=variables)
-        screen.opening(folder, house.rules)
+    display = Display()
+    with _temporary_folder(keep=keep, display=display) as folder, Sandbox() as sandbox:
+        leadwire = LeadwireProcess(folder=folder, sandbox=sandbox, variables=rule_variables())
+        display.opening(folder, leadwire.rules)
         try:
-            house.start(give_up_at, screen.starting)
-            screen.running(house.url, sandbox.url)
-            outcome = _play(house, sandbox, _built(house), screen, give_up_at)
-            missing = shortcomings(outcome)
-            screen.table(outcome)
-            if missing:
-                raise Problem("\n".join(["NOT as expected:", *(f"  {one}" for one in missing)]))
-            screen.well(outcome)
+            leadwire.start(give_up_at, display.starting)
+            display.running(leadwire.url, sandbox.url)
+            result = _play(leadwire, sandbox, display, give_up_at)
+            display.result(result)
+            if wrong := list(result.shortcomings()):
+                raise Problem("\n".join(["NOT as expected:", *(f"  {one}" for one in wrong)]))
+            display.all_as_expected(result)
         except Problem as problem:
-            raise Problem(f"{problem}\n\n{house.tail()}") from problem
+            raise Problem(f"{problem}\n\n{leadwire.log_tails()}") from problem
         finally:
-            screen.stopping()
-            house.stop()
+            display.stopping()
+            leadwire.stop()
 
 
 @contextmanager
-def _folder(*, keep: bool, screen: Screen) -> Iterator[Path]:
+def _temporary_folder(*, keep: bool, display: Display) -> Iterator[Path]:
     """Make a fresh folder; it goes when all went well, and stays, with its place said, when not."""
     folder = Path(tempfile.mkdtemp(prefix="leadwire-demo-"))
     try:
@@ -72,29 +89,34 @@ def _folder(*, keep: bool, screen: Screen) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     if keep:
-        screen.kept(folder)
+        display.kept(folder)
     else:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _built(house: House) -> dict[str, Source]:
-    rule_set = load(read_files(house.rules), house.variables, resolve=FRONT_DOOR_SECTIONS)
-    built, faults = sources.build(rule_set.sources, house.variables, public_url=house.public_url)
-    if faults:
-        raise Problem("\n".join(str(fault) for fault in faults))
-    return built
+def _post_all(
+    posted: Sequence[DemoWebhook], leadwire: LeadwireProcess, display: Display
+) -> tuple[tuple[Posted, ...], ...]:
+    """Post each webhook, those that are redelivered twice with the same bytes; return the answers to each."""
+    built = leadwire.build_sources()
+    display.posting()
+    answers = []
+    for webhook in posted:
+        request = sign(built[webhook.source], webhook.sample, leadwire.url, utc_now())
+        answers.append(tuple(post(request) for _ in range(2 if webhook.redelivered else 1)))
+        display.posted(webhook, answers[-1])
+    return tuple(answers)
 
 
-def _play(house: House, sandbox: Sandbox, built: dict[str, Source], screen: Screen, give_up_at: float) -> Outcome:
+def _play(leadwire: LeadwireProcess, sandbox: Sandbox, display: Display, give_up_at: float) -> DemoResult:
     """Post everything, then watch the tasks arrive until all is decided and delivered, or time is up."""
-    now = utc_now()
-    story = postings(now)
-    answers = _post_all(story, built, house.url, screen, now)
-    ledger = open_ledger(house.ledger_url)
+    posted = webhooks(utc_now())
+    answers = _post_all(posted, leadwire, display)
+    ledger = open_ledger(leadwire.ledger_url)
     try:
         while True:
-            outcome = Outcome(
-                postings=story,
+            result = DemoResult(
+                webhooks=posted,
                 answers=answers,
                 events=tuple(ledger.queries.list_events()),
                 tasks=tuple(ledger.queries.list_tasks()),
@@ -102,25 +124,254 @@ def _play(house: House, sandbox: Sandbox, built: dict[str, Source], screen: Scre
                 at_vambe=tuple(sandbox.tasks("vambe")),
                 refused=tuple(str(one["why"]) for one in sandbox.state()["refused"]),
             )
-            screen.arrived(outcome)
-            if outcome.is_quiet or time.monotonic() > give_up_at:
-                return outcome
-            house.check_alive()
-            time.sleep(LOOK_SECONDS)
+            display.arrived(result)
+            if result.is_final or time.monotonic() > give_up_at:
+                return result
+            leadwire.check_alive()
+            time.sleep(RESULT_POLL_SECONDS)
     finally:
-        screen.arrivals_end()
+        display.clear_line()
         ledger.close()
 
 
-def _post_all(
-    story: Sequence[Posting], built: dict[str, Source], url: str, screen: Screen, now: datetime
-) -> tuple[tuple[Posted, ...], ...]:
-    """Post each webhook, those that come again twice with the same bytes; return the answers to each."""
-    screen.posting()
-    answers = []
-    for posting in story:
-        request = sign(built[posting.source], posting.sample, url, now)
-        posted = tuple(post(request) for _ in range(2 if posting.again else 1))
-        screen.posted(posting, posted)
-        answers.append(posted)
-    return tuple(answers)
+@dataclass(slots=True, kw_only=True)
+class LeadwireProcess:
+    """The demo's own `leadwire up`: a child with a folder, ports and credentials of its own, which dies with the demo."""
+
+    folder: Path
+    sandbox: Sandbox
+    variables: Mapping[str, str]
+    url: str = ""
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def rules(self) -> Path:
+        """The example rules of this installation."""
+        return Path(str(files("rules").joinpath("examples")))
+
+    @property
+    def home(self) -> Path:
+        """The data folder."""
+        return self.folder / "home"
+
+    @property
+    def ledger_url(self) -> str:
+        """Where the ledger is."""
+        return f"sqlite:///{self.home / 'ledger.sqlite3'}"
+
+    def build_sources(self) -> Mapping[str, Source]:
+        """Return the sources of the example rules, by name."""
+        rule_set = load(read_files(self.rules), self.variables, resolve=FRONT_DOOR_SECTIONS)
+        built, faults = sources.build(rule_set.sources, self.variables, public_url=self.url)
+        if faults:
+            raise Problem("\n".join(str(fault) for fault in faults))
+        return built
+
+    def start(self, give_up_at: float, while_waiting: Callable[[], None]) -> None:
+        """Start `leadwire up` and wait until it is ready. Raises Problem when it ends or time is up."""
+        port = free_port()
+        self.home.mkdir(mode=0o700)
+        # -P: the folder we stand in is no place to import from.
+        command = [sys.executable, "-P", "-m", "console.cli", "up"]
+        with (self.folder / "up.log").open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - our own command
+                dies_with_me(command),
+                cwd=self.folder,
+                env=self._environment(port),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches the demo alone, which stops `up` in order
+            )
+        while not (self.home / "up.json").exists():
+            self.check_alive()
+            if time.monotonic() > give_up_at:
+                raise Problem("`leadwire up` is not ready in time")
+            while_waiting()
+            time.sleep(START_POLL_SECONDS)
+        self.url = str(json.loads((self.home / "up.json").read_bytes())["url"])
+
+    def check_alive(self) -> None:
+        """Raise Problem when `leadwire up` has ended."""
+        if self._process is not None and self._process.poll() is not None:
+            raise Problem(f"`leadwire up` ended with {self._process.returncode}")
+
+    def stop(self) -> None:
+        """Stop `leadwire up` and all it started."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        socket_folder = local_broker.socket_path(self.home).parent
+        if not socket_folder.is_relative_to(self.home):  # where the data folder's path is too long for a socket
+            shutil.rmtree(socket_folder, ignore_errors=True)
+
+    def log_tails(self) -> str:
+        """Return the last lines of every log."""
+        parts = []
+        for path in (self.folder / "up.log", *sorted((self.home / "logs").glob("*.log"))):
+            lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+            if lines:
+                parts.append("\n".join([f"--- {path.relative_to(self.folder)}", *lines[-LOG_LINES:]]))
+        return "\n".join(parts) or "(no log lines)"
+
+    def _environment(self, port: int) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        own = {
+            "HOME": str(self.home),
+            "RULES": str(self.rules),
+            "PORT": str(port),
+            "OPERATOR_PORT": "0",
+            "FLOWER_PORT": "0",
+            "PUBLIC_URL": f"http://127.0.0.1:{port}",
+            "MINDHUNTERS_URL": self.sandbox.mindhunters_url,
+            "MINDHUNTERS_TOKEN": MINDHUNTERS_TOKEN,
+            "VAMBE_URL": self.sandbox.vambe_url,
+            "VAMBE_API_KEY": VAMBE_API_KEY,
+        }
+        return {**inherited, **self.variables, **{PREFIX + name: value for name, value in own.items()}}
+
+
+class Display:
+    """What the demo shows on standard output: a line that moves while tasks arrive, where one can, and a table at the end."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stdout.isatty()
+        self._began_at = time.monotonic()
+        self._shown: set[str] = set()
+
+    def opening(self, folder: Path, rules: Path) -> None:
+        """Say what this is."""
+        click.secho("Leadwire demo: signed webhooks become calls, WhatsApp templates and team tasks", bold=True)
+        near = rules.relative_to(Path.cwd()) if rules.is_relative_to(Path.cwd()) else rules
+        click.echo(f"  rules       {near}")
+        click.echo(f"  everything  {folder}")
+        self.starting()
+
+    def starting(self) -> None:
+        """Say that everything starts; on a terminal, with the time it has taken."""
+        if self._is_terminal:
+            self.clear_line()
+            click.echo(f"Starting broker, worker, webhook server and Flower ... {self._seconds()}", nl=False)
+        elif self._is_first("starting"):
+            click.echo("Starting broker, worker, webhook server and Flower ...")
+
+    def running(self, url: str, sandbox_url: str) -> None:
+        """Say where things are."""
+        self.clear_line()
+        click.echo(f"  webhooks    {url}/webhooks/SOURCE   ready after {self._seconds()}")
+        click.echo(f"  providers   {sandbox_url}   (a sandbox that answers like Mindhunters and Vambe)")
+
+    def posting(self) -> None:
+        """Open the list of webhooks."""
+        click.secho("\nPosting signed webhooks", bold=True)
+
+    def posted(self, webhook: DemoWebhook, answers: Sequence[Posted]) -> None:
+        """Show one webhook and the answers it got."""
+        statuses = " ".join(str(posted.status) for posted in answers)
+        labels = "; ".join(event.label for event in webhook.events)
+        twice = "  (posted twice)" if webhook.redelivered else ""
+        click.echo(f"  {statuses:<9}{webhook.source:<9} {webhook.format:<26} {labels}{twice}")
+
+    def arrived(self, result: DemoResult) -> None:
+        """Show the tasks that came to the providers since the last look, and how many are to come."""
+        if self._is_first("tasks"):
+            click.secho("\nTasks arriving at the providers", bold=True)
+        self.clear_line()
+        for one in result.at_providers:
+            if self._is_first(str(one.get("uuid") or one.get("id"))):
+                click.echo(f"  {self._seconds():>7}  {one['title']}")
+        if self._is_terminal:
+            there, wanted = len(result.at_providers), len(result.expected_tasks)
+            done = BAR_WIDTH * min(there, wanted) // max(wanted, 1)
+            bar = "█" * done + "░" * (BAR_WIDTH - done)
+            click.echo(f"  {self._seconds():>7}  {bar}  {there} of {wanted}", nl=False)
+
+    def clear_line(self) -> None:
+        """Take the moving line away."""
+        if self._is_terminal:
+            click.echo("\r\033[K", nl=False)
+
+    def result(self, result: DemoResult) -> None:
+        """Show what came in, what was decided and why, and what was created."""
+        click.echo()
+        for line in _row_lines("What came in", "What was decided, and why", "What was created"):
+            click.secho(line, bold=True)
+        for webhook, answers in zip(result.webhooks, result.answers, strict=True):
+            rows = [list(_event_lines(result, webhook, event)) for event in webhook.events]
+            for repeated in answers[1:]:
+                known = f"a redelivery, answered with {repeated.status}: known already, nothing new"
+                rows.append(list(_row_lines("the same bytes again", known, "nothing")))
+            for lines in rows:
+                click.echo("\n".join([_RULER, *lines]))
+        click.echo(_RULER)
+
+    def all_as_expected(self, result: DemoResult) -> None:
+        """Say that all is as expected."""
+        left_alone = sum(event.failing_test is not None for event in result.expected_events)
+        click.secho(
+            f"All as expected: {len(result.expected_tasks)} promised tasks are at their providers, each exactly once; "
+            f"the redelivery\ncreated nothing; {left_alone} events that were left alone are explained. "
+            f"It took {self._seconds()}.",
+            fg="green",
+        )
+
+    def stopping(self) -> None:
+        """Say that everything is being stopped."""
+        self.clear_line()
+        click.echo("Stopping everything ...")
+
+    def kept(self, folder: Path) -> None:
+        """Say where everything is, and how to look into it."""
+        click.echo(f"Kept: {folder}. Look into it: LEADWIRE_HOME={folder / 'home'} leadwire tasks")
+
+    def _is_first(self, thing: str) -> bool:
+        """Say whether this is shown for the first time."""
+        known = thing in self._shown
+        self._shown.add(thing)
+        return not known
+
+    def _seconds(self) -> str:
+        return f"{time.monotonic() - self._began_at:.1f} s"
+
+
+_RULER: Final = "  ".join("-" * width for width in COLUMN_WIDTHS)
+
+
+def _event_lines(result: DemoResult, webhook: DemoWebhook, expected: ExpectedEvent) -> Iterator[str]:
+    """Yield the table's lines for one event: a row for each rule's decision."""
+    event = result.stored(webhook, expected)
+    came = f"{expected.type}, {webhook.source}\n{expected.label}"
+    if event is None or not event.decisions:
+        state = f"{event.state}: {event.reason}" if event else "not in the ledger: see below"
+        yield from _row_lines(came, state, "nothing")
+        return
+    for decision in event.decisions:
+        yield from _row_lines(came, _why(decision), "\n".join(_created(result, event, decision)) or "nothing")
+        came = ""
+
+
+def _why(decision: Decision) -> str:
+    if decision.outcome is DecisionOutcome.MATCHED:
+        return f"{decision.rule}: matched"
+    return f"{decision.rule}: left alone\n{explain(decision.failed) if decision.failed else decision.reason}"
+
+
+def _created(result: DemoResult, event: StoredEvent, decision: Decision) -> Iterator[str]:
+    for task in result.tasks_of(event, decision.rule):
+        yield f"{task.type} at {task.provider}"
+        yield task.external_id or f"{task.state}: {task.reason or 'on its way'}"
+
+
+def _row_lines(*cells: str) -> Iterator[str]:
+    """Yield the lines of a row: each cell wrapped to its column, side by side."""
+    wrapped = [
+        [part for line in cell.split("\n") for part in textwrap.wrap(line, width, subsequent_indent="  ")]
+        for cell, width in zip(cells, COLUMN_WIDTHS, strict=True)
+    ]
+    for parts in zip_longest(*wrapped, fillvalue=""):
+        yield "  ".join(part.ljust(width) for part, width in zip(parts, COLUMN_WIDTHS, strict=True)).rstrip()

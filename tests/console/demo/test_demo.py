@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from console.demo.outcome import Outcome, shortcomings
-from console.demo.story import postings
+from console.demo.scenario import DemoResult, webhooks
 from console.samples import Posted
 from rules.vocabulary import (
     Contact,
@@ -39,14 +38,14 @@ PLACE = "leads.yaml:1:1"
 
 
 @pytest.fixture
-def surroundings(tmp_path):
+def environment(tmp_path):
     """Return an environment in which the demo's folder is in sight and settings of the user are set, all wrong."""
     return {**os.environ, "TMPDIR": str(tmp_path), "LEADWIRE_PORT": "many", "LEADWIRE_RULES": "/nowhere"}
 
 
-def test_the_demo_keeps_its_promises_and_leaves_nothing(tmp_path, surroundings):
+def test_the_demo_keeps_its_promises_and_leaves_nothing(tmp_path, environment):
     """The whole line runs on this machine: exit 0, every promise kept, no folder and no process left."""
-    ran = subprocess.run(COMMAND, env=surroundings, capture_output=True, text=True, timeout=120, check=False)
+    ran = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
     assert 0 == ran.returncode, ran.stdout + ran.stderr
     assert "All as expected: 6 promised tasks" in ran.stdout
@@ -56,9 +55,9 @@ def test_the_demo_keeps_its_promises_and_leaves_nothing(tmp_path, surroundings):
     assert [] == _processes_of(tmp_path)
 
 
-def test_a_demo_that_is_interrupted_leaves_nothing(tmp_path, surroundings):
+def test_a_demo_that_is_interrupted_leaves_nothing(tmp_path, environment):
     """SIGTERM in the middle stops everything and removes the folder."""
-    with subprocess.Popen(COMMAND, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(COMMAND, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         give_up_at = time.monotonic() + 60
         while not list(tmp_path.glob("*/home/broker")) and time.monotonic() < give_up_at:
             time.sleep(0.05)
@@ -73,50 +72,49 @@ def test_a_demo_that_is_interrupted_leaves_nothing(tmp_path, surroundings):
 
 def test_an_outcome_as_promised_has_no_shortcomings():
     """What was promised, held once each, with the rest explained, is well."""
-    assert [] == shortcomings(_outcome())
+    assert [] == list(_result().shortcomings())
 
 
 def test_a_task_that_is_held_twice_is_a_shortcoming():
     """Two of a task at its provider: the demo fails and names it."""
-    good = _outcome()
+    good = _result()
     doubled = dataclasses.replace(good, at_vambe=(*good.at_vambe, good.at_vambe[0]))
 
-    assert any("hold 2 of" in one for one in shortcomings(doubled))
+    assert any("hold 2 of" in one for one in doubled.shortcomings())
 
 
 def test_a_task_that_is_not_held_is_a_shortcoming():
     """A promised task that the provider does not hold is named, though the ledger calls it delivered."""
-    assert any("hold 0 of" in one for one in shortcomings(dataclasses.replace(_outcome(), at_mindhunters=())))
+    assert any("hold 0 of" in one for one in dataclasses.replace(_result(), at_mindhunters=()).shortcomings())
 
 
 def test_a_rejected_webhook_is_a_shortcoming():
     """An answer that is no 2xx is named with its status."""
-    good = _outcome()
+    good = _result()
     answers = ((Posted(status=401, text="rejected"),), *good.answers[1:])
 
-    assert any("answered with 401" in one for one in shortcomings(dataclasses.replace(good, answers=answers)))
+    assert any("answered with 401" in one for one in dataclasses.replace(good, answers=answers).shortcomings())
 
 
 def test_an_unexplained_lead_is_a_shortcoming():
     """A lead that was left alone without the failing test on record is named."""
-    good = _outcome()
+    good = _result()
     mute = tuple(dataclasses.replace(event, decisions=()) for event in good.events)
 
     assert any(
-        "left it alone because of data.value" in one for one in shortcomings(dataclasses.replace(good, events=mute))
+        "left it alone because of data.value" in one for one in dataclasses.replace(good, events=mute).shortcomings()
     )
 
 
 def test_an_event_too_many_is_a_shortcoming():
     """A redelivery that was recorded as one more event is named."""
-    good = _outcome()
+    good = _result()
     extra = dataclasses.replace(
         good.events[0], event=dataclasses.replace(good.events[0].event, id="ev_x", subject=Subject(kind="lead", id="x"))
     )
 
-    assert ["7 events are in the ledger, not 6"] == shortcomings(
-        dataclasses.replace(good, events=(*good.events, extra))
-    )
+    more = dataclasses.replace(good, events=(*good.events, extra))
+    assert ["7 events are in the ledger, not 6"] == list(more.shortcomings())
 
 
 def _processes_of(folder):
@@ -128,24 +126,24 @@ def _processes_of(folder):
     return [line for line in found if str(folder) in line]
 
 
-def _outcome():
-    story = postings(NOW)
+def _result():
+    posted = webhooks(NOW)
     events, tasks, mindhunters, vambe = [], [], [], []
-    for posting in story:
-        for happening in posting.happenings:
-            event_id = f"ev_{happening.subject_id}"
-            events.append(_event(event_id, posting, happening))
-            for promise in happening.promises:
-                task = _task(event_id, promise)
+    for webhook in posted:
+        for expected in webhook.events:
+            event_id = f"ev_{expected.subject_id}"
+            events.append(_event(event_id, webhook, expected))
+            for wanted in expected.tasks:
+                task = _task(event_id, wanted)
                 tasks.append(task)
-                held = {"title": promise.title, "description": f"Text [lw:{task.key[:12]}]"}
+                held = {"title": wanted.title, "description": f"Text [lw:{task.key[:12]}]"}
                 if task.provider is ProviderName.MINDHUNTERS:
                     mindhunters.append({**held, "uuid": task.external_id})
                 else:
                     vambe.append({**held, "id": task.external_id})
-    return Outcome(
-        postings=story,
-        answers=tuple((Posted(status=200, text=""),) * (2 if posting.again else 1) for posting in story),
+    return DemoResult(
+        webhooks=posted,
+        answers=tuple((Posted(status=200, text=""),) * (2 if webhook.redelivered else 1) for webhook in posted),
         events=tuple(events),
         tasks=tuple(tasks),
         at_mindhunters=tuple(mindhunters),
@@ -154,10 +152,10 @@ def _outcome():
     )
 
 
-def _event(event_id, posting, happening):
+def _event(event_id, webhook, expected):
     decisions = ()
-    if happening.left_alone:
-        rule, path = happening.left_alone
+    if expected.failing_test:
+        rule, path = expected.failing_test
         failed = FailedTest(path=path, operator="gt", wanted=10000, seen=900, missing=False, place=PLACE)
         decisions = (
             Decision(rule=rule, outcome=DecisionOutcome.NOT_MATCHED, reason="too small", failed=failed, place=PLACE),
@@ -165,11 +163,11 @@ def _event(event_id, posting, happening):
     return StoredEvent(
         event=Event(
             id=event_id,
-            source=posting.source,
-            type=happening.type,
+            source=webhook.source,
+            type=expected.type,
             occurred_at=NOW,
             received_at=NOW,
-            subject=Subject(kind="lead", id=happening.subject_id),
+            subject=Subject(kind="lead", id=expected.subject_id),
         ),
         delivery_id=None,
         dedupe_key=event_id,
@@ -185,16 +183,16 @@ def _event(event_id, posting, happening):
     )
 
 
-def _task(event_id, promise):
-    key = f"{event_id}{promise.rule}".encode().hex()
-    provider = ProviderName.VAMBE if promise.type is TaskType.TEAM_TASK else ProviderName.MINDHUNTERS
+def _task(event_id, wanted):
+    key = f"{event_id}{wanted.rule}".encode().hex()
+    provider = ProviderName.VAMBE if wanted.type is TaskType.TEAM_TASK else ProviderName.MINDHUNTERS
     return StoredTask(
         id=f"tk_{key[:20]}",
-        key=hashlib.sha256(f"{event_id}/{promise.rule}".encode()).hexdigest(),
+        key=hashlib.sha256(f"{event_id}/{wanted.rule}".encode()).hexdigest(),
         event_id=event_id,
-        rule=promise.rule,
-        name=str(promise.type),
-        type=promise.type,
+        rule=wanted.rule,
+        name=str(wanted.type),
+        type=wanted.type,
         provider=provider,
         fields={},
         due_at=NOW,
