@@ -30,6 +30,7 @@ from ingress.sources.schema import (
     SecretReference,
     SourceSection,
     SplitPath,
+    UrlSection,
     WayInSection,
     extended,
     parse_source,
@@ -323,8 +324,8 @@ class _SourceBuilder:
 
     def _compiled(self, section: SourceSection) -> Source | None:
         base = section.url.public_base or self.public_url
-        public_base = base.rstrip("/") if base else None
-        verifiers = self._verifiers(section, public_base)
+        url = section.url.model_copy(update={"public_base": base.rstrip("/") if base else None})
+        verifiers = self._verifiers(section, url)
         tokens = self._verify_tokens(section)
         if self.places.faults:
             return None
@@ -358,7 +359,7 @@ class _SourceBuilder:
             mapping=mapping,
             redact=(*section.redact, *token_paths),
             kept_headers=(KEPT_HEADERS | _headers_read(section)) - secret_headers,
-            public_base=public_base,
+            public_base=url.public_base,
             ack=section.ack,
         )
 
@@ -381,7 +382,7 @@ class _SourceBuilder:
             found.append(secret)
         return found
 
-    def _verifiers(self, section: SourceSection, public_base: str | None) -> tuple[Verifier, ...]:
+    def _verifiers(self, section: SourceSection, url: UrlSection) -> tuple[Verifier, ...]:
         shared = self._secrets(section.secrets, ("secrets",))
         ways = section.auth.ways_in
         names = {way.name for _, way in ways}
@@ -402,7 +403,7 @@ class _SourceBuilder:
                 unserved = unserved or section.secrets is None
             else:
                 secrets = self._secrets(own, keys_at)
-            verifier = self._verifier(section, way, secrets, keys_at, public_base) if secrets else None
+            verifier = self._verifier(section, way, secrets, keys_at, url) if secrets else None
             made += [verifier] if verifier else []
         if unserved:
             message = (
@@ -412,7 +413,7 @@ class _SourceBuilder:
         return tuple(made)
 
     def _verifier(
-        self, section: SourceSection, way: WayInSection, secrets: list[WebhookSecret], at: Path, public_base: str | None
+        self, section: SourceSection, way: WayInSection, secrets: list[WebhookSecret], at: Path, url: UrlSection
     ) -> Verifier | None:
         def read_body(request: WebhookRequest, path: CompiledPath) -> str | None:
             try:
@@ -421,16 +422,15 @@ class _SourceBuilder:
                 return None
             return text_of(path.find(Scope(item=root, root=root, headers=request.headers)))
 
-        if "url" in way.signed_kinds and public_base is None:
+        if "url" in way.signed_kinds and url.public_base is None:
             message = (
                 "its signature covers the address senders know: set LEADWIRE_PUBLIC_URL, "
                 'or give url: {public_base: "https://hooks.example.com"}'
             )
             self.complain((), message, at_key=True)
             return None
-        unescape = section.url.unescape is not None
         try:
-            return compile_verifier(way, secrets, public_base=public_base, unescape=unescape, read_body=read_body)
+            return compile_verifier(way, secrets, url, read_body)
         except ValueError as fault:
             self.complain(at, str(fault))
             return None

@@ -43,6 +43,7 @@ from ingress.sources.schema import (
     StaticHeaderSection,
     TimestampSection,
     TimeUnit,
+    UrlSection,
     UrlTokenSection,
     VerifierSection,
     WayInSection,
@@ -259,12 +260,25 @@ class Freshness:
     The comparison is done on numbers, so that no timestamp whatsoever can overflow a moment.
     """
 
-    def __init__(self, section: TimestampSection, raw: Callable[[WebhookRequest], bytes | None]) -> None:
-        """Take how old or new a request may be, and what reads its timestamp."""
-        self.raw = raw
+    def __init__(
+        self, section: TimestampSection, read_item: Callable[[WebhookRequest, str], bytes | None], read_body: ReadBody
+    ) -> None:
+        """Take where the timestamp is and how far from now it may be, and what reads an item of a list or the body."""
+        self._section = section
+        self._read_item = read_item
+        self._read_body = read_body
         self.unit = TimeUnit(section.unit)
         self._max_age_seconds = section.max_age.total_seconds()
         self._max_future_seconds = section.max_future.total_seconds()
+
+    def raw(self, request: WebhookRequest) -> bytes | None:
+        """Return the timestamp as it came in, None where there is none."""
+        if self._section.header is not None:
+            return request.raw_header(self._section.header)
+        if self._section.item is not None:
+            return self._read_item(request, self._section.item)
+        assert self._section.path is not None  # exactly one of the three
+        return _text_bytes(self._read_body(request, self._section.path))
 
     def check(self, request: WebhookRequest, now: datetime) -> Rejected | None:
         """Return why the request is too old or too new, or None when it is fresh."""
@@ -276,9 +290,8 @@ class Freshness:
         if age_seconds > self._max_age_seconds:
             return Rejected(reason=VerificationFailure.TOO_OLD, detail=f"it was made {_about(age_seconds)} ago")
         if -age_seconds > self._max_future_seconds:
-            return Rejected(
-                reason=VerificationFailure.TOO_NEW, detail=f"it was made {_about(-age_seconds)} in the future"
-            )
+            detail = f"it was made {_about(-age_seconds)} in the future"
+            return Rejected(reason=VerificationFailure.TOO_NEW, detail=detail)
         return None
 
     def write(self, now: datetime) -> str:
@@ -316,11 +329,11 @@ class Verifier:
     #: Headers whose value is never stored.
     secret_headers: frozenset[str] = frozenset()
 
-    def __init__(self, name: str, freshness: Freshness | None) -> None:
-        """Take the name it goes by, and what checks a request's age."""
-        self.name = name
-        self.freshness = freshness
-        self._verified = Verified(by=name)
+    def __init__(self, way: WayInSection, read_body: ReadBody) -> None:
+        """Take what the source says of it, and what reads a path in the body of a request."""
+        self.name = way.name or way.kind
+        self.freshness = Freshness(way.timestamp, self.read_item, read_body) if way.timestamp else None
+        self._verified = Verified(by=self.name)
 
     def verify(self, request: WebhookRequest, now: datetime) -> Verified | Rejected:
         """Say whether the request is believed; never raises."""
@@ -337,23 +350,21 @@ class Verifier:
         """Return what a request must carry to be believed. Raises CannotSignError where only the sender can sign."""
         raise NotImplementedError
 
+    def read_item(self, request: WebhookRequest, name: str) -> bytes | None:  # noqa: ARG002 - a signature's list has items
+        """Return an item of the list that the proof's header is, None where there is none."""
+        return None
+
 
 def compile_verifier(
-    way: WayInSection,
-    secrets: Sequence[WebhookSecret],
-    *,
-    public_base: str | None,
-    unescape: bool,
-    read_body: ReadBody,
+    way: WayInSection, secrets: Sequence[WebhookSecret], url: UrlSection, read_body: ReadBody
 ) -> Verifier:
     """Return what checks one way in. Raises ValueError with what is wrong with its keys.
 
-    `public_base` is the address that senders know, where it is signed; `unescape` tries it with HubSpot's escapes decoded,
-    too; `read_body` finds what stands in the body.
+    `url` has the address that senders know, where it is signed; `read_body` finds what stands in the body.
     """
     section = way.verifier
     if isinstance(section, SignatureSection):
-        return SignatureVerifier(way, section, secrets, read_body, public_base or "", unescape=unescape)
+        return SignatureVerifier(way, section, secrets, url, read_body)
     keys = [_key_bytes(secret, section) for secret in secrets]
     match section:
         case BasicSection():
@@ -378,29 +389,21 @@ class SignatureVerifier(Verifier):
         way: WayInSection,
         section: SignatureSection,
         secrets: Sequence[WebhookSecret],
+        url: UrlSection,
         read_body: ReadBody,
-        public_base: str,
-        *,
-        unescape: bool,
     ) -> None:
-        """Take a way in and its secrets. Raises ValueError with what is wrong with them."""
+        """Take what `compile_verifier` takes. Raises ValueError with what is wrong with the keys."""
+        super().__init__(way, read_body)
         self._section = section
         self._prefix = section.prefix.encode()
-        freshness = (
-            Freshness(way.timestamp, self._timestamp_reader(way.timestamp, read_body)) if way.timestamp else None
-        )
-        super().__init__(way.name or way.kind, freshness)
         self.secret_headers = frozenset(section.header)
         self._timestamp = way.timestamp
         self._id_header = way.id.header if way.id else ()
-        self._public_base = public_base.encode()
-        self._unescape = unescape
+        self._public_base = (url.public_base or "").encode()
+        self._unescape = url.unescape is not None
         self._signs_url = "url" in way.signed_kinds
         self._needed = [part for part in section.signed if part.kind not in ("url", "text")]
-        named = {
-            "id": self._id_header,
-            "timestamp": (way.timestamp.header or ()) if way.timestamp else (),
-        }
+        named = {"id": self._id_header, "timestamp": (way.timestamp.header or ()) if way.timestamp else ()}
         covered = {(part.text,) if part.kind == "header" else named.get(part.kind, ()) for part in section.signed}
         self.covers = frozenset(covered - {()})
         self._make: Callable[[bytes], bytes] | None = None
@@ -490,18 +493,10 @@ class SignatureVerifier(Verifier):
             pairs.append((key.strip(), text.strip()) if found else (b"", key))
         return pairs
 
-    def _timestamp_reader(
-        self, section: TimestampSection, read_body: ReadBody
-    ) -> Callable[[WebhookRequest], bytes | None]:
-        if section.item is None:
-            return _timestamp_reader(section, read_body)
-        wanted = section.item.encode()
-
-        def read_item(request: WebhookRequest) -> bytes | None:
-            value = request.raw_header(self._section.header) or b""
-            return next((text for key, text in self._items(value) if key == wanted), None)
-
-        return read_item
+    def read_item(self, request: WebhookRequest, name: str) -> bytes | None:
+        """Return an item of the signature's header, such as `t` in `t=1,v1=ab`; None where there is none."""
+        value = request.raw_header(self._section.header) or b""
+        return next((text for key, text in self._items(value) if key == name.encode()), None)
 
     def _values(self, request: WebhookRequest) -> dict[str, bytes]:
         """Return the bytes of every signed part that is there, but the address's, by the part's key."""
@@ -572,18 +567,6 @@ def _unescaped(url: bytes) -> bytes:
     return _HUBSPOT_ESCAPES.sub(lambda found: chr(int(found[1], 16)), text).encode("latin-1")
 
 
-def _timestamp_reader(section: TimestampSection, read_body: ReadBody) -> Callable[[WebhookRequest], bytes | None]:
-    """Return what reads a timestamp in a header or in the body; an item of a signature's list there is none here."""
-    if section.header is not None:
-        header = section.header
-        return lambda request: request.raw_header(header)
-    path = section.path
-    if path is None:
-        return lambda _request: None
-
-    return lambda request: _text_bytes(read_body(request, path))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Carrier:
     """The place of a request that carries a shared secret; `place` names it in messages.
@@ -602,8 +585,7 @@ class SharedSecretVerifier(Verifier):
 
     def __init__(self, way: WayInSection, keys: Sequence[bytes], carrier: _Carrier, read_body: ReadBody) -> None:
         """Take a way in, its keys, the place that is looked at, and what finds a timestamp in the body."""
-        freshness = Freshness(way.timestamp, _timestamp_reader(way.timestamp, read_body)) if way.timestamp else None
-        super().__init__(way.name or way.kind, freshness)
+        super().__init__(way, read_body)
         self._keys = keys
         self._carrier = carrier
         self.secret_headers = frozenset(carrier.headers)
