@@ -8,14 +8,14 @@ the other modules of this folder work with at run time.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from difflib import get_close_matches
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
-from typing import Annotated, Any, Final, Literal, Self, get_args
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails, core_schema
 
 from rules.messages import did_you_mean, kind, listed
 from rules.paths import CompiledPath, Match, Steps, compile_match, compile_path, parse_payload_path
+from rules.schema import allowed_keys, model_at
 from rules.times import parse_span
 from rules.vocabulary import Json
 from rules.yaml_reader import Path, SourceMap, read
@@ -118,11 +119,21 @@ class DedupeKey:
     with_content: bool
 
 
-def _secrets(value: Json) -> tuple[SecretReference, ...]:
-    """Read one secret or a list of them, for rotation."""
-    if value == []:
-        raise ValueError("is an empty list: name the variable that holds the secret, such as [{env: CRM_SECRET}]")
-    return tuple(_secret(one) for one in (value if isinstance(value, list) else [value]))
+def _one_or_more(read_one: Callable[[Json], object], if_empty: str) -> PlainValidator:
+    """Return what reads one value, or a list of them that must not be empty, as a tuple."""
+
+    def read(value: Json) -> tuple[object, ...]:
+        if value == []:
+            raise ValueError(f"is an empty list: {if_empty}")
+        return tuple(read_one(one) for one in (value if isinstance(value, list) else [value]))
+
+    return PlainValidator(read)
+
+
+def _text(value: Json, otherwise: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(otherwise)  # noqa: TRY004 - pydantic reads ValueError
+    return value
 
 
 def _secret(value: Json) -> SecretReference:
@@ -151,15 +162,7 @@ def _header_value(value: str) -> str:
 
 
 def _span(value: Json) -> timedelta:
-    if not isinstance(value, str):
-        raise ValueError("must be a span such as 5m")  # noqa: TRY004 - pydantic reads ValueError
-    return parse_span(value)
-
-
-def _splits(value: Json) -> tuple[SplitPath, ...]:
-    if value == []:
-        raise ValueError('is an empty list: write a path such as "items[*]", or leave split out')
-    return tuple(_split(entry) for entry in (value if isinstance(value, list) else [value]))
+    return parse_span(_text(value, "must be a span such as 5m"))
 
 
 def _split(entry: Json) -> SplitPath:
@@ -169,11 +172,10 @@ def _split(entry: Json) -> SplitPath:
             raise ValueError('must be a path such as "items[*]", or {path: "items[*]", set: {name: value}}')
         constants = entry.get("set", {})
         if not isinstance(constants, dict):
-            raise ValueError("set: must be names with their values, such as {kind: lead}")  # noqa: TRY004 - see _span
+            raise ValueError("set: must be names with their values, such as {kind: lead}")  # noqa: TRY004 - see _text
         entry = entry["path"]
-    if not isinstance(entry, str):
-        raise ValueError('must be a path such as "items[*]"')  # noqa: TRY004 - see _span
-    return SplitPath(steps=_root_steps(entry), text=entry, constants=constants)
+    text = _text(entry, 'must be a path such as "items[*]"')
+    return SplitPath(steps=_root_steps(text), text=text, constants=constants)
 
 
 def _root_steps(text: str) -> Steps:
@@ -183,10 +185,9 @@ def _root_steps(text: str) -> Steps:
 
 
 def _plain_path(value: Json) -> str:
-    if not isinstance(value, str):
-        raise ValueError("must be a path such as token")  # noqa: TRY004 - see _span
-    parse_payload_path(value)
-    return value
+    text = _text(value, "must be a path such as token")
+    parse_payload_path(text)
+    return text
 
 
 def _redacted_paths(value: Json) -> tuple[Steps, ...]:
@@ -194,12 +195,6 @@ def _redacted_paths(value: Json) -> tuple[Steps, ...]:
     if not all(isinstance(path, str) for path in paths):
         raise ValueError("must be a path, or a list of paths, of what is never to be stored")
     return tuple(_root_steps(path) for path in paths)
-
-
-def _signed_parts(value: Json) -> tuple[SignedPart, ...]:
-    if value == []:
-        raise ValueError('is an empty list: write what is signed, such as [body] or [timestamp, ".", body]')
-    return tuple(_signed_part(entry) for entry in (value if isinstance(value, list) else [value]))
 
 
 def _signed_part(value: Json) -> SignedPart:
@@ -221,7 +216,7 @@ def _signed_part(value: Json) -> SignedPart:
 
 def _type_map(value: Json) -> dict[str, str | TypeByField]:
     if not isinstance(value, dict):
-        raise ValueError("must pair the source's words with types, such as {lead_new: lead.created}")  # noqa: TRY004 - see _span
+        raise ValueError("must pair the source's words with types, such as {lead_new: lead.created}")  # noqa: TRY004 - see _text
     return {raw: _type(raw, word) for raw, word in value.items()}
 
 
@@ -265,7 +260,15 @@ def _not_yet(_value: Json) -> None:
 
 
 PayloadPath = Annotated[CompiledPath, PlainValidator(compile_path)]
-Secrets = Annotated[tuple[SecretReference, ...], PlainValidator(_secrets)]
+Secrets = Annotated[
+    tuple[SecretReference, ...],
+    _one_or_more(_secret, "name the variable that holds the secret, such as [{env: CRM_SECRET}]"),
+]
+SignedParts = Annotated[
+    tuple[SignedPart, ...],
+    _one_or_more(_signed_part, 'write what is signed, such as [body] or [timestamp, ".", body]'),
+]
+Splits = Annotated[tuple[SplitPath, ...], _one_or_more(_split, 'write a path such as "items[*]", or leave split out')]
 HeaderNames = Annotated[tuple[str, ...], PlainValidator(_header_names)]
 Span = Annotated[timedelta, PlainValidator(_span)]
 Matching = Annotated[Match, PlainValidator(compile_match)]
@@ -301,7 +304,7 @@ class SignatureSection(VerifierSection):
     separator: Text | None = None
     scheme: Text | None = None
     scheme_separator: Text = "="
-    signed: Annotated[tuple[SignedPart, ...], PlainValidator(_signed_parts)] = (SignedPart(kind="body"),)
+    signed: SignedParts = (SignedPart(kind="body"),)
 
 
 class HmacSection(SignatureSection):
@@ -576,7 +579,7 @@ class SourceSection(_Section):
     url: UrlSection = Field(default_factory=UrlSection)
     auth: AuthSection
     body: BodySection = Field(default_factory=BodySection)
-    split: Annotated[tuple[SplitPath, ...], PlainValidator(_splits)] | None = None
+    split: Splits | None = None
     event: EventSection
     contact: ContactSection = Field(default_factory=ContactSection)
     data: PayloadPath | None = None
@@ -674,7 +677,11 @@ def _complain(fault: ErrorDetails, places: SourceMap, at: Path) -> None:
     context = fault.get("ctx", {})
     match fault["type"]:
         case "extra_forbidden":
-            places.complain(path, _unknown_key(loc), at_key=True)
+            model = model_at(loc[:-1], SourceSection)
+            keys = allowed_keys(model) if model else []
+            places.complain(
+                path, f"unknown key{did_you_mean(str(loc[-1]), keys) or ';'} allowed here: {listed(keys)}", at_key=True
+            )
         case "missing":
             key = str(loc[-1])
             needed = f": {_NEEDED[key]}" if key in _NEEDED else ""
@@ -688,24 +695,6 @@ def _complain(fault: ErrorDetails, places: SourceMap, at: Path) -> None:
             places.complain(path, f"{given} is not one of the words known here{meant or ';'} allowed: {listed(words)}")
         case other:
             places.complain(path, _MESSAGES.get(other, "cannot stand here").format(**context))
-
-
-def _unknown_key(loc: Path) -> str:
-    model: type[BaseModel] | None = SourceSection
-    for step in loc[:-1]:
-        if isinstance(step, str):
-            field = model.model_fields.get(step) if model else None
-            model = _model_in(field.annotation) if field else None
-    if model is None:
-        return "unknown key"
-    keys = list(model.model_fields)
-    return f"unknown key{did_you_mean(str(loc[-1]), keys) or ';'} allowed here: {listed(keys)}"
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
 
 
 # -- JSON Schema -------------------------------------------------------------------------------------------------------
