@@ -14,10 +14,9 @@ from typing import Final, Protocol
 from worker.alerting import tell_of
 from worker.context import Clock
 from worker.ledger import Ledger, PauseKind
-from worker.providers import Provider
+from worker.providers import Answered, Provider, ProviderRequest, Sent
 from worker.providers.retry_after import asked_until
 from worker.retry import Hindrance, hindrance_of
-from worker.wire import Answered, Request, Sent
 
 #: While a question waits for its place it looks so often whether the process ends.
 SLICE_SECONDS: Final = 0.2
@@ -28,9 +27,9 @@ _FORBIDDEN: Final = 403
 
 
 class Sender(Protocol):
-    """What sends a request; `worker.transport.Transport` is one."""
+    """What sends a request; `worker.http.HttpClient` is one."""
 
-    def send(self, request: Request, *, deadline_seconds: float) -> Sent:
+    def send(self, request: ProviderRequest, *, deadline_seconds: float) -> Sent:
         """Send it and say how it ended, within so many seconds."""
 
 
@@ -77,7 +76,7 @@ class ThrottledClient:
         now, seconds = self._clock.now(), self._clock.awake_seconds()
         return now + timedelta(seconds=max(0.0, (self._place_seconds or seconds) - seconds))
 
-    def ask(self, request: Request, deadline_seconds: float) -> tuple[Sent, Hindrance | None]:
+    def ask(self, request: ProviderRequest, deadline_seconds: float) -> tuple[Sent, Hindrance | None]:
         """Send a question and say what hindered it, if that passes by itself; without a place it goes at once, charged."""
         asked_at = self._clock.now()
         if self._place_seconds is None:
@@ -103,7 +102,7 @@ class ThrottledClient:
     def _is_let_in(self, now: datetime, deadline_seconds: float) -> bool:
         """Whether the provider takes our credential: then a 403 is about this question alone."""
         self._charge(now)
-        probed = self._sender.send(self._provider.probe(), deadline_seconds=deadline_seconds)
+        probed = self._sender.send(self._provider.probe_request(), deadline_seconds=deadline_seconds)
         return isinstance(probed, Answered) and probed.status < 300  # noqa: PLR2004 - any success
 
     def _is_paused(self) -> bool:

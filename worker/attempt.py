@@ -13,7 +13,7 @@ from typing import Final
 from rules.vocabulary import Verdict
 from worker.context import Clock, ProviderClient, WorkerContext
 from worker.ledger import Claim
-from worker.wire import Answered, NotBegun, Reading, Request, Sent, Unsendable
+from worker.providers import Answered, Interpretation, NotBegun, ProviderRequest, Sent, Unsendable
 
 #: A claim that is older may have been taken back: no request begins after it.
 BEGIN_WITHIN_SECONDS: Final = 10.0
@@ -31,7 +31,7 @@ QUICK_RETRY_AFTER: Final = timedelta(seconds=5)
 class AttemptResult:
     """What an attempt came to, how long it took; `too_late` when the task can no longer be made before it expires."""
 
-    reading: Reading
+    reading: Interpretation
     status: int | None = None
     too_late: bool = False
     seconds: float = 0.0
@@ -52,9 +52,9 @@ def attempt(
     for pause_seconds in (*QUICK_PAUSES_SECONDS, None):
         # By the claim's own clock: a look-up searches around the claim, and the system's may leap meanwhile.
         elapsed = timedelta(seconds=clock.awake_seconds() - claimed_seconds)
-        request = client.provider.prepare(claim.task, claim.claimed_at + elapsed)
+        request = client.provider.build_request(claim.task, claim.claimed_at + elapsed)
         if isinstance(request, Unsendable):
-            reading = Reading(verdict=Verdict.REFUSED, reason=request.reason)
+            reading = Interpretation(verdict=Verdict.REFUSED, reason=request.reason)
             return AttemptResult(reading=reading, too_late=request.too_late)
         if context.closing.is_set() or clock.awake_seconds() > begin_by_seconds:
             return None
@@ -74,7 +74,7 @@ def attempt(
 
 
 def _send(
-    clock: Clock, client: ProviderClient, request: Request, end_seconds: float, begin_by_seconds: float
+    clock: Clock, client: ProviderClient, request: ProviderRequest, end_seconds: float, begin_by_seconds: float
 ) -> Sent | NotBegun:
     return client.transport.send(
         request,
@@ -83,19 +83,21 @@ def _send(
     )
 
 
-def _read(clock: Clock, client: ProviderClient, sent: Sent, request: Request, end_seconds: float) -> Reading:
-    reading = client.provider.read(sent, clock.now(), request)
+def _read(
+    clock: Clock, client: ProviderClient, sent: Sent, request: ProviderRequest, end_seconds: float
+) -> Interpretation:
+    reading = client.provider.read_response(sent, clock.now(), request)
     if not reading.probe_first:
         return reading
     probed = client.transport.send(
-        client.provider.probe(), deadline_seconds=max(1.0, end_seconds - clock.awake_seconds())
+        client.provider.probe_request(), deadline_seconds=max(1.0, end_seconds - clock.awake_seconds())
     )
     if isinstance(probed, Answered) and probed.status < 300:  # noqa: PLR2004 - any success
-        return Reading(verdict=Verdict.REFUSED, reason=reading.reason)
+        return Interpretation(verdict=Verdict.REFUSED, reason=reading.reason)
     return reading
 
 
-def _quick_rest(clock: Clock, reading: Reading, pause_seconds: float | None) -> float | None:
+def _quick_rest(clock: Clock, reading: Interpretation, pause_seconds: float | None) -> float | None:
     """Return how long to rest before trying again within the attempt; None when it must not be tried again now."""
     if pause_seconds is None or reading.verdict is not Verdict.BUSY:
         return None

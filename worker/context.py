@@ -21,12 +21,12 @@ from rules.vocabulary import ProviderName, SettingsError
 from worker import providers
 from worker.awake import awake_seconds
 from worker.broker import celery_app
+from worker.http import HttpClient
 from worker.ledger import Ledger, Limits, open_ledger
 from worker.providers import Provider
 from worker.publisher import IDS_PER_MESSAGE, Publisher
 from worker.rule_sets import rules_in_force
 from worker.settings import Settings
-from worker.transport import Transport
 
 #: Sections whose variables a worker needs; the front door needs those of `sources`.
 WORKER_SECTIONS: Final = frozenset({"rules"})
@@ -143,7 +143,7 @@ class ProviderClient:
     """One provider as the worker reaches it."""
 
     provider: Provider
-    transport: Transport
+    transport: HttpClient
     bulkhead: Bulkhead
     #: Sends side by side what was claimed together.
     pool: ThreadPoolExecutor
@@ -228,11 +228,11 @@ def broker_of(settings: Settings) -> str:
     return settings.broker_url
 
 
-def reach(settings: Settings, name: ProviderName) -> tuple[Provider, Transport]:
+def reach(settings: Settings, name: ProviderName) -> tuple[Provider, HttpClient]:
     """Return one provider and the way to it, for a command that asks it something. Raises SettingsError."""
     url, credential = _credentials(settings, [name])[name]
     provider = providers.load(name)
-    return provider, Transport(url, provider.authorise(credential.get_secret_value()))
+    return provider, HttpClient(url, provider.auth_headers(credential.get_secret_value()))
 
 
 def _credentials(
@@ -258,7 +258,7 @@ def _client(name: ProviderName, url: str, credential: SecretStr, *, slots: int) 
     provider = providers.load(name)
     return ProviderClient(
         provider=provider,
-        transport=Transport(url, provider.authorise(credential.get_secret_value())),
+        transport=HttpClient(url, provider.auth_headers(credential.get_secret_value())),
         bulkhead=Bulkhead(slots),
         batch_size=AdaptiveBatchSize(),
         pool=ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix=f"send-{name}"),

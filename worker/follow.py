@@ -17,8 +17,7 @@ from rules.vocabulary import LedgerError, ProviderName
 from worker.asking import ThrottledClient
 from worker.context import WorkerContext
 from worker.ledger import Limits, Poll
-from worker.providers import Followed
-from worker.wire import CannotTell
+from worker.providers import CannotTell, ReportsOutcomes
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +109,7 @@ class OutcomePoller:
         """Ask about one task; return whether the provider takes questions."""
         client, clock = self._context.clients[self._name], self._context.clock
         provider = client.provider
-        assert isinstance(provider, Followed)
+        assert isinstance(provider, ReportsOutcomes)
         sent, hindrance = self._asking.ask(provider.outcome_request(poll.external_id), QUESTION_SECONDS)
         told = provider.read_outcome(sent, poll.external_id)
         if isinstance(told, CannotTell):

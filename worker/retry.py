@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Final, Literal, assert_never
 
 from rules.vocabulary import RetryPolicy, TaskState, Verdict
-from worker.wire import Absent, CannotTell, Found, Reading
+from worker.providers import CannotTell, Interpretation, TaskAbsent, TaskFound
 
 #: How long a provider is left alone after an answer that no other of its tasks would fare better with (a rejected
 #: credential, a wrong URL). Then one task is let through as a probe (see `worker/ledger/pauses.py`).
@@ -51,7 +51,7 @@ class History:
 
 
 def next_step(
-    reading: Reading,
+    reading: Interpretation,
     policy: RetryPolicy,
     history: History,
     *,
@@ -79,7 +79,7 @@ def next_step(
     assert_never(reading.verdict)
 
 
-def _rest(reading: Reading, policy: RetryPolicy, history: History, now: datetime) -> NextStep:
+def _rest(reading: Interpretation, policy: RetryPolicy, history: History, now: datetime) -> NextStep:
     """Leave a provider alone that gets too many requests; the task waits for as long as it was asked to, and loses no try.
 
     The provider's other tasks wait no longer than `ASKED_LONGEST`, whatever one answer says.
@@ -102,7 +102,7 @@ def _asked(retry_after_at: datetime | None, now: datetime) -> timedelta:
     return max(ASKED_WITHOUT_WISH if retry_after_at is None else retry_after_at - now, ASKED_LEAST)
 
 
-def _retry(reading: Reading, policy: RetryPolicy, history: History, *, now: datetime, chance: float) -> NextStep:
+def _retry(reading: Interpretation, policy: RetryPolicy, history: History, *, now: datetime, chance: float) -> NextStep:
     retries_made = history.attempt - 1
     own_at = now + delay_before(retries_made, policy, chance)
     due_at, counted = own_at, True
@@ -159,7 +159,7 @@ class LookUps:
 
 
 def after_look_up(
-    told: Found | Absent | CannotTell,
+    told: TaskFound | TaskAbsent | CannotTell,
     before: LookUps,
     policy: RetryPolicy,
     history: History,
@@ -175,16 +175,16 @@ def after_look_up(
     person is asked.
     """
     match told:
-        case Found():
+        case TaskFound():
             return NextStep(
                 state=TaskState.DELIVERED, reason="no usable answer came; found at the provider by its mark"
             )
         case CannotTell():
             return _undecided(told, before, policy, history, if_unsure, now=now, plan=plan)
-        case Absent() if asked_at < before.ended_at:
+        case TaskAbsent() if asked_at < before.ended_at:
             again_at = max(before.ended_at + plan.after_end, asked_at + plan.apart)
             return NextStep(state=TaskState.UNKNOWN, due_at=again_at, counted=False)
-        case Absent():
+        case TaskAbsent():
             second_at = _second_listing_at(before, asked_at, plan)
             if second_at is not None:
                 return NextStep(state=TaskState.UNKNOWN, due_at=second_at)

@@ -27,10 +27,18 @@ from worker.asking import Sender, ThrottledClient
 from worker.awake import Steadiness
 from worker.context import Clock, WorkerContext
 from worker.ledger import Ledger, Limits, PendingReconciliation, Settlement
-from worker.providers import Provider, Sought
+from worker.providers import (
+    CannotTell,
+    ListingProgress,
+    LookupTarget,
+    NextPage,
+    Provider,
+    TaskAbsent,
+    TaskFound,
+    WholeListing,
+)
 from worker.providers.listings import told
 from worker.retry import LOOKING_UP, History, LookingUp, LookUps, NextStep, after_look_up
-from worker.wire import Absent, CannotTell, Found, Listed, More, Seen
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +51,7 @@ TOGETHER: Final = timedelta(minutes=10)
 
 
 #: Tasks in doubt that one listing tells of.
-Group = list[tuple[PendingReconciliation, Sought]]
+Group = list[tuple[PendingReconciliation, LookupTarget]]
 
 
 #: A task counts as absent only when the clock has not leapt since its attempt began, or for so long: longer than any attempt
@@ -141,7 +149,7 @@ class Reconciler:
             if listing is None:
                 self._let_go(group)
                 continue
-            if isinstance(listing, Listed) and listing.form_works:
+            if isinstance(listing, WholeListing) and listing.form_works:
                 self._remember_form(group[0][0], asked_at)
             for doubt, sought in group:
                 self._conclude(doubt, told(listing, held, sought), asked_at)
@@ -151,10 +159,10 @@ class Reconciler:
         """Return the doubts by the listing that tells of them; those that no listing can tell of are concluded."""
         open_: dict[Hashable, list[Group]] = {}
         for doubt in sorted(doubts, key=lambda doubt: doubt.began_at):
-            sought = Sought(
+            sought = LookupTarget(
                 task=doubt.task, mark=correlation_tag(doubt.task.key), began_at=doubt.began_at, ended_at=doubt.ended_at
             )
-            listing = self._provider.listing_of(sought)
+            listing = self._provider.listing_key(sought)
             if isinstance(listing, CannotTell):
                 self._conclude(doubt, listing, self._clock.now())
                 continue
@@ -164,22 +172,22 @@ class Reconciler:
             groups[-1].append((doubt, sought))
         return [group for groups in open_.values() for group in groups]
 
-    def _list(self, group: Group, end_seconds: float) -> tuple[Listed | CannotTell | None, Mapping[str, str]]:
+    def _list(self, group: Group, end_seconds: float) -> tuple[WholeListing | CannotTell | None, Mapping[str, str]]:
         """Read a listing page by page; return what it came to (None: the process ends) and what was found on its pages."""
         sought = [each for _, each in group]
-        page, seen = 1, Seen()
+        page, seen = 1, ListingProgress()
         while not self._is_over():
             left_seconds = end_seconds - self._clock.awake_seconds()
             if left_seconds <= 0:
                 why = f"it could not be read within {self._timing.look_up_seconds:g} s"
                 return CannotTell(reason=why), seen.held
-            request = self._provider.look_up(sought, page)
+            request = self._provider.listing_request(sought, page)
             sent, hindrance = self._asking.ask(request, min(left_seconds, self._timing.request_seconds))
-            listing = self._provider.found(sent, sought, page, seen, form_works=group[0][0].form_works)
+            listing = self._provider.read_listing(sent, sought, page, seen, form_works=group[0][0].form_works)
             if hindrance is not None and isinstance(listing, CannotTell):
                 listing = replace(listing, passes=True, retry_after_at=hindrance.retry_after_at)
-            if not isinstance(listing, More):
-                return listing, listing.held if isinstance(listing, Listed) else seen.held
+            if not isinstance(listing, NextPage):
+                return listing, listing.held if isinstance(listing, WholeListing) else seen.held
             page, seen = listing.page, listing.seen
             if self._rest_seconds:
                 self._stopping.wait(self._rest_seconds)
@@ -190,11 +198,13 @@ class Reconciler:
         for doubt, _ in group:
             self._ledger.reconciliation.postpone(doubt, self._asking.place_at, failed=False)
 
-    def _conclude(self, doubt: PendingReconciliation, outcome: Found | Absent | CannotTell, asked_at: datetime) -> None:
+    def _conclude(
+        self, doubt: PendingReconciliation, outcome: TaskFound | TaskAbsent | CannotTell, asked_at: datetime
+    ) -> None:
         """Write down what a look-up that began then came to."""
         now = self._clock.now()
         task = doubt.task
-        if isinstance(outcome, Absent) and not self._is_steady(now - doubt.began_at):
+        if isinstance(outcome, TaskAbsent) and not self._is_steady(now - doubt.began_at):
             self._ledger.reconciliation.postpone(doubt, now + self._timing.plan.apart, failed=False)
             return
         step = after_look_up(
@@ -208,7 +218,7 @@ class Reconciler:
             plan=self._timing.plan,
         )
         if step.state is TaskState.UNKNOWN and step.due_at is not None:
-            absent_at = asked_at if isinstance(outcome, Absent) and step.counted else None
+            absent_at = asked_at if isinstance(outcome, TaskAbsent) and step.counted else None
             failed = isinstance(outcome, CannotTell) and step.counted
             self._ledger.reconciliation.postpone(doubt, step.due_at, failed=failed, absent_at=absent_at)
             return
@@ -216,20 +226,20 @@ class Reconciler:
             self._say(doubt, outcome, step)
 
     def _settlement(
-        self, doubt: PendingReconciliation, outcome: Found | Absent | CannotTell, step: NextStep
+        self, doubt: PendingReconciliation, outcome: TaskFound | TaskAbsent | CannotTell, step: NextStep
     ) -> Settlement:
         reason = step.reason
         if step.state is TaskState.UNKNOWN:
             reason = _for_a_person(doubt, step.reason or "no look-up could tell", self._provider.name)
         return Settlement(
-            verdict=Verdict.DELIVERED if isinstance(outcome, Found) else Verdict.UNKNOWN,
+            verdict=Verdict.DELIVERED if isinstance(outcome, TaskFound) else Verdict.UNKNOWN,
             state=step.state,
             due_at=None if step.due_at is None else max(step.due_at, doubt.task.due_at),
-            external_id=outcome.external_id if isinstance(outcome, Found) else None,
+            external_id=outcome.external_id if isinstance(outcome, TaskFound) else None,
             reason=reason,
         )
 
-    def _say(self, doubt: PendingReconciliation, outcome: Found | Absent | CannotTell, step: NextStep) -> None:
+    def _say(self, doubt: PendingReconciliation, outcome: TaskFound | TaskAbsent | CannotTell, step: NextStep) -> None:
         name, task_id = self._provider.name, doubt.task.id
         match step.state:
             case TaskState.UNKNOWN:
@@ -239,7 +249,7 @@ class Reconciler:
                 )
             case TaskState.DELIVERED:
                 log.info("task %s was looked up at %s: it is there, and delivered", task_id, name)
-            case TaskState.WAITING if isinstance(outcome, Absent):
+            case TaskState.WAITING if isinstance(outcome, TaskAbsent):
                 log.info("task %s was looked up at %s twice: it is not there, and sent again", task_id, name)
             case TaskState.WAITING:
                 log.info("task %s cannot be looked up at %s, and is sent again as its rule says", task_id, name)
@@ -287,7 +297,7 @@ def _seeker(context: WorkerContext, name: ProviderName, timing: Timing) -> Recon
     )
 
 
-def _silence(listing: Listed | CannotTell | None) -> int:
+def _silence(listing: WholeListing | CannotTell | None) -> int:
     """Return how much nearer a listing brings the moment from which nobody else is asked in this round."""
     if not isinstance(listing, CannotTell):
         return 0

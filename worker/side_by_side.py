@@ -17,7 +17,7 @@ from rules.vocabulary import Verdict
 from worker.attempt import AttemptResult, attempt
 from worker.context import SIDE_BY_SIDE, ProviderClient, WorkerContext
 from worker.ledger import Claim
-from worker.wire import Reading
+from worker.providers import Interpretation
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class ConcurrentSender:
 
 def _fault(error: BaseException) -> AttemptResult:
     reason = f"a fault in the worker ({type(error).__name__}) while it was sent: it may have been executed."
-    return AttemptResult(reading=Reading(verdict=Verdict.UNKNOWN, reason=reason))
+    return AttemptResult(reading=Interpretation(verdict=Verdict.UNKNOWN, reason=reason))
 
 
 __all__ = ["COMPANY_SECONDS", "ConcurrentSender", "Made"]

@@ -273,7 +273,7 @@ class _Canceller:
         if task.external_id is None:
             return f"task {task.id} is delivered, and nobody knows under which id {task.provider} has it: end it there"
         provider, _ = self._reach(task.provider)
-        if provider.cancel(task.external_id) is None:
+        if provider.cancel_request(task.external_id) is None:
             return f"task {task.id} is delivered: {task.provider} has no call that cancels {task.external_id}: end it there"
         return None
 
@@ -282,7 +282,7 @@ class _Canceller:
         if not self._there or task.state is not TaskState.DELIVERED or task.external_id is None:
             return self._ledger.admin.cancel(task.id, self._reason, utc_now())
         provider, transport = self._reach(task.provider)
-        answer = provider.cancelled(transport.send(provider.cancel(task.external_id)))
+        answer = provider.read_cancel(transport.send(provider.cancel_request(task.external_id)))
         noted = self._ledger.admin.cancelled_at_provider(
             task.id, answer.words, self._reason, utc_now(), taken=answer.taken
         )

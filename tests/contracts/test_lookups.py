@@ -10,11 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.vocabulary import PROVIDER_OF, ProviderName, TaskType, Verdict
-from worker.providers import Sought, load
+from worker.http import HttpClient
+from worker.providers import (
+    Answered,
+    CannotTell,
+    LookupTarget,
+    NeverSent,
+    NextPage,
+    NoAnswer,
+    ProviderRequest,
+    TaskAbsent,
+    TaskFound,
+    WholeListing,
+    load,
+)
 from worker.providers.listings import PAGES_LIMIT, PASSES_LIMIT, told
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
-from worker.transport import Transport
-from worker.wire import Absent, Answered, CannotTell, Found, Listed, More, NeverSent, NoAnswer, Request
 
 AGENT = "228d7a0d-9072-4ca8-939b-959b75cc606a"
 OTHER = "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb"
@@ -49,10 +60,10 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def sought(type_: TaskType, *, mark: str = MARK, **fields: Any) -> Sought:
+def sought(type_: TaskType, *, mark: str = MARK, **fields: Any) -> LookupTarget:
     """Return a task that is sought, its attempt a moment ago."""
     task = Claimed(type=type_, fields={**FIELDS[type_], "description": f"gran lead\n{mark}", **fields}, due_at=now())
-    return Sought(task=task, mark=mark, began_at=now() - timedelta(seconds=5), ended_at=now())
+    return LookupTarget(task=task, mark=mark, began_at=now() - timedelta(seconds=5), ended_at=now())
 
 
 class Line:
@@ -63,30 +74,30 @@ class Line:
         url = sandbox.mindhunters_url if name is ProviderName.MINDHUNTERS else sandbox.vambe_url
         self.sandbox, self.type = sandbox, type_
         self.provider = load(name)
-        self.transport = Transport(url, self.provider.authorise(CREDENTIALS[name]))
+        self.transport = HttpClient(url, self.provider.auth_headers(CREDENTIALS[name]))
 
-    def make(self, one: Sought) -> str:
+    def make(self, one: LookupTarget) -> str:
         """Have the provider make a task; return its id there."""
-        request = self.provider.prepare(one.task, now())
-        assert isinstance(request, Request), request
-        reading = self.provider.read(self.transport.send(request, deadline_seconds=5), now(), request)
+        request = self.provider.build_request(one.task, now())
+        assert isinstance(request, ProviderRequest), request
+        reading = self.provider.read_response(self.transport.send(request, deadline_seconds=5), now(), request)
         assert Verdict.DELIVERED is reading.verdict, reading
         return str(reading.external_id)
 
-    def list(self, *many: Sought, form_works: bool = False) -> Listed | CannotTell:
+    def list(self, *many: LookupTarget, form_works: bool = False) -> WholeListing | CannotTell:
         """Read the listing that holds these, page by page."""
         page, seen = 1, None
         while True:
-            sent = self.transport.send(self.provider.look_up(many, page), deadline_seconds=5)
-            said = self.provider.found(sent, many, page, seen, form_works=form_works)
-            if not isinstance(said, More):
+            sent = self.transport.send(self.provider.listing_request(many, page), deadline_seconds=5)
+            said = self.provider.read_listing(sent, many, page, seen, form_works=form_works)
+            if not isinstance(said, NextPage):
                 return said
             page, seen = said.page, said.seen
 
-    def look(self, one: Sought, *, form_works: bool = False) -> Found | Absent | CannotTell:
+    def look(self, one: LookupTarget, *, form_works: bool = False) -> TaskFound | TaskAbsent | CannotTell:
         """Look up one task."""
         listing = self.list(one, form_works=form_works)
-        return told(listing, listing.held if isinstance(listing, Listed) else {}, one)
+        return told(listing, listing.held if isinstance(listing, WholeListing) else {}, one)
 
 
 @pytest.fixture(scope="module")
@@ -114,21 +125,21 @@ def test_a_task_that_was_made_is_found(line) -> None:
     line.make(sought(line.type, mark="[lw:000000000001]"))
     made = line.make(one)
     line.make(sought(line.type, mark="[lw:000000000002]"))
-    assert Found(external_id=made) == line.look(one)
+    assert TaskFound(external_id=made) == line.look(one)
 
 
 def test_a_task_that_was_not_made_is_absent(line) -> None:
     """A listing that shows its neighbours and not the task proves that it is not there."""
     line.make(sought(line.type, mark="[lw:000000000001]"))
-    assert Absent() == line.look(sought(line.type))
+    assert TaskAbsent() == line.look(sought(line.type))
 
 
 def test_an_empty_listing_proves_something_only_where_its_form_is_known(line) -> None:
     """Mindhunters documents every filter; how Vambe reads a list of users is known once it has shown something."""
     one = sought(line.type)
     first = line.look(one)
-    assert isinstance(first, CannotTell if line.type is TaskType.TEAM_TASK else Absent)
-    assert Absent() == line.look(one, form_works=True)
+    assert isinstance(first, CannotTell if line.type is TaskType.TEAM_TASK else TaskAbsent)
+    assert TaskAbsent() == line.look(one, form_works=True)
 
 
 def test_a_listing_shows_that_its_form_works(line) -> None:
@@ -155,7 +166,7 @@ def test_many_are_looked_up_in_one_listing(line) -> None:
     before = len(line.sandbox.state()["requests"])
     listing = line.list(*many)
     assert 1 == len(line.sandbox.state()["requests"]) - before
-    wanted = [Found(external_id=made[one.mark]) if one.mark in made else Absent() for one in many]
+    wanted = [TaskFound(external_id=made[one.mark]) if one.mark in made else TaskAbsent() for one in many]
     assert wanted == [told(listing, listing.held, one) for one in many]
 
 
@@ -163,21 +174,21 @@ def test_a_task_without_a_mark_makes_its_namesakes_doubtful(line) -> None:
     """It might be ours, cut short by the provider; a task of another title is no matter."""
     line.make(sought(line.type, mark="cut short"))
     assert isinstance(line.look(sought(line.type)), CannotTell)
-    assert Absent() == line.look(sought(line.type, title="Another"))
+    assert TaskAbsent() == line.look(sought(line.type, title="Another"))
 
 
 def test_what_was_sent_without_a_mark_cannot_be_looked_up(line) -> None:
     """There is nothing to find it by."""
     one = replace(sought(line.type), mark="[lw:999999999999]")
-    assert isinstance(line.provider.listing_of(one), CannotTell)
+    assert isinstance(line.provider.listing_key(one), CannotTell)
 
 
 def test_tasks_of_one_listing_have_the_same_name_for_it(line) -> None:
     """Alike for tasks of the same agent and type, or the same users; another for others."""
     one, same = sought(line.type), sought(line.type, mark="[lw:000000000001]", title="Another")
     other = sought(line.type, agent=OTHER, responsible_ids=[OTHER])
-    assert line.provider.listing_of(one) == line.provider.listing_of(same)
-    assert line.provider.listing_of(one) != line.provider.listing_of(other)
+    assert line.provider.listing_key(one) == line.provider.listing_key(same)
+    assert line.provider.listing_key(one) != line.provider.listing_key(other)
 
 
 @pytest.mark.parametrize("listing", ["status_500", "garbage", "silent"])
@@ -205,14 +216,14 @@ def test_a_task_that_is_shown_late_is_not_found_at_first(line) -> None:
     one = sought(line.type)
     line.make(one)
     line.sandbox.turn({f"{line.provider.name}.listing_delay_seconds": "3600"})
-    assert Absent() == line.look(one, form_works=True)
+    assert TaskAbsent() == line.look(one, form_works=True)
 
 
 @pytest.mark.parametrize("sent", [NeverSent(error="x"), NoAnswer(error="x")])
 def test_no_answer_is_told_apart(line, sent) -> None:
     """A provider that does not answer need not be asked for each task in turn."""
     one = sought(line.type)
-    said = line.provider.found(sent, [one], 1, None, form_works=True)
+    said = line.provider.read_listing(sent, [one], 1, None, form_works=True)
     assert isinstance(said, CannotTell)
     assert not said.answered
 
@@ -233,16 +244,16 @@ def test_an_odd_listing_is_never_an_absence(line, body) -> None:
     """What is not as documented cannot tell; only Vambe's bare array of well-formed tasks may be empty."""
     one = sought(line.type)
     answer = Answered(status=200, body=json.dumps(body).encode())
-    said = line.provider.found(answer, [one], 1, None, form_works=True)
+    said = line.provider.read_listing(answer, [one], 1, None, form_works=True)
     if line.type is TaskType.TEAM_TASK and body == []:
-        assert isinstance(said, Listed)
+        assert isinstance(said, WholeListing)
     else:
         assert isinstance(said, CannotTell), said
 
 
 def test_a_cut_listing_cannot_tell(line) -> None:
     """A body that was longer than what is read proves nothing."""
-    said = line.provider.found(
+    said = line.provider.read_listing(
         Answered(status=200, body=b"[]", truncated=True), [sought(line.type)], 1, None, form_works=True
     )
     assert isinstance(said, CannotTell)
@@ -278,7 +289,7 @@ def test_the_question_covers_the_attempts() -> None:
     late = replace(
         one, began_at=datetime(2026, 3, 2, 12, 5, tzinfo=UTC), ended_at=datetime(2026, 3, 2, 12, 6, tzinfo=UTC)
     )
-    request = MINDHUNTERS.look_up([late, early], 3)
+    request = MINDHUNTERS.listing_request([late, early], 3)
     assert ("GET", "/tasks", None) == (request.method, request.path, request.json)
     assert {
         "agent_uuid": AGENT,
@@ -297,7 +308,7 @@ def test_vambes_question_covers_due_date_and_day_of_making() -> None:
         began_at=datetime(2026, 3, 2, 23, 59, tzinfo=UTC),
         ended_at=datetime(2026, 3, 3, 0, 1, tzinfo=UTC),
     )
-    request = load(ProviderName.VAMBE).look_up([one], 1)
+    request = load(ProviderName.VAMBE).listing_request([one], 1)
     assert (
         ("responsibleIds", AGENT),
         ("responsibleIds", OTHER),
@@ -312,15 +323,15 @@ def test_vambes_question_covers_due_date_and_day_of_making() -> None:
 def test_a_question_at_the_ends_of_the_calendar(type_, moment) -> None:
     """Nothing is asked for outside of it, and nothing raises."""
     one = replace(sought(type_), began_at=moment, ended_at=moment)
-    assert load(PROVIDER_OF[type_]).look_up([one], 1).query
+    assert load(PROVIDER_OF[type_]).listing_request([one], 1).query
 
 
-def read(states: Any, one: Sought, per_page: int) -> Listed | CannotTell:
+def read(states: Any, one: LookupTarget, per_page: int) -> WholeListing | CannotTell:
     """Read a listing whose state changes from request to request."""
     page, seen = 1, None
     for requests in range(PAGES_LIMIT * PASSES_LIMIT + 1):
-        said = MINDHUNTERS.found(page_of(states(requests), page, per_page), [one], page, seen, form_works=False)
-        if not isinstance(said, More):
+        said = MINDHUNTERS.read_listing(page_of(states(requests), page, per_page), [one], page, seen, form_works=False)
+        if not isinstance(said, NextPage):
             return said
         page, seen = said.page, said.seen
     raise AssertionError("a listing is read for ever")
@@ -334,7 +345,7 @@ def test_a_listing_at_rest_is_read_whole(count, place, per_page, there) -> None:
     if there:
         rows.insert(min(place, count), row(99, MARK))
     listing = read(lambda _: rows, one, per_page)
-    assert (Found(external_id="u-99") if there else Absent()) == told(listing, listing.held, one)
+    assert (TaskFound(external_id="u-99") if there else TaskAbsent()) == told(listing, listing.held, one)
 
 
 changes = st.lists(
@@ -366,8 +377,8 @@ def test_shifting_pages_never_hide_a_task(count, place, per_page, rounds, newest
         return list(rows)
 
     listing = read(states, one, per_page)
-    held = listing.held if isinstance(listing, Listed) else {}
-    assert not isinstance(told(listing, held, one), Absent)
+    held = listing.held if isinstance(listing, WholeListing) else {}
+    assert not isinstance(told(listing, held, one), TaskAbsent)
 
 
 def test_a_listing_that_only_grows_is_read_whole() -> None:
@@ -380,7 +391,7 @@ def test_a_listing_that_only_grows_is_read_whole() -> None:
         return list(rows)
 
     listing = read(states, one, 4)
-    assert Absent() == told(listing, listing.held, one)
+    assert TaskAbsent() == told(listing, listing.held, one)
 
 
 def test_a_provider_that_knows_no_pages_cannot_tell() -> None:
@@ -389,8 +400,8 @@ def test_a_provider_that_knows_no_pages_cannot_tell() -> None:
     rows = [row(number) for number in range(10)]
     page, seen, said = 1, None, None
     for _ in range(99):
-        said = MINDHUNTERS.found(page_of(rows, 1, 4), [one], page, seen, form_works=False)
-        if not isinstance(said, More):
+        said = MINDHUNTERS.read_listing(page_of(rows, 1, 4), [one], page, seen, form_works=False)
+        if not isinstance(said, NextPage):
             break
         page, seen = said.page, said.seen
     assert isinstance(said, CannotTell)

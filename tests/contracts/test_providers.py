@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from rules.vocabulary import PROVIDER_OF, ProviderName, TaskType, Verdict
-from worker.providers import Provider, load
+from worker.http import HttpClient
+from worker.providers import Answered, NeverSent, NoAnswer, Provider, ProviderRequest, Unsendable, load
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
 from worker.sandbox.switches import SWITCHES
-from worker.transport import Transport
-from worker.wire import Answered, NeverSent, NoAnswer, Request, Unsendable
 
 AGENT = "228d7a0d-9072-4ca8-939b-959b75cc606a"
 OTHER = "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb"
@@ -52,21 +51,21 @@ class Line:
     """A provider, the way to its stand-in, and the stand-in."""
 
     provider: Provider
-    transport: Transport
+    transport: HttpClient
     sandbox: Sandbox
 
     def create(self, task: Claimed) -> Any:
         """Prepare, send and read one task."""
-        request = self.provider.prepare(task, now())
-        assert isinstance(request, Request), request
-        return self.provider.read(self.transport.send(request, deadline_seconds=5), now(), request)
+        request = self.provider.build_request(task, now())
+        assert isinstance(request, ProviderRequest), request
+        return self.provider.read_response(self.transport.send(request, deadline_seconds=5), now(), request)
 
 
 def opened(sandbox: Sandbox, name: ProviderName) -> Line:
     """Return the line to one provider of a sandbox."""
     provider = load(name)
     url = sandbox.mindhunters_url if name is ProviderName.MINDHUNTERS else sandbox.vambe_url
-    return Line(provider, Transport(url, provider.authorise(CREDENTIALS[name])), sandbox)
+    return Line(provider, HttpClient(url, provider.auth_headers(CREDENTIALS[name])), sandbox)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +208,9 @@ def test_a_refusal_names_the_complaint(line) -> None:
     """A provider's refusal is dead with its own words, a remedy and its status in front."""
     line.sandbox.script([])
     body = {"title": "no agent, nobody responsible"}
-    reading = line.provider.read(line.transport.send(Request(method="POST", path="/tasks", json=body)), now())
+    reading = line.provider.read_response(
+        line.transport.send(ProviderRequest(method="POST", path="/tasks", json=body)), now()
+    )
     assert Verdict.REFUSED is reading.verdict
     assert (reading.reason or "").split()[0] in {"400", "422"}
     assert "retry" in (reading.reason or "")
@@ -217,8 +218,8 @@ def test_a_refusal_names_the_complaint(line) -> None:
 
 def test_a_wrong_credential_pauses(line) -> None:
     """A wrong key is not the task's fault."""
-    other = Transport(line.transport._base_url, line.provider.authorise("sandbox-wrong-key"))
-    reading = line.provider.read(other.send(line.provider.probe()), now())
+    other = HttpClient(line.transport._base_url, line.provider.auth_headers("sandbox-wrong-key"))
+    reading = line.provider.read_response(other.send(line.provider.probe_request()), now())
     other.close()
     assert Verdict.PAUSE is reading.verdict
 
@@ -226,15 +227,15 @@ def test_a_wrong_credential_pauses(line) -> None:
 @pytest.mark.parametrize("path", ["/v0/tasks", "/../nothing/tasks", "/task"])
 def test_a_wrong_address_never_refuses_a_task(line, path) -> None:
     """A POST to an address that is not there pauses the provider, in whatever form the 404 comes."""
-    request = line.provider.prepare(sample(line), now())
-    assert isinstance(request, Request)
-    sent = line.transport.send(Request(method="POST", path=path, json=request.json))
-    assert Verdict.PAUSE is line.provider.read(sent, now()).verdict
+    request = line.provider.build_request(sample(line), now())
+    assert isinstance(request, ProviderRequest)
+    sent = line.transport.send(ProviderRequest(method="POST", path=path, json=request.json))
+    assert Verdict.PAUSE is line.provider.read_response(sent, now()).verdict
 
 
 def test_the_probe_shows_that_the_credential_works(line) -> None:
     """The probe is answered with 200 and changes nothing."""
-    sent = line.transport.send(line.provider.probe())
+    sent = line.transport.send(line.provider.probe_request())
     assert isinstance(sent, Answered)
     assert 200 == sent.status
     assert [] == line.sandbox.tasks(line.provider.name)
@@ -242,7 +243,7 @@ def test_the_probe_shows_that_the_credential_works(line) -> None:
 
 def test_an_empty_task_is_unsendable(line) -> None:
     """Nothing at all is refused before any request, with a reason."""
-    made = line.provider.prepare(Claimed(type=sample(line).type, fields={}, due_at=now()), now())
+    made = line.provider.build_request(Claimed(type=sample(line).type, fields={}, due_at=now()), now())
     assert isinstance(made, Unsendable)
     assert "`title`" in made.reason
 
@@ -250,14 +251,14 @@ def test_an_empty_task_is_unsendable(line) -> None:
 @pytest.mark.parametrize("sent", [NeverSent(error="x\r\ny"), NoAnswer(error="x" * 9000), Answered(status=0)])
 def test_reading_is_total(line, sent) -> None:
     """Every end of a send has a verdict with a printable reason."""
-    reading = line.provider.read(sent, now())
+    reading = line.provider.read_response(sent, now())
     assert (reading.reason or "").isprintable()
     assert len(reading.reason or "") <= 500
 
 
 def test_requests_carry_no_credential(line) -> None:
     """The credential is the transport's: a request can be stored and shown."""
-    request = line.provider.prepare(sample(line), now())
-    assert isinstance(request, Request)
+    request = line.provider.build_request(sample(line), now())
+    assert isinstance(request, ProviderRequest)
     assert {} == dict(request.headers)
     assert "sandbox" not in json.dumps(request.json)

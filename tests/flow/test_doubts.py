@@ -12,11 +12,11 @@ import pytest
 from rules.vocabulary import ProviderName, TaskState
 from tests.flow.processes import command_of, processes_of
 from worker.context import Clock
+from worker.http import HttpClient
 from worker.ledger import open_ledger
 from worker.providers import load
 from worker.sandbox import VAMBE_API_KEY
 from worker.seek import Reconciler
-from worker.transport import Transport
 
 #: A lease, two listings, and the next attempt take 75 s; the rest is for a busy machine.
 SETTLED_WITHIN_SECONDS = 150
@@ -138,7 +138,7 @@ def test_a_broken_look_up_leaves_it_to_a_person(cases, line):
 def looked_up_ahead(line):
     """Do the look-ups of the next ten minutes with a seeker whose clock runs ahead; return how many there were."""
     provider = load(ProviderName.VAMBE)
-    transport = Transport(line.sandbox.vambe_url, provider.authorise(VAMBE_API_KEY))
+    transport = HttpClient(line.sandbox.vambe_url, provider.auth_headers(VAMBE_API_KEY))
     ledger = open_ledger(f"sqlite:///{line.home / 'ledger.sqlite3'}")
     done = 0
     for minutes in range(2, 12):

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.vocabulary import TaskType, Verdict
+from worker.providers import Answered, NeverSent, NoAnswer, ProviderRequest, Unsendable
 from worker.providers.answers import REASON_CHARACTERS, one_line
 from worker.providers.mindhunters import PROVIDER
-from worker.wire import Answered, NeverSent, NoAnswer, Request, Unsendable
 
 ANEW = "then have a new event sent, or all tasks of this one made anew: leadwire replay EVENT_ID --new-keys"
 AFTERWARDS = f"{ANEW}; what was mended at the provider needs leadwire retry only."
@@ -53,7 +53,7 @@ SENT_CALL = {
 
 def prepared(fields: dict[str, Any], **more: Any) -> Any:
     """Return the JSON that is sent for these fields, or the reason why nothing is."""
-    request = PROVIDER.prepare(Claimed(fields=fields, **more), NOW)
+    request = PROVIDER.build_request(Claimed(fields=fields, **more), NOW)
     if isinstance(request, Unsendable):
         return request.reason
     assert (request.method, request.path, request.query) == ("POST", "/tasks", ())
@@ -140,8 +140,8 @@ def test_the_scheduled_moment_is_in_the_future_when_sent(expected, due_at) -> No
 
 def test_the_scheduled_moment_moves_with_each_try() -> None:
     """The same task prepared an hour later is scheduled an hour later."""
-    request = PROVIDER.prepare(Claimed(fields=CALL), NOW + timedelta(hours=1))
-    assert isinstance(request, Request)
+    request = PROVIDER.build_request(Claimed(fields=CALL), NOW + timedelta(hours=1))
+    assert isinstance(request, ProviderRequest)
     assert "2026-03-02T14:01:01Z" == request.json["scheduled_at"]
 
 
@@ -238,7 +238,7 @@ LARAVEL = json.dumps(
 )
 def test_a_success_with_an_id_is_delivered(expected_id, status, body) -> None:
     """Any 2xx counts; the id is taken from the first place that has one."""
-    reading = PROVIDER.read(Answered(status=status, body=json.dumps(body).encode()), NOW)
+    reading = PROVIDER.read_response(Answered(status=status, body=json.dumps(body).encode()), NOW)
     assert (Verdict.DELIVERED, expected_id) == (reading.verdict, reading.external_id)
 
 
@@ -300,7 +300,7 @@ HTML = b"<html><body>Not here</body></html>"
 )
 def test_what_an_answer_means(expected, status, body) -> None:
     """The verdict table, row by row."""
-    assert expected is PROVIDER.read(Answered(status=status, body=body), NOW).verdict
+    assert expected is PROVIDER.read_response(Answered(status=status, body=body), NOW).verdict
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_what_an_answer_means(expected, status, body) -> None:
 )
 def test_when_the_probe_has_to_tell(expected, status, body) -> None:
     """What may concern one task only is believed after the probe; what certainly concerns all is not."""
-    assert expected is PROVIDER.read(Answered(status=status, body=body), NOW).probe_first
+    assert expected is PROVIDER.read_response(Answered(status=status, body=body), NOW).probe_first
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_when_the_probe_has_to_tell(expected, status, body) -> None:
 )
 def test_what_silence_means(expected, sent) -> None:
     """Never sent is busy; sent without an answer is unknown; the reason has the error."""
-    reading = PROVIDER.read(sent, NOW)
+    reading = PROVIDER.read_response(sent, NOW)
     assert expected is reading.verdict
     assert sent.error in (reading.reason or "")
 
@@ -387,13 +387,15 @@ def test_what_silence_means(expected, sent) -> None:
 )
 def test_reasons_lead_to_the_remedy(expected, status, body) -> None:
     """A reason begins with the status and the provider's own words and ends with what to do."""
-    assert expected == PROVIDER.read(Answered(status=status, body=body), NOW).reason
+    assert expected == PROVIDER.read_response(Answered(status=status, body=body), NOW).reason
 
 
 def test_reasons_are_bounded_and_readable() -> None:
     """A long or dirty message is cut, cleaned and put on one line; the remedy stays."""
     dirty = "\x1b[31mred\r\nline\u202e\u2028two\ud800 " + "long " * 1000
-    reason = PROVIDER.read(Answered(status=422, body=refusal(dirty, field="title", details="x" * 900)), NOW).reason
+    reason = PROVIDER.read_response(
+        Answered(status=422, body=refusal(dirty, field="title", details="x" * 900)), NOW
+    ).reason
     assert reason is not None
     assert len(reason) <= REASON_CHARACTERS
     assert reason.isprintable()
@@ -424,7 +426,7 @@ JSON = st.recursive(
 def test_reading_never_raises(status, body, retry_after) -> None:
     """Any status, any bytes, any header: a verdict, and a reason that is safe to print."""
     headers = {} if retry_after is None else {"retry-after": retry_after}
-    reading = PROVIDER.read(Answered(status=status, headers=headers, body=body), NOW)
+    reading = PROVIDER.read_response(Answered(status=status, headers=headers, body=body), NOW)
     assert isinstance(reading.verdict, Verdict)
     assert len(reading.reason or "") <= REASON_CHARACTERS
     assert (reading.reason or "").isprintable()
@@ -436,8 +438,8 @@ def test_a_busy_answer_carries_the_wish() -> None:
     """Retry-After of a 429 reaches the caller; that of another status does not."""
     expected = NOW + timedelta(seconds=90)
     headers = {"retry-after": "90"}
-    assert expected == PROVIDER.read(Answered(status=429, headers=headers), NOW).retry_after_at
-    assert PROVIDER.read(Answered(status=500, headers=headers), NOW).retry_after_at is None
+    assert expected == PROVIDER.read_response(Answered(status=429, headers=headers), NOW).retry_after_at
+    assert PROVIDER.read_response(Answered(status=500, headers=headers), NOW).retry_after_at is None
 
 
 @given(st.text(), st.integers(10, 60))
@@ -450,6 +452,6 @@ def test_foreign_text_becomes_one_printable_line(text, limit) -> None:
 
 def test_the_credential_and_the_probe() -> None:
     """The token travels as a bearer token; the probe is a GET that lists one task."""
-    assert {"Authorization": "Bearer fake-token"} == PROVIDER.authorise("fake-token")
-    probe = PROVIDER.probe()
+    assert {"Authorization": "Bearer fake-token"} == PROVIDER.auth_headers("fake-token")
+    probe = PROVIDER.probe_request()
     assert ("GET", "/tasks", (("per_page", "1"),), None) == (probe.method, probe.path, probe.query, probe.json)

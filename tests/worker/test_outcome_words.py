@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from worker.providers import Answered, CannotTell, NeverSent, NoAnswer, TaskStatus
 from worker.providers.mindhunters import PROVIDER
-from worker.wire import Answered, CannotTell, NeverSent, NoAnswer, Stands
 
 
 def answered(body, status=200):
@@ -24,13 +24,13 @@ def test_one_task_is_asked_about_by_its_id():
 @pytest.mark.parametrize("word", ["completed", "failed", "cancelled", "expired", "Failed"])
 def test_a_documented_end_is_final(word):
     """Four of the documented statuses end a task, however they are written."""
-    assert Stands(word=word.lower(), final=True) == answered({"data": {"uuid": "x-1", "status": word}})
+    assert TaskStatus(word=word.lower(), final=True) == answered({"data": {"uuid": "x-1", "status": word}})
 
 
 @pytest.mark.parametrize("word", ["pending", "scheduled", "queued", "in_progress", "on_hold", "snoozed", "no_answer"])
 def test_any_other_word_is_told_as_it_is(word):
     """On the way, on hold, or a word that no page prints: it is kept, and nothing is made of it."""
-    assert Stands(word=word, final=False) == answered({"data": {"uuid": "x-1", "status": word}})
+    assert TaskStatus(word=word, final=False) == answered({"data": {"uuid": "x-1", "status": word}})
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,6 @@ def test_a_foreign_word_is_made_fit_to_be_shown():
     """A word is one short line without control characters, whatever was sent."""
     told = answered({"data": {"status": "on\nhold\x07" + "!" * 500}})
 
-    assert isinstance(told, Stands)
+    assert isinstance(told, TaskStatus)
     assert told.word.startswith("on hold !")
     assert 60 == len(told.word)

@@ -199,7 +199,7 @@ def test_a_long_message_is_recorded_in_parts_and_delivered_as_a_whole(hall):
 
         def prepare(self, *arguments):
             decided.append(hall.ledger.queries.counts().events[EventState.PROCESSED])
-            return hall.context.clients[VAMBE].provider.prepare(*arguments)
+            return hall.context.clients[VAMBE].provider.build_request(*arguments)
 
     clients = {**hall.context.clients, VAMBE: replace(hall.context.clients[VAMBE], provider=Watching())}
     tally = hall.process(hall.post(number), clients=clients)

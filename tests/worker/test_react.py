@@ -13,11 +13,11 @@ from worker import providers
 from worker.context import AdaptiveBatchSize, Bulkhead, Clock, ProviderClient, WorkerContext, utc_now
 from worker.deliver import Delivered
 from worker.follow import OutcomePoller, answers_outcomes
+from worker.http import HttpClient
 from worker.ledger import Delivery, IncomingEvent, Limits, PauseKind, Settlement, migrate, open_ledger
 from worker.react import FollowUps
 from worker.sandbox import MINDHUNTERS_TOKEN, Sandbox
 from worker.settings import Settings
-from worker.transport import Transport
 
 AGENT = "11111111-1111-4111-8111-111111111111"
 RULES = f"""
@@ -62,7 +62,7 @@ class Hall:
         provider = providers.load(ProviderName.MINDHUNTERS)
         client = ProviderClient(
             provider=provider,
-            transport=Transport(self.sandbox.mindhunters_url, provider.authorise(MINDHUNTERS_TOKEN)),
+            transport=HttpClient(self.sandbox.mindhunters_url, provider.auth_headers(MINDHUNTERS_TOKEN)),
             bulkhead=Bulkhead(2),
             pool=ThreadPoolExecutor(1),
             batch_size=AdaptiveBatchSize(),
@@ -111,8 +111,8 @@ class Hall:
         """Have a call made at the sandbox, and return its task and the provider's id."""
         claim = self.called()
         client = self.context.clients[ProviderName.MINDHUNTERS]
-        sent = client.transport.send(client.provider.prepare(claim.task, self.now()))
-        external_id = client.provider.read(sent, self.now()).external_id
+        sent = client.transport.send(client.provider.build_request(claim.task, self.now()))
+        external_id = client.provider.read_response(sent, self.now()).external_id
         poll_at = self.now() + timedelta(seconds=10)
         settlement = Settlement(
             verdict=Verdict.DELIVERED, state=TaskState.DELIVERED, external_id=external_id, poll_at=poll_at

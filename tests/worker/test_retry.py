@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.vocabulary import RetryPolicy, TaskState, Verdict
+from worker.providers import CannotTell, Interpretation, TaskAbsent, TaskFound
 from worker.providers.retry_after import asked_until
 from worker.retry import PROVIDER_PAUSE, History, LookingUp, LookUps, after_look_up, delay_before, next_step
-from worker.wire import Absent, CannotTell, Found, Reading
 
 NOW = datetime(2026, 3, 2, 13, 0, tzinfo=UTC)
-BUSY = Reading(verdict=Verdict.BUSY, reason="503 overloaded")
+BUSY = Interpretation(verdict=Verdict.BUSY, reason="503 overloaded")
 MINUTES = timedelta(minutes=1)
 
 
@@ -34,7 +34,7 @@ def follow(reading, policy=None, *, attempt=1, first_attempt_at=NOW, chance=0.0)
 )
 def test_each_verdict_has_its_state(verdict, state):
     """Every verdict leads to exactly one state."""
-    assert state is follow(Reading(verdict=verdict, reason="x")).state
+    assert state is follow(Interpretation(verdict=verdict, reason="x")).state
 
 
 def test_default_policy_is_three_retries_an_hour_apart():
@@ -60,13 +60,13 @@ def test_custom_follows_its_schedule():
 
 def test_retry_after_is_kept_in_full():
     """A provider that asks for more time than the own delay gets it."""
-    asked = Reading(verdict=Verdict.BUSY, reason="429", retry_after_at=NOW + timedelta(hours=3))
+    asked = Interpretation(verdict=Verdict.BUSY, reason="429", retry_after_at=NOW + timedelta(hours=3))
     assert NOW + timedelta(hours=3) == follow(asked).due_at
 
 
 def test_a_sooner_retry_after_is_kept_and_costs_no_attempt():
     """A provider that asks for less than the own delay is asked again at its moment, also when no retry is left."""
-    asked = Reading(verdict=Verdict.BUSY, reason="429", retry_after_at=NOW + timedelta(seconds=8))
+    asked = Interpretation(verdict=Verdict.BUSY, reason="429", retry_after_at=NOW + timedelta(seconds=8))
     for attempt in (1, 4):
         step = follow(asked, attempt=attempt)
         assert (NOW + timedelta(seconds=8), False) == (step.due_at, step.counted)
@@ -74,7 +74,7 @@ def test_a_sooner_retry_after_is_kept_and_costs_no_attempt():
 
 def test_a_provider_that_always_says_soon_is_asked_less_and_less_often():
     """Each wait is as long as all before it, up to the own delay, from which on each try counts."""
-    soon = Reading(verdict=Verdict.BUSY, reason="503", retry_after_at=NOW)
+    soon = Interpretation(verdict=Verdict.BUSY, reason="503", retry_after_at=NOW)
     steps = [follow(soon, first_attempt_at=NOW - timedelta(seconds=n)) for n in (0, 5, 10, 3599, 3600, 90_000)]
     assert [5, 5, 10, 3599, 3600, 3600] == [(step.due_at - NOW).total_seconds() for step in steps]
     assert [False, False, False, False, True, True] == [step.counted for step in steps]
@@ -82,7 +82,7 @@ def test_a_provider_that_always_says_soon_is_asked_less_and_less_often():
 
 def test_retry_after_is_bounded_by_the_cap():
     """A Retry-After beyond the cap waits for the cap."""
-    asked = Reading(verdict=Verdict.BUSY, reason="429", retry_after_at=NOW + timedelta(days=400))
+    asked = Interpretation(verdict=Verdict.BUSY, reason="429", retry_after_at=NOW + timedelta(days=400))
     assert NOW + timedelta(hours=24) == follow(asked).due_at
 
 
@@ -94,13 +94,13 @@ def test_budget_ends_a_task_that_would_wait_past_it():
 
 def test_pause_costs_no_attempt():
     """A rejected credential pauses the provider, and the task that met it loses nothing."""
-    step = follow(Reading(verdict=Verdict.PAUSE, reason="401"))
+    step = follow(Interpretation(verdict=Verdict.PAUSE, reason="401"))
     assert (False, NOW + PROVIDER_PAUSE, NOW + PROVIDER_PAUSE) == (step.counted, step.due_at, step.pause_until_at)
 
 
 def rest(retry_after_at=None, *, first_attempt_at=NOW, **policy):
     """Return what follows a 429 with this wish, for a task that has no try left."""
-    reading = Reading(verdict=Verdict.BUSY, reason="429", retry_after_at=retry_after_at)
+    reading = Interpretation(verdict=Verdict.BUSY, reason="429", retry_after_at=retry_after_at)
     history = History(attempt=4, first_attempt_at=first_attempt_at)
     return next_step(reading, RetryPolicy(**policy), history, now=NOW, chance=0.5, status=429)
 
@@ -178,33 +178,33 @@ def looked_up(
 
 def test_found_is_delivered():
     """Whatever was looked up before."""
-    assert TaskState.DELIVERED is looked_up(Found(external_id="x"), failed=9, absent_at=NOW).state
+    assert TaskState.DELIVERED is looked_up(TaskFound(external_id="x"), failed=9, absent_at=NOW).state
 
 
 def test_absent_once_is_listed_again():
     """At least twenty seconds after the attempt ended, and ten after the first listing."""
-    soon = looked_up(Absent())
+    soon = looked_up(TaskAbsent())
     assert (TaskState.UNKNOWN, NOW + timedelta(seconds=10)) == (soon.state, soon.due_at)
-    assert NOW + timedelta(seconds=17) == looked_up(Absent(), ended_at=NOW - timedelta(seconds=3)).due_at
+    assert NOW + timedelta(seconds=17) == looked_up(TaskAbsent(), ended_at=NOW - timedelta(seconds=3)).due_at
 
 
 def test_absent_twice_is_sent_again_at_once():
     """The second listing decides, when it came late enough."""
-    step = looked_up(Absent(), absent_at=NOW - timedelta(seconds=10))
+    step = looked_up(TaskAbsent(), absent_at=NOW - timedelta(seconds=10))
     assert (TaskState.WAITING, NOW, True) == (step.state, step.due_at, step.counted)
-    early = looked_up(Absent(), absent_at=NOW - timedelta(seconds=9))
+    early = looked_up(TaskAbsent(), absent_at=NOW - timedelta(seconds=9))
     assert (TaskState.UNKNOWN, NOW + timedelta(seconds=1)) == (early.state, early.due_at)
-    just_ended = looked_up(Absent(), absent_at=NOW - MINUTES, ended_at=NOW - timedelta(seconds=19))
+    just_ended = looked_up(TaskAbsent(), absent_at=NOW - MINUTES, ended_at=NOW - timedelta(seconds=19))
     assert (TaskState.UNKNOWN, NOW + timedelta(seconds=1)) == (just_ended.state, just_ended.due_at)
 
 
 def test_absent_after_the_last_try_is_dead():
     """Tries and budget count as they do after a busy answer."""
     absent_at = NOW - MINUTES
-    assert TaskState.WAITING is looked_up(Absent(), absent_at=absent_at, attempt=3).state
-    assert TaskState.DEAD is looked_up(Absent(), absent_at=absent_at, attempt=4).state
+    assert TaskState.WAITING is looked_up(TaskAbsent(), absent_at=absent_at, attempt=3).state
+    assert TaskState.DEAD is looked_up(TaskAbsent(), absent_at=absent_at, attempt=4).state
     long_ago = NOW - timedelta(days=8)
-    assert TaskState.DEAD is looked_up(Absent(), absent_at=absent_at, first_attempt_at=long_ago).state
+    assert TaskState.DEAD is looked_up(TaskAbsent(), absent_at=absent_at, first_attempt_at=long_ago).state
 
 
 def test_a_look_up_that_cannot_tell_is_repeated_ever_later():
@@ -228,7 +228,7 @@ def test_an_outage_is_waited_for_and_costs_no_look_up():
 
 def test_an_absence_before_the_attempts_end_says_nothing():
     """The request may be executed until then: the first listing that counts comes twenty seconds after it."""
-    step = looked_up(Absent(), ended_at=NOW + timedelta(seconds=25))
+    step = looked_up(TaskAbsent(), ended_at=NOW + timedelta(seconds=25))
     assert (TaskState.UNKNOWN, NOW + timedelta(seconds=45), False) == (step.state, step.due_at, step.counted)
 
 
@@ -244,4 +244,4 @@ def test_another_plan_of_looking_up():
     """The moments are the caller's to choose."""
     plan = LookingUp(after_end=MINUTES, apart=2 * MINUTES, again=())
     assert looked_up(CannotTell(reason="500"), plan=plan).due_at is None
-    assert NOW + 2 * MINUTES == looked_up(Absent(), plan=plan).due_at
+    assert NOW + 2 * MINUTES == looked_up(TaskAbsent(), plan=plan).due_at

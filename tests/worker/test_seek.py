@@ -21,11 +21,11 @@ from rules.vocabulary import (
     Verdict,
 )
 from worker.context import Clock
+from worker.http import HttpClient
 from worker.ledger import Claim, Delivery, IncomingEvent, PauseKind, Settlement, migrate, open_ledger
 from worker.providers import load
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
 from worker.seek import BATCH, Reconciler
-from worker.transport import Transport
 
 AGENT = "228d7a0d-9072-4ca8-939b-959b75cc606a"
 PERSON = "cccccccc-cccc-4ccc-8ccc-cccccccccccc"
@@ -47,7 +47,7 @@ class House:
         url = self.sandbox.mindhunters_url if name is ProviderName.MINDHUNTERS else self.sandbox.vambe_url
         self.provider = load(name)
         credential = MINDHUNTERS_TOKEN if name is ProviderName.MINDHUNTERS else VAMBE_API_KEY
-        self.transport = Transport(url, self.provider.authorise(credential))
+        self.transport = HttpClient(url, self.provider.auth_headers(credential))
         self.charged = []
         self.seek = self.another()
 
@@ -112,7 +112,7 @@ class House:
         (claim,) = self.ledger.tasks.claim([id_], self.now, LEASE, "w-1")
         assert isinstance(claim, Claim), claim
         if stored:
-            self.transport.send(self.provider.prepare(claim.task, self.now), deadline_seconds=5)
+            self.transport.send(self.provider.build_request(claim.task, self.now), deadline_seconds=5)
         lost = Settlement(verdict=Verdict.UNKNOWN, state=TaskState.UNKNOWN, reason="201 without an id", status=201)
         assert self.ledger.tasks.settle(claim, lost, self.now)
 
@@ -246,7 +246,7 @@ def test_a_claim_that_a_fast_clock_took_for_absent_is_not_sent_twice(house):
     for _ in range(29):
         house.pass_(seconds=1)
         house.seek.once()
-    house.transport.send(house.provider.prepare(claim.task, house.now), deadline_seconds=5)
+    house.transport.send(house.provider.build_request(claim.task, house.now), deadline_seconds=5)
     house.sandbox.turn({f"{house.name}.listing_delay_seconds": "19"})
     for _ in range(40):
         house.pass_(seconds=1)
@@ -292,7 +292,7 @@ def test_a_wrong_credential_cannot_tell(house, caplog):
     """401 is no absence: the provider is paused, once said, and after a day of it a person is asked."""
     house.doubt(stored=True)
     house.transport.close()
-    house.transport = Transport(house.transport._base_url, house.provider.authorise("sandbox-wrong-key"))
+    house.transport = HttpClient(house.transport._base_url, house.provider.auth_headers("sandbox-wrong-key"))
     house.seek = house.another()
     house.rounds(1)
     (state,) = house.ledger.limits.states()

@@ -12,10 +12,10 @@ from rules.vocabulary import Verdict
 from worker import side_by_side
 from worker.attempt import AttemptResult
 from worker.context import SIDE_BY_SIDE
+from worker.providers import Interpretation
 from worker.side_by_side import ConcurrentSender
-from worker.wire import Reading
 
-DONE = AttemptResult(reading=Reading(verdict=Verdict.DELIVERED))
+DONE = AttemptResult(reading=Interpretation(verdict=Verdict.DELIVERED))
 
 
 class AdminQueries:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.vocabulary import TaskType, Verdict
+from worker.providers import Answered, NeverSent, NoAnswer, ProviderRequest, Unsendable
 from worker.providers.answers import REASON_CHARACTERS
 from worker.providers.vambe import PROVIDER
-from worker.wire import Answered, NeverSent, NoAnswer, Request, Unsendable
 
 ANEW = "then have a new event sent, or all tasks of this one made anew: leadwire replay EVENT_ID --new-keys"
 AFTERWARDS = f"{ANEW}; what was mended at the provider needs leadwire retry only."
@@ -59,7 +59,7 @@ SENT = {
 
 def prepared(fields: dict[str, Any]) -> Any:
     """Return the JSON that is sent for these fields, or the reason why nothing is."""
-    request = PROVIDER.prepare(Claimed(fields=fields), NOW)
+    request = PROVIDER.build_request(Claimed(fields=fields), NOW)
     if isinstance(request, Unsendable):
         return request.reason
     assert (request.method, request.path, request.query) == ("POST", "/tasks", ())
@@ -193,7 +193,7 @@ HTML = b"<html>gone</html>"
 )
 def test_what_an_answer_means(expected, answer) -> None:
     """The verdict table, row by row; a 404 is a refusal when it names what a task can name."""
-    assert expected is PROVIDER.read(answer, NOW).verdict
+    assert expected is PROVIDER.read_response(answer, NOW).verdict
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_what_an_answer_means(expected, answer) -> None:
 )
 def test_when_the_probe_has_to_tell(expected, answer) -> None:
     """A 404 in the vendor's form that names nothing may be one task's: the probe decides."""
-    assert expected is PROVIDER.read(answer, NOW).probe_first
+    assert expected is PROVIDER.read_response(answer, NOW).probe_first
 
 
 @pytest.mark.parametrize(
@@ -246,16 +246,16 @@ def test_when_the_probe_has_to_tell(expected, answer) -> None:
 )
 def test_reasons_lead_to_the_remedy(expected, answer) -> None:
     """A reason begins with the status and the provider's own words and ends with what to do."""
-    assert expected == PROVIDER.read(answer, NOW).reason
+    assert expected == PROVIDER.read_response(answer, NOW).reason
 
 
-REQUEST = Request(method="POST", path="/tasks", json=SENT)
+REQUEST = ProviderRequest(method="POST", path="/tasks", json=SENT)
 
 
-def warning_for(due_at: Any, request: Request = REQUEST) -> str | None:
+def warning_for(due_at: Any, request: ProviderRequest = REQUEST) -> str | None:
     """Return the warning when Vambe says it holds this moment."""
     body = json.dumps({"id": "t-1", "due_at": due_at}).encode()
-    reading = PROVIDER.read(Answered(status=201, body=body), NOW, request)
+    reading = PROVIDER.read_response(Answered(status=201, body=body), NOW, request)
     assert reading.verdict is Verdict.DELIVERED
     return reading.warning
 
@@ -284,21 +284,21 @@ def test_no_readable_moment_is_a_warning(due_at) -> None:
 @pytest.mark.parametrize("fields", [{**TASK, "due_time": None}, {**TASK, "due_time": None, "due_date": None}])
 def test_all_day_tasks_are_not_compared(fields) -> None:
     """Nobody knows which instant stands for a whole day."""
-    request = Request(method="POST", path="/tasks", json=prepared(fields))
+    request = ProviderRequest(method="POST", path="/tasks", json=prepared(fields))
     assert warning_for("2026-03-02T00:00:00Z", request) is None
 
 
 @pytest.mark.parametrize("due_at", ["2026-04-05T02:30:00Z", "2026-04-05T03:30:00Z"])
 def test_an_hour_that_comes_twice_may_be_either(due_at) -> None:
     """23:30 on the night Chile leaves summer time happens twice; both instants are right."""
-    request = Request(method="POST", path="/tasks", json={**SENT, "dueDate": "2026-04-04", "dueTime": "23:30"})
+    request = ProviderRequest(method="POST", path="/tasks", json={**SENT, "dueDate": "2026-04-04", "dueTime": "23:30"})
     assert warning_for(due_at, request) is None
 
 
 def test_without_the_request_there_is_nothing_to_compare() -> None:
     """A caller that has no request gets the verdict alone."""
     answer = Answered(status=201, body=b'{"id": "t-1", "due_at": "2026-03-02T12:00:00Z"}')
-    assert PROVIDER.read(answer, NOW).warning is None
+    assert PROVIDER.read_response(answer, NOW).warning is None
 
 
 JSON = st.recursive(
@@ -323,7 +323,7 @@ JSON = st.recursive(
 def test_reading_never_raises(status, body, retry_after) -> None:
     """Any status, any bytes, any header: a verdict, and a reason that is safe to print."""
     headers = {} if retry_after is None else {"retry-after": retry_after}
-    reading = PROVIDER.read(Answered(status=status, headers=headers, body=body), NOW, REQUEST)
+    reading = PROVIDER.read_response(Answered(status=status, headers=headers, body=body), NOW, REQUEST)
     assert isinstance(reading.verdict, Verdict)
     assert len(reading.reason or "") <= REASON_CHARACTERS
     assert (reading.reason or "").isprintable()
@@ -333,6 +333,6 @@ def test_reading_never_raises(status, body, retry_after) -> None:
 
 def test_the_credential_and_the_probe() -> None:
     """The key travels in its header, never in the address; the probe is a GET of the team."""
-    assert {"x-api-key": "fake-key"} == PROVIDER.authorise("fake-key")
-    probe = PROVIDER.probe()
+    assert {"x-api-key": "fake-key"} == PROVIDER.auth_headers("fake-key")
+    probe = PROVIDER.probe_request()
     assert ("GET", "/team-members/all", (), None) == (probe.method, probe.path, probe.query, probe.json)

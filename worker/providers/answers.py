@@ -17,8 +17,8 @@ from datetime import datetime
 from typing import Final
 
 from rules.vocabulary import Json, Verdict
+from worker.providers import Answered, CancelResult, Interpretation, NeverSent, NoAnswer, Sent
 from worker.providers.retry_after import asked_until
-from worker.wire import Answered, CancelAnswer, NeverSent, NoAnswer, Reading, Sent
 
 #: Longer reasons help nobody, and they are kept for every attempt.
 REASON_CHARACTERS: Final = 500
@@ -85,35 +85,35 @@ class Dialect:
     remedy: Callable[[Complaint], str]
 
 
-def read(dialect: Dialect, sent: Sent, now: datetime) -> Reading:
+def read(dialect: Dialect, sent: Sent, now: datetime) -> Interpretation:
     """Return what a send came to, for any status, headers and bytes."""
     match sent:
         case NeverSent():
             remedy = f"Check {dialect.url_setting} and the network; it is tried again"
-            return Reading(verdict=Verdict.BUSY, reason=reason("Not sent:", sent.error, remedy))
+            return Interpretation(verdict=Verdict.BUSY, reason=reason("Not sent:", sent.error, remedy))
         case NoAnswer():
-            return Reading(verdict=Verdict.UNKNOWN, reason=reason("No answer:", sent.error, _LOOK))
+            return Interpretation(verdict=Verdict.UNKNOWN, reason=reason("No answer:", sent.error, _LOOK))
         case Answered():
             return _of_answer(dialect, sent, now)
 
 
-def cancelled(dialect: Dialect, sent: Sent) -> CancelAnswer:
+def cancelled(dialect: Dialect, sent: Sent) -> CancelResult:
     """Return what came of asking for a task to be cancelled, for any status and bytes."""
     match sent:
         case NeverSent():
-            return CancelAnswer(taken=False, words=f"not sent: {one_line(sent.error, REASON_CHARACTERS)}")
+            return CancelResult(taken=False, words=f"not sent: {one_line(sent.error, REASON_CHARACTERS)}")
         case NoAnswer():
             words = f"no answer ({one_line(sent.error, REASON_CHARACTERS)}): it may be cancelled all the same"
-            return CancelAnswer(taken=False, words=words)
+            return CancelResult(taken=False, words=words)
         case Answered(status=status):
             complaint = dialect.complain(decoded(sent.body))
             # A message about a credential may quote it.
             said = complaint.words() if complaint and status not in {_UNAUTHORISED, _FORBIDDEN} else ""
             taken = status in _SUCCESS and complaint is None
-            return CancelAnswer(taken=taken, words=one_line(f"{status} {said}".strip(), REASON_CHARACTERS))
+            return CancelResult(taken=taken, words=one_line(f"{status} {said}".strip(), REASON_CHARACTERS))
 
 
-def _of_answer(dialect: Dialect, answer: Answered, now: datetime) -> Reading:
+def _of_answer(dialect: Dialect, answer: Answered, now: datetime) -> Interpretation:
     status = answer.status
     body = decoded(answer.body)
     if status in _SUCCESS:
@@ -121,19 +121,19 @@ def _of_answer(dialect: Dialect, answer: Answered, now: datetime) -> Reading:
     complaint = dialect.complain(body)
     said = complaint.words() if complaint else ""
     if status in _BUSY:
-        return Reading(
+        return Interpretation(
             verdict=Verdict.BUSY,
             reason=reason(status, said, "The provider is busy; it is tried again"),
             retry_after_at=asked_until(answer.headers.get("retry-after"), now),
         )
     if status in _REFUSING and complaint is not None and (status != _NOT_FOUND or complaint.about_task):
-        return Reading(verdict=Verdict.REFUSED, reason=reason(status, said, dialect.remedy(complaint)))
+        return Interpretation(verdict=Verdict.REFUSED, reason=reason(status, said, dialect.remedy(complaint)))
     if status in {_UNAUTHORISED, _FORBIDDEN, _NOT_FOUND, _NOT_ALLOWED} or status in _REDIRECTION:
         return _of_misdirection(dialect, status, complaint)
-    return Reading(verdict=Verdict.UNKNOWN, reason=reason(status, said, _LOOK))
+    return Interpretation(verdict=Verdict.UNKNOWN, reason=reason(status, said, _LOOK))
 
 
-def _of_misdirection(dialect: Dialect, status: int, complaint: Complaint | None) -> Reading:
+def _of_misdirection(dialect: Dialect, status: int, complaint: Complaint | None) -> Interpretation:
     """Read a status that would meet every other task too: a wrong key or a wrong address."""
     said = complaint.words() if complaint else ""
     # A 403, and a 404 in the provider's own form, may still concern this one task: then the probe succeeds.
@@ -152,16 +152,16 @@ def _of_misdirection(dialect: Dialect, status: int, complaint: Complaint | None)
             f"This is not the task address of {dialect.name}: check {dialect.url_setting}, which is the root of the API, "
             f"such as {dialect.url_example}; its tasks wait meanwhile"
         )
-    return Reading(verdict=Verdict.PAUSE, reason=reason(status, said, remedy), probe_first=probe_first)
+    return Interpretation(verdict=Verdict.PAUSE, reason=reason(status, said, remedy), probe_first=probe_first)
 
 
-def _of_success(dialect: Dialect, status: int, body: Json) -> Reading:
+def _of_success(dialect: Dialect, status: int, body: Json) -> Interpretation:
     found = dialect.identify(body)
     external_id = str(found) if isinstance(found, str | int) and not isinstance(found, bool) else ""
     external_id = one_line(external_id, _ID_CHARACTERS)
     if not external_id:
-        return Reading(verdict=Verdict.UNKNOWN, reason=reason(status, "an answer without an id", _LOOK))
-    return Reading(verdict=Verdict.DELIVERED, external_id=external_id)
+        return Interpretation(verdict=Verdict.UNKNOWN, reason=reason(status, "an answer without an id", _LOOK))
+    return Interpretation(verdict=Verdict.DELIVERED, external_id=external_id)
 
 
 def decoded(body: bytes) -> Json:

@@ -15,9 +15,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from rules.vocabulary import Json
-from worker.providers import Sought
+from worker.providers import (
+    Answered,
+    CannotTell,
+    ListingProgress,
+    LookupTarget,
+    NeverSent,
+    NextPage,
+    NoAnswer,
+    Sent,
+    TaskAbsent,
+    TaskFound,
+    WholeListing,
+)
 from worker.providers.answers import decoded, one_line
-from worker.wire import Absent, Answered, CannotTell, Found, Listed, More, NeverSent, NoAnswer, Seen, Sent
 
 #: Longer listings are not read.
 PAGES_LIMIT: Final = 300
@@ -57,18 +68,20 @@ def opened(sent: Sent) -> Json | CannotTell:
     return CannotTell(reason="the answer to the look-up is no JSON") if body is None else body
 
 
-def is_marked(sought: Sought) -> bool:
+def is_marked(sought: LookupTarget) -> bool:
     """Whether the task was sent with its mark at all."""
     description = sought.task.fields.get("description")
     return isinstance(description, str) and sought.mark in description
 
 
-def gathered(rows: Sequence[Json], sought: Sequence[Sought], id_names: Sequence[str], seen: Seen | None) -> Seen | None:
+def gathered(
+    rows: Sequence[Json], sought: Sequence[LookupTarget], id_names: Sequence[str], seen: ListingProgress | None
+) -> ListingProgress | None:
     """Return what was seen with the tasks of one more page; None when they are not as documented.
 
     `id_names` are the keys that may hold a task's id, the first one wins.
     """
-    before = seen or Seen()
+    before = seen or ListingProgress()
     held, ids, titles = dict(before.held), set(before.ids), set(before.unmarked)
     for row in rows:
         if not isinstance(row, dict) or "description" not in row:
@@ -83,7 +96,7 @@ def gathered(rows: Sequence[Json], sought: Sequence[Sought], id_names: Sequence[
         if _MARK_BEGINNING not in (description or ""):
             titles.add(str(row.get("title")))
     wanted = {str(each.task.fields.get("title")) for each in sought}
-    return Seen(
+    return ListingProgress(
         ids=frozenset(ids),
         held=held,
         unmarked=frozenset(titles & wanted),
@@ -93,12 +106,14 @@ def gathered(rows: Sequence[Json], sought: Sequence[Sought], id_names: Sequence[
     )
 
 
-def has_all(seen: Seen, sought: Sequence[Sought]) -> bool:
+def has_all(seen: ListingProgress, sought: Sequence[LookupTarget]) -> bool:
     """Whether every task that is sought was found: the rest of the listing does not matter then."""
     return all(each.mark in seen.held for each in sought)
 
 
-def go_on(seen: Seen, sought: Sequence[Sought], paging: Paging, asked: int) -> More | Listed | CannotTell:
+def go_on(
+    seen: ListingProgress, sought: Sequence[LookupTarget], paging: Paging, asked: int
+) -> NextPage | WholeListing | CannotTell:
     """Say what follows a page with which all this was seen."""
     least = paging.total if seen.least_total is None else min(seen.least_total, paging.total)
     fits = paging.page == asked
@@ -107,7 +122,7 @@ def go_on(seen: Seen, sought: Sequence[Sought], paging: Paging, asked: int) -> M
     if fits and asked < paging.last_page:
         if asked >= PAGES_LIMIT:
             return CannotTell(reason=f"the listing has more than {PAGES_LIMIT} pages")
-        return More(page=asked + 1, seen=_with(seen, least_total=least))
+        return NextPage(page=asked + 1, seen=_with(seen, least_total=least))
     whole = fits and asked == max(paging.last_page, 1) and len(seen.ids) >= least
     at_once = asked == 1 and len(seen.ids) == paging.total
     unchanged = seen.earlier is not None and seen.earlier <= seen.ids
@@ -116,26 +131,28 @@ def go_on(seen: Seen, sought: Sequence[Sought], paging: Paging, asked: int) -> M
     if seen.passes >= PASSES_LIMIT:
         return CannotTell(reason=f"the listing changed while it was read, {PASSES_LIMIT} times")
     earlier = seen.ids if whole else None
-    again = Seen(held=seen.held, unmarked=seen.unmarked, earlier=earlier, passes=seen.passes + 1)
-    return More(page=1, seen=again)
+    again = ListingProgress(held=seen.held, unmarked=seen.unmarked, earlier=earlier, passes=seen.passes + 1)
+    return NextPage(page=1, seen=again)
 
 
-def listed(seen: Seen, *, form_works: bool) -> Listed:
+def listed(seen: ListingProgress, *, form_works: bool) -> WholeListing:
     """Return what a listing came to that was read whole."""
-    return Listed(held=seen.held, unmarked=seen.unmarked, form_works=form_works)
+    return WholeListing(held=seen.held, unmarked=seen.unmarked, form_works=form_works)
 
 
-def told(listing: Listed | CannotTell, held: Mapping[str, str], sought: Sought) -> Found | Absent | CannotTell:
+def told(
+    listing: WholeListing | CannotTell, held: Mapping[str, str], sought: LookupTarget
+) -> TaskFound | TaskAbsent | CannotTell:
     """Say what a listing tells of one task; `held` was found on its pages, also when it was not read whole."""
     if sought.mark in held:
-        return Found(external_id=held[sought.mark])
+        return TaskFound(external_id=held[sought.mark])
     if isinstance(listing, CannotTell):
         return listing
-    return _TWIN if str(sought.task.fields.get("title")) in listing.unmarked else Absent()
+    return _TWIN if str(sought.task.fields.get("title")) in listing.unmarked else TaskAbsent()
 
 
-def _with(seen: Seen, *, least_total: int) -> Seen:
-    return Seen(
+def _with(seen: ListingProgress, *, least_total: int) -> ListingProgress:
+    return ListingProgress(
         ids=seen.ids,
         held=seen.held,
         unmarked=seen.unmarked,

@@ -24,11 +24,26 @@ from typing import Final
 from urllib.parse import quote
 
 from rules.vocabulary import Json, ProviderName, TaskType
-from worker.providers import ClaimedTask, Sought, answers, listings
+from worker.providers import (
+    LISTING_LIMIT_BYTES,
+    CancelResult,
+    CannotTell,
+    ClaimedTask,
+    Interpretation,
+    ListingProgress,
+    LookupTarget,
+    NextPage,
+    ProviderRequest,
+    Sent,
+    TaskStatus,
+    Unsendable,
+    WholeListing,
+    answers,
+    listings,
+)
 from worker.providers.answers import Complaint, Dialect
 from worker.providers.listings import Paging
 from worker.providers.shapes import E164, Shapes, shown
-from worker.wire import CancelAnswer, CannotTell, Listed, More, Reading, Request, Seen, Sent, Stands, Unsendable
 
 #: How far in the future the provider is asked to act at the soonest.
 LEAD: Final = timedelta(seconds=60)
@@ -91,11 +106,11 @@ class Mindhunters:
 
     name = ProviderName.MINDHUNTERS
 
-    def authorise(self, credential: str) -> Mapping[str, str]:
+    def auth_headers(self, credential: str) -> Mapping[str, str]:
         """Return the header that carries the credential."""
         return {"Authorization": f"Bearer {credential}"}
 
-    def prepare(self, task: ClaimedTask, now: datetime) -> Request | Unsendable:
+    def build_request(self, task: ClaimedTask, now: datetime) -> ProviderRequest | Unsendable:
         """Return the request that creates the task, or why it would be refused."""
         shapes = Shapes(task.fields)
         scheduled_at = _whole_second_after(max(task.due_at, now + LEAD))
@@ -127,32 +142,32 @@ class Mindhunters:
                 ),
             )
         known = {name: value for name, value in body.items() if value is not None}
-        return Request(method="POST", path="/tasks", json={**known, **extra})
+        return ProviderRequest(method="POST", path="/tasks", json={**known, **extra})
 
-    def read(self, sent: Sent, now: datetime, request: Request | None = None) -> Reading:  # noqa: ARG002 - protocol
+    def read_response(self, sent: Sent, now: datetime, request: ProviderRequest | None = None) -> Interpretation:  # noqa: ARG002 - protocol
         """Say what a send came to."""
         return answers.read(_DIALECT, sent, now)
 
-    def probe(self) -> Request:
+    def probe_request(self) -> ProviderRequest:
         """Return a GET that changes nothing and needs the credential."""
-        return Request(method="GET", path="/tasks", query=(("per_page", "1"),))
+        return ProviderRequest(method="GET", path="/tasks", query=(("per_page", "1"),))
 
-    def cancel(self, external_id: str) -> Request | None:
+    def cancel_request(self, external_id: str) -> ProviderRequest | None:
         """Return the call that ends a task; a reference of a third party lists it, the vendor's own pages do not."""
-        return Request(method="POST", path=f"/tasks/{quote(external_id, safe='')}/cancel")
+        return ProviderRequest(method="POST", path=f"/tasks/{quote(external_id, safe='')}/cancel")
 
-    def cancelled(self, sent: Sent) -> CancelAnswer:
+    def read_cancel(self, sent: Sent) -> CancelResult:
         """Say what came of that call."""
         return answers.cancelled(_DIALECT, sent)
 
-    def listing_of(self, sought: Sought) -> Hashable | CannotTell:
+    def listing_key(self, sought: LookupTarget) -> Hashable | CannotTell:
         """Return agent and type of the task, by which it is listed."""
         if not listings.is_marked(sought):
             return listings.NOT_MARKED
         filters = _filters(sought.task)
         return filters if all(value for _, value in filters) else CannotTell(reason="the task names no agent or type")
 
-    def look_up(self, sought: Sequence[Sought], page: int) -> Request:
+    def listing_request(self, sought: Sequence[LookupTarget], page: int) -> ProviderRequest:
         """Return the request for one page of this agent's tasks of this type in the window that the attempts asked for."""
         moments = [at for each in sought for at in (each.began_at, each.ended_at)]
         first_at, last_at = min(moments), max(moments)  # a clock that was put back ends an attempt before it began
@@ -163,17 +178,17 @@ class Mindhunters:
             ("per_page", str(PER_PAGE)),
             ("page", str(page)),
         )
-        return Request(method="GET", path="/tasks", query=query)
+        return ProviderRequest(method="GET", path="/tasks", query=query, body_limit_bytes=LISTING_LIMIT_BYTES)
 
-    def found(
+    def read_listing(
         self,
         sent: Sent,
-        sought: Sequence[Sought],
+        sought: Sequence[LookupTarget],
         page: int,
-        seen: Seen | None,
+        seen: ListingProgress | None,
         *,
         form_works: bool,  # noqa: ARG002 - protocol; its form is documented
-    ) -> More | Listed | CannotTell:
+    ) -> NextPage | WholeListing | CannotTell:
         """Say what one page of the listing tells."""
         body = listings.opened(sent)
         if isinstance(body, CannotTell):
@@ -186,11 +201,11 @@ class Mindhunters:
             return listings.MALFORMED
         return listings.go_on(now_seen, sought, paging, page)
 
-    def outcome_request(self, external_id: str) -> Request:
+    def outcome_request(self, external_id: str) -> ProviderRequest:
         """Return the question how a task stands; a reference of a third party lists it, and no webhook tells it."""
-        return Request(method="GET", path=f"/tasks/{quote(external_id, safe='')}")
+        return ProviderRequest(method="GET", path=f"/tasks/{quote(external_id, safe='')}")
 
-    def read_outcome(self, sent: Sent, external_id: str) -> Stands | CannotTell:
+    def read_outcome(self, sent: Sent, external_id: str) -> TaskStatus | CannotTell:
         """Say how it stands: `data.status`, in one of the documented words or another."""
         body = listings.opened(sent)
         if isinstance(body, CannotTell):
@@ -204,7 +219,7 @@ class Mindhunters:
             return CannotTell(reason="the answer is about another task")
         word = answers.one_line(status, _WORD_CHARACTERS)
         final = word.lower() in ENDS
-        return Stands(word=word.lower() if final else word, final=final)
+        return TaskStatus(word=word.lower() if final else word, final=final)
 
 
 def _kind(type_: TaskType, shapes: Shapes) -> tuple[str | None, dict[str, Json] | None]:

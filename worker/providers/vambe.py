@@ -25,10 +25,25 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 from rules.vocabulary import Json, ProviderName, Verdict
-from worker.providers import ClaimedTask, Sought, answers, listings
+from worker.providers import (
+    LISTING_LIMIT_BYTES,
+    Answered,
+    CancelResult,
+    CannotTell,
+    ClaimedTask,
+    Interpretation,
+    ListingProgress,
+    LookupTarget,
+    NextPage,
+    ProviderRequest,
+    Sent,
+    Unsendable,
+    WholeListing,
+    answers,
+    listings,
+)
 from worker.providers.answers import Complaint, Dialect
 from worker.providers.shapes import Shapes, shown, zone
-from worker.wire import Answered, CancelAnswer, CannotTell, Listed, More, Reading, Request, Seen, Sent, Unsendable
 
 PRIORITIES: Final[Mapping[str, str]] = {"low": "0", "medium": "1", "high": "2"}
 DEFAULT_PRIORITY: Final = "medium"
@@ -64,11 +79,11 @@ class Vambe:
 
     name = ProviderName.VAMBE
 
-    def authorise(self, credential: str) -> Mapping[str, str]:
+    def auth_headers(self, credential: str) -> Mapping[str, str]:
         """Return the header that carries the credential."""
         return {"x-api-key": credential}
 
-    def prepare(self, task: ClaimedTask, now: datetime) -> Request | Unsendable:  # noqa: ARG002 - protocol
+    def build_request(self, task: ClaimedTask, now: datetime) -> ProviderRequest | Unsendable:  # noqa: ARG002 - protocol
         """Return the request that creates the task, or why it would be refused."""
         shapes = Shapes(task.fields)
         due_date, due_time, due_zone = _due(shapes)
@@ -92,34 +107,34 @@ class Vambe:
                     f"Correct the rule or the data, {answers.ANEW}",
                 )
             )
-        return Request(method="POST", path="/tasks", json={**body, **extra})
+        return ProviderRequest(method="POST", path="/tasks", json={**body, **extra})
 
-    def read(self, sent: Sent, now: datetime, request: Request | None = None) -> Reading:
+    def read_response(self, sent: Sent, now: datetime, request: ProviderRequest | None = None) -> Interpretation:
         """Say what a send came to."""
         reading = answers.read(_DIALECT, sent, now)
         if reading.verdict is Verdict.DELIVERED and request is not None and isinstance(sent, Answered):
             return replace(reading, warning=_other_moment(request.json, answers.decoded(sent.body)))
         return reading
 
-    def probe(self) -> Request:
+    def probe_request(self) -> ProviderRequest:
         """Return a GET that changes nothing and needs the credential."""
-        return Request(method="GET", path="/team-members/all")
+        return ProviderRequest(method="GET", path="/team-members/all")
 
-    def cancel(self, external_id: str) -> Request | None:  # noqa: ARG002 - protocol
+    def cancel_request(self, external_id: str) -> ProviderRequest | None:  # noqa: ARG002 - protocol
         """Return None: no call that ends a task is documented."""
         return None
 
-    def cancelled(self, sent: Sent) -> CancelAnswer:
+    def read_cancel(self, sent: Sent) -> CancelResult:
         """Say what came of that call."""
         return answers.cancelled(_DIALECT, sent)
 
-    def listing_of(self, sought: Sought) -> Hashable | CannotTell:
+    def listing_key(self, sought: LookupTarget) -> Hashable | CannotTell:
         """Return the users of the task, by whom it is listed."""
         if not listings.is_marked(sought):
             return listings.NOT_MARKED
         return _users(sought) or CannotTell(reason="the task names no users to ask for")
 
-    def look_up(self, sought: Sequence[Sought], page: int) -> Request:  # noqa: ARG002 - protocol; there is one page
+    def listing_request(self, sought: Sequence[LookupTarget], page: int) -> ProviderRequest:  # noqa: ARG002 - protocol; there is one page
         """Return the request for the tasks of these users around the due dates and the days of making."""
         days = [day for each in sought for day in _days(each)]
         first, last = min(days), max(days)
@@ -129,17 +144,17 @@ class Vambe:
             ("toDate", (last + min(_DAY, date.max - last)).isoformat()),
             ("includeTasksWithoutDates", "true"),
         )
-        return Request(method="GET", path="/tasks", query=query)
+        return ProviderRequest(method="GET", path="/tasks", query=query, body_limit_bytes=LISTING_LIMIT_BYTES)
 
-    def found(
+    def read_listing(
         self,
         sent: Sent,
-        sought: Sequence[Sought],
+        sought: Sequence[LookupTarget],
         page: int,  # noqa: ARG002 - protocol
-        seen: Seen | None,
+        seen: ListingProgress | None,
         *,
         form_works: bool,
-    ) -> More | Listed | CannotTell:
+    ) -> NextPage | WholeListing | CannotTell:
         """Say what the listing tells; it comes whole, without pages."""
         body = listings.opened(sent)
         if isinstance(body, CannotTell):
@@ -206,11 +221,11 @@ def _moment(value: Json) -> datetime | None:
         return None
 
 
-def _users(sought: Sought) -> tuple[str, ...]:
+def _users(sought: LookupTarget) -> tuple[str, ...]:
     return tuple(Shapes(sought.task.fields).texts("responsible_ids") or ())
 
 
-def _days(sought: Sought) -> list[date]:
+def _days(sought: LookupTarget) -> list[date]:
     """Return the days that a task may be listed under."""
     days = [sought.began_at.astimezone(UTC).date(), sought.ended_at.astimezone(UTC).date()]
     due_date = Shapes(sought.task.fields).date("due_date")

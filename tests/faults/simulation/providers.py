@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from rules.vocabulary import ProviderName
+from worker.providers import Answered, NeverSent, NoAnswer, NotBegun
 from worker.sandbox import mindhunters, vambe
 from worker.sandbox.calls import Call
 from worker.sandbox.switches import Switches
-from worker.wire import Answered, NeverSent, NoAnswer, NotBegun
 
 #: A provider that has not made a task this long after the request came makes it no more.
 LATEST_SECONDS = 30.0
@@ -180,7 +180,7 @@ class Provider:
 
 
 class Line:
-    """What `worker.transport.Transport` is to one process: the way to one provider."""
+    """What `worker.http.HttpClient` is to one process: the way to one provider."""
 
     def __init__(self, provider, scheduler, draw, began):
         """`began(request)` is told of each request whose first byte leaves."""

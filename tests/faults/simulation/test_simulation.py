@@ -106,7 +106,7 @@ def test_a_worker_that_sends_before_it_claims_is_found_out(storage):
         for task_id in task_ids:
             task = context.ledger.queries.task(task_id)
             if task is not None and task.state is TaskState.QUEUED:
-                request = client.provider.prepare(task, context.clock.now())
+                request = client.provider.build_request(task, context.clock.now())
                 client.transport.send(request)
         return deliver(context, provider, task_ids, tell)
 

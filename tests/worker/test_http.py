@@ -1,4 +1,4 @@
-"""The transport against a real local socket that behaves as badly as a test says."""
+"""The way out to a provider, against a real local socket that behaves as badly as a test says."""
 
 import gzip
 import socket
@@ -12,24 +12,34 @@ from contextlib import contextmanager
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker import connection as connection_module
-from worker import transport as transport_module
-from worker.connection import HEAD_LIMIT_BYTES, HEADER_LIMIT, Answer, BrokenAnswerError
-from worker.transport import BODY_LIMIT_BYTES, KEEPALIVE_SECONDS, USER_AGENT
-from worker.wire import Answered, NeverSent, NoAnswer, NotBegun, Request
+from worker import http
+from worker.http import KEEPALIVE_SECONDS, USER_AGENT
+from worker.providers import (
+    BODY_LIMIT_BYTES,
+    LISTING_LIMIT_BYTES,
+    Answered,
+    NeverSent,
+    NoAnswer,
+    NotBegun,
+    ProviderRequest,
+)
 
-POST = Request(method="POST", path="/tasks", json={"title": "Llamar a Zoë"})
-GET = Request(method="GET", path="/tasks", query=(("per_page", "1"), ("q", "a b&c")))
+POST = ProviderRequest(method="POST", path="/tasks", json={"title": "Llamar a Zoë"})
+GET = ProviderRequest(method="GET", path="/tasks", query=(("per_page", "1"), ("q", "a b&c")))
+POST_BODY = b'{"title":"Llamar a Zo\\u00eb"}'
 CREATED = b'HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{"id": 17}'
 
-opened: list[transport_module.Transport] = []
+#: Each example opens connections.
+SOCKETS = settings(max_examples=40, deadline=None)
+
+opened: list[http.HttpClient] = []
 
 
-class Transport(transport_module.Transport):
-    """A transport that is closed when its test ends."""
+class HttpClient(http.HttpClient):
+    """A client that is closed when its test ends."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -37,7 +47,7 @@ class Transport(transport_module.Transport):
 
 
 @pytest.fixture(autouse=True)
-def closing_transports() -> Iterator[None]:
+def closing_clients() -> Iterator[None]:
     """Close what a test opened."""
     yield
     while opened:
@@ -165,10 +175,10 @@ def silent(connection: socket.socket, _: int) -> None:
     connection.recv(1)
 
 
-def send_once(behaviour: Behaviour, request: Request = POST, deadline_seconds: float = 5.0) -> object:
+def send_once(behaviour: Behaviour, request: ProviderRequest = POST, deadline_seconds: float = 5.0) -> object:
     """Send one request to a server of this behaviour and return how it ended."""
     with serving(behaviour) as url:
-        return Transport(url).send(request, deadline_seconds=deadline_seconds)
+        return HttpClient(url).send(request, deadline_seconds=deadline_seconds)
 
 
 def free_port() -> int:
@@ -194,13 +204,48 @@ def test_the_request_is_what_was_asked_for() -> None:
         connection.sendall(CREATED)
 
     with serving(behave) as url:
-        Transport(f"{url}/api/v1/", {"Authorization": "Bearer fake"}).send(POST)
+        HttpClient(f"{url}/api/v1/", {"Authorization": "Bearer fake"}).send(POST)
     head, _, body = seen[0].partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     assert lines[0] == "POST /api/v1/tasks HTTP/1.1"
     assert {"Authorization: Bearer fake", f"User-Agent: {USER_AGENT}", "Content-Type: application/json"} <= set(lines)
     assert f"Content-Length: {len(body)}" in lines
-    assert body == b'{"title":"Llamar a Zo\\u00eb"}'
+    assert body == POST_BODY
+
+
+def test_a_request_without_a_body_has_no_type() -> None:
+    """Neither a form nor a wait for permission is announced where nobody asked for it; a POST has its length."""
+    seen: list[bytes] = []
+
+    def behave(connection: socket.socket, _: int) -> None:
+        while request := read_request(connection):
+            seen.append(request.lower())
+            connection.sendall(CREATED)
+
+    with serving(behave) as url:
+        client = HttpClient(url.replace("//", "//someone:fake-password@"), {"X-Api-Key": "fake-key"})
+        client.send(ProviderRequest(method="POST", path="/tasks/1/cancel"))
+        client.send(ProviderRequest(method="DELETE", path="/tasks/1"))
+        client.send(GET)
+        client.send(ProviderRequest(method="POST", path="/tasks", json={"title": "x" * 2_000_000}))
+    starts = [b"post /tasks/1/cancel", b"delete /tasks/1", b"get /tasks?", b"post /tasks http"]
+    assert [True] * 4 == [one.startswith(start) for one, start in zip(seen, starts, strict=True)]
+    assert [False, False, False, True] == [b"content-type:" in one for one in seen]
+    assert [True, True, False, True] == [b"content-length:" in one for one in seen]
+    assert not any(b"expect:" in one or b"authorization:" in one for one in seen)
+
+
+def test_httpx_carries_every_request() -> None:
+    """Whoever instruments the httpx client underneath sees each request and each response."""
+    seen: list[object] = []
+    with serving(answering(CREATED)) as url:
+        client = HttpClient(f"{url}/api/v1", {"Authorization": "Bearer fake"})
+        client.httpx.event_hooks = {
+            "request": [lambda request: seen.append((request.method, request.url.path))],
+            "response": [lambda response: seen.append(response.status_code)],
+        }
+        assert isinstance(client.send(POST), Answered)
+    assert [("POST", "/api/v1/tasks"), 201] == seen
 
 
 def test_a_query_is_encoded() -> None:
@@ -212,7 +257,7 @@ def test_a_query_is_encoded() -> None:
         connection.sendall(CREATED)
 
     with serving(behave) as url:
-        Transport(url).send(GET)
+        HttpClient(url).send(GET)
     assert seen[0].startswith(b"GET /tasks?per_page=1&q=a+b%26c HTTP/1.1\r\n")
     assert b"content-type" not in seen[0].lower()
 
@@ -223,14 +268,14 @@ def test_a_query_is_encoded() -> None:
 )
 def test_what_cannot_be_reached_was_never_sent(base_url) -> None:
     """A refused connection, an unknown name and an impossible URL are all NeverSent."""
-    sent = Transport(base_url.format(port=free_port())).send(POST, deadline_seconds=2)
+    sent = HttpClient(base_url.format(port=free_port())).send(POST, deadline_seconds=2)
     assert isinstance(sent, NeverSent), sent
 
 
 @pytest.mark.parametrize("json", [{"a": float("nan")}, {"a": object()}, {1j: 2}])
 def test_what_is_not_json_was_never_sent(json) -> None:
     """A body that JSON cannot hold ends before a connection is opened."""
-    sent = Transport("http://127.0.0.1:1").send(Request(method="POST", path="/tasks", json=json))
+    sent = HttpClient("http://127.0.0.1:1").send(ProviderRequest(method="POST", path="/tasks", json=json))
     assert isinstance(sent, NeverSent), sent
 
 
@@ -239,15 +284,15 @@ def test_json_that_is_nested_too_deep_was_never_sent() -> None:
     nested: list = []
     for _ in range(200_000):
         nested = [nested]
-    sent = Transport("http://127.0.0.1:1").send(Request(method="POST", path="/tasks", json=nested))
+    sent = HttpClient("http://127.0.0.1:1").send(ProviderRequest(method="POST", path="/tasks", json=nested))
     assert NeverSent(error="RecursionError: the request cannot be put into HTTP") == sent
 
 
 def test_a_header_that_http_forbids_was_never_sent() -> None:
-    """A credential with a line end in it ends every send, not the making of the transport."""
-    transport = Transport("http://127.0.0.1:1", {"Authorization": "fake\r\nX: y"})
+    """A credential with a line end in it ends every send, not the making of the client."""
+    client = HttpClient("http://127.0.0.1:1", {"Authorization": "fake\r\nX: y"})
     expected = NeverSent(error="ValueError: the request cannot be put into HTTP")
-    assert [expected] * 2 == [transport.send(POST), transport.send(GET)]
+    assert [expected] * 2 == [client.send(POST), client.send(GET)]
 
 
 def test_a_request_may_replace_a_header_of_its_transport() -> None:
@@ -259,15 +304,15 @@ def test_a_request_may_replace_a_header_of_its_transport() -> None:
         connection.sendall(CREATED)
 
     with serving(behave) as url:
-        Transport(url, {"X-One": "ours"}).send(Request(method="GET", path="/", headers={"X-One": "its own"}))
+        HttpClient(url, {"X-One": "ours"}).send(ProviderRequest(method="GET", path="/", headers={"X-One": "its own"}))
     assert [b"X-One: its own"] == [line for line in seen[0].split(b"\r\n") if line.startswith(b"X-One")]
 
 
 def test_a_closed_transport_never_sends() -> None:
     """A send after close is NeverSent, not an exception."""
-    transport = Transport("http://127.0.0.1:1")
-    transport.close()
-    assert isinstance(transport.send(POST), NeverSent)
+    client = HttpClient("http://127.0.0.1:1")
+    client.close()
+    assert isinstance(client.send(POST), NeverSent)
 
 
 @pytest.mark.parametrize(
@@ -286,12 +331,10 @@ def test_a_closed_transport_never_sends() -> None:
         pytest.param(closing(b"SSH-2.0-OpenSSH_9.9\r\n"), id="another protocol"),
         pytest.param(closing(b"HTTP/1.1 999999 Hm\r\n\r\n"), id="no such status"),
         pytest.param(closing(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 300_000 + b"\r\n\r\n"), id="endless header"),
-        pytest.param(closing(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * (HEADER_LIMIT + 1) + b"\r\n"), id="many headers"),
+        pytest.param(closing(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000 + b"\r\n"), id="endless headers"),
         pytest.param(closing(b"HTTP/1.1 099 Low\r\nContent-Length: 0\r\n\r\n"), id="a status below all"),
         pytest.param(closing(b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n"), id="another HTTP"),
         pytest.param(closing(b"\r\n" + CREATED), id="an empty line before the answer"),
-        pytest.param(closing(CREATED.replace(b"\r\n", b"\n")), id="lines without a carriage return"),
-        pytest.param(closing(CREATED.replace(b"\r\n", b"\r\n X: a\r\n", 1)), id="a folded first line"),
         pytest.param(closing(chunked(b"some", b"more")[:-3]), id="closed before the last chunk's end"),
         pytest.param(closing(chunked(b"some", b"more")[:-9]), id="closed within a chunk"),
         pytest.param(
@@ -323,7 +366,7 @@ def test_what_breaks_after_the_request_has_no_answer(behaviour) -> None:
 )
 def test_one_deadline_bounds_the_whole_attempt(behaviour) -> None:
     """A deadline of 0.2 s holds against every way of being slow; no single read outlasts it."""
-    large = Request(method="POST", path="/tasks", json={"title": "x" * 8_000_000})
+    large = ProviderRequest(method="POST", path="/tasks", json={"title": "x" * 8_000_000})
     started = time.monotonic()
     sent = send_once(behaviour, POST if behaviour is silent else large, deadline_seconds=0.2)
     assert isinstance(sent, NoAnswer), sent
@@ -332,7 +375,7 @@ def test_one_deadline_bounds_the_whole_attempt(behaviour) -> None:
 
 def test_a_passed_deadline_before_connecting_is_never_sent() -> None:
     """Without any time left nothing is opened."""
-    assert isinstance(Transport("http://127.0.0.1:1").send(POST, deadline_seconds=0), NeverSent)
+    assert isinstance(HttpClient("http://127.0.0.1:1").send(POST, deadline_seconds=0), NeverSent)
 
 
 def test_an_address_that_does_not_answer_is_never_sent() -> None:
@@ -345,7 +388,7 @@ def test_an_address_that_does_not_answer_is_never_sent() -> None:
         for filler in fillers:
             filler.setblocking(False)
             filler.connect_ex(address)
-        sent = Transport(f"http://127.0.0.1:{address[1]}").send(POST, deadline_seconds=0.2)
+        sent = HttpClient(f"http://127.0.0.1:{address[1]}").send(POST, deadline_seconds=0.2)
         for filler in fillers:
             filler.close()
     assert isinstance(sent, NeverSent), sent
@@ -357,6 +400,15 @@ def test_a_huge_body_is_cut() -> None:
     sent = send_once(closing(head + b"y" * (BODY_LIMIT_BYTES + 100_000)))
     assert isinstance(sent, Answered)
     assert (BODY_LIMIT_BYTES, True) == (len(sent.body), sent.truncated)
+
+
+def test_a_request_may_ask_for_a_longer_answer() -> None:
+    """A listing is read up to its own limit."""
+    body = b"[" + b"1," * 1_500_000 + b"1]"
+    listing = ProviderRequest(method="GET", path="/tasks", body_limit_bytes=LISTING_LIMIT_BYTES)
+    sent = send_once(closing(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)), listing)
+    assert isinstance(sent, Answered)
+    assert (body, False) == (sent.body, sent.truncated)
 
 
 def test_a_failure_status_needs_no_whole_body() -> None:
@@ -389,18 +441,21 @@ def test_interim_answers_are_skipped() -> None:
 
 
 def test_compression_nobody_asked_for_is_undone_within_the_limit() -> None:
-    """A compressed answer is read; one that would unpack without end is cut; a broken one stays as it came."""
+    """A compressed answer is read; one that would unpack without end is cut; a broken one is like a body that breaks off."""
 
-    def compressed(body: bytes) -> bytes:
-        return b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    def compressed(body: bytes, status: int = 200) -> bytes:
+        head = b"HTTP/1.1 %d Word\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n"
+        return head % (status, len(body)) + body
 
     small = send_once(answering(compressed(gzip.compress(b'{"id": 1}'))))
     bomb = send_once(answering(compressed(gzip.compress(b"0" * 50_000_000))))
-    broken = send_once(answering(compressed(b"not gzip")))
+    broken = [send_once(answering(compressed(b"not gzip", status))) for status in (200, 422)]
     assert isinstance(small, Answered)
     assert isinstance(bomb, Answered)
-    assert isinstance(broken, Answered)
-    assert (b'{"id": 1}', BODY_LIMIT_BYTES, b"not gzip") == (small.body, len(bomb.body), broken.body)
+    assert (b'{"id": 1}', BODY_LIMIT_BYTES, True) == (small.body, len(bomb.body), bomb.truncated)
+    assert isinstance(broken[0], NoAnswer)
+    assert isinstance(broken[1], Answered)
+    assert broken[1].truncated
 
 
 def test_cookies_are_not_kept() -> None:
@@ -413,9 +468,9 @@ def test_cookies_are_not_kept() -> None:
             connection.sendall(CREATED.replace(b"\r\n\r\n", b"\r\nSet-Cookie: a=b\r\n\r\n", 1))
 
     with serving(behave) as url:
-        transport = Transport(url)
-        transport.send(POST)
-        transport.send(POST)
+        client = HttpClient(url)
+        client.send(POST)
+        client.send(POST)
     assert [False, False] == [b"cookie" in one.lower() for one in seen]
 
 
@@ -429,9 +484,9 @@ def test_a_connection_is_kept_for_the_next_request() -> None:
             connection.sendall(CREATED)
 
     with serving(behave) as url:
-        transport = Transport(url)
-        transport.send(POST)
-        transport.send(POST)
+        client = HttpClient(url)
+        client.send(POST)
+        client.send(POST)
     assert [0, 0] == numbers
 
 
@@ -446,11 +501,11 @@ def test_a_connection_that_was_closed_meanwhile_is_replaced() -> None:
         closed.set()
 
     with serving(behave) as url:
-        transport = Transport(url)
+        client = HttpClient(url)
         outcomes = []
         for _ in range(5):
             closed.clear()
-            outcomes.append(transport.send(POST))
+            outcomes.append(client.send(POST))
             closed.wait(2)
             time.sleep(0.01)  # the loopback's own delay
     assert [Answered] * 5 == [type(one) for one in outcomes]
@@ -472,19 +527,21 @@ def test_a_connection_closed_between_the_check_and_the_write_is_replaced() -> No
             connection.recv(1)
 
     with serving(behave) as url:
-        transport = Transport(url)
-        transport.send(POST)
+        client = HttpClient(url)
+        client.send(POST)
         may_close.set()
         assert closed.wait(2)
         time.sleep(0.01)  # the loopback's own delay
-        second = transport.send(POST)
+        second = client.send(POST)
     assert isinstance(second, Answered), second
     assert 2 == len(bodies)
 
 
-def test_a_connection_is_not_kept_for_long() -> None:
+def test_a_connection_is_not_kept_for_long(monkeypatch) -> None:
     """An idle connection is dropped before common servers drop it: the next request opens a fresh one."""
     numbers: list[int] = []
+    ahead_seconds = 0.0
+    monkeypatch.setattr(http, "awake_seconds", lambda: time.monotonic() + ahead_seconds)
 
     def behave(connection: socket.socket, number: int) -> None:
         while read_request(connection):
@@ -492,13 +549,35 @@ def test_a_connection_is_not_kept_for_long() -> None:
             connection.sendall(CREATED)
 
     with serving(behave) as url:
-        transport = Transport(url)
-        transport.send(POST)
-        (kept,) = transport._kept
-        kept.idle_since_seconds -= KEEPALIVE_SECONDS
-        transport.send(POST)
+        client = HttpClient(url)
+        client.send(POST)
+        ahead_seconds = KEEPALIVE_SECONDS - 0.5
+        client.send(POST)
+        ahead_seconds += KEEPALIVE_SECONDS
+        client.send(POST)
+        client.send(POST)
     assert 3.0 == KEEPALIVE_SECONDS
-    assert [0, 1] == numbers
+    assert [0, 0, 1, 1] == numbers
+
+
+def test_a_request_is_not_repeated_when_its_kept_connection_closes() -> None:
+    """A provider that reads a request and hangs up may have acted: the request leaves once, and has no answer."""
+    seen: list[bytes] = []
+
+    def behave(connection: socket.socket, number: int) -> None:
+        seen.append(read_request(connection))
+        connection.sendall(CREATED)
+        if number == 0:
+            seen.append(read_request(connection))
+
+    asked: list[int] = []
+    with serving(behave) as url:
+        client = HttpClient(url)
+        first = client.send(POST)
+        second = client.send(POST, may_begin=lambda: asked.append(1) is None)
+        time.sleep(0.05)
+    assert (Answered, NoAnswer) == (type(first), type(second))
+    assert ([POST_BODY] * 2, [1]) == ([one.partition(b"\r\n\r\n")[2] for one in seen if one], asked)
 
 
 @pytest.mark.parametrize(
@@ -516,8 +595,8 @@ def test_an_answer_that_nobody_asked_for_is_never_taken_for_the_next_one(surplus
             connection.sendall(answer + surplus)
 
     with serving(behave) as url:
-        transport = Transport(url)
-        bodies = [transport.send(Request(method="POST", path="/", json=[number])).body for number in range(3)]
+        client = HttpClient(url)
+        bodies = [client.send(ProviderRequest(method="POST", path="/", json=[number])).body for number in range(3)]
     assert [b"[0]", b"[1]", b"[2]"] == bodies
 
 
@@ -531,7 +610,7 @@ def test_a_late_begin_sends_nothing() -> None:
         done.set()
 
     with serving(behave) as url:
-        sent = Transport(url).send(POST, may_begin=lambda: False)
+        sent = HttpClient(url).send(POST, may_begin=lambda: False)
         done.wait(2)
     assert isinstance(sent, NotBegun)
     assert [b""] == seen
@@ -552,7 +631,7 @@ def test_the_check_is_asked_once_with_the_connection_open() -> None:
         return True
 
     with serving(behave) as url:
-        sent = Transport(url).send(POST, may_begin=may_begin)
+        sent = HttpClient(url).send(POST, may_begin=may_begin)
     assert isinstance(sent, Answered)
     assert [True] == asked
 
@@ -560,7 +639,7 @@ def test_the_check_is_asked_once_with_the_connection_open() -> None:
 def test_a_failure_before_the_write_does_not_ask() -> None:
     """A refused connection never asks whether it may begin."""
     asked: list[bool] = []
-    sent = Transport(f"http://127.0.0.1:{free_port()}").send(POST, may_begin=lambda: not asked.append(True))
+    sent = HttpClient(f"http://127.0.0.1:{free_port()}").send(POST, may_begin=lambda: not asked.append(True))
     assert isinstance(sent, NeverSent)
     assert [] == asked
 
@@ -570,12 +649,12 @@ def test_errors_name_no_header() -> None:
     secret = "fake-secret-token"
     headers = {"Authorization": f"Bearer {secret}", "Bad\nName": secret}
     outcomes = [
-        Transport(f"http://127.0.0.1:{free_port()}", {"Authorization": f"Bearer {secret}"}).send(POST),
-        Transport("http://127.0.0.1:1").send(Request(method="GET", path="/", headers=headers)),
+        HttpClient(f"http://127.0.0.1:{free_port()}", {"Authorization": f"Bearer {secret}"}).send(POST),
+        HttpClient("http://127.0.0.1:1").send(ProviderRequest(method="GET", path="/", headers=headers)),
     ]
     assert [NeverSent, NeverSent] == [type(one) for one in outcomes]
     assert secret not in repr(outcomes)
-    assert secret not in repr(Request(method="GET", path="/", headers=headers))
+    assert secret not in repr(ProviderRequest(method="GET", path="/", headers=headers))
 
 
 def test_the_environment_does_not_redirect_requests(monkeypatch) -> None:
@@ -595,11 +674,11 @@ def test_many_threads_share_one_transport() -> None:
 
     wrong: list[object] = []
     with serving(behave) as url:
-        transport = Transport(url)
+        client = HttpClient(url)
 
         def work(thread: int) -> None:
             for number in range(20):
-                sent = transport.send(Request(method="POST", path="/", json=[thread, number]))
+                sent = client.send(ProviderRequest(method="POST", path="/", json=[thread, number]))
                 if not isinstance(sent, Answered) or sent.body != b"[%d,%d]" % (thread, number):
                     wrong.append(sent)
 
@@ -618,10 +697,6 @@ def test_many_threads_share_one_transport() -> None:
         pytest.param(b"HTTP/1.1 201 Created\r\nContent-Length: -1\r\n\r\n", id="a negative length"),
         pytest.param(b"HTTP/1.1 201 Created\r\nContent-Length: +10\r\n\r\n", id="a signed length"),
         pytest.param(b"HTTP/1.1 201 Created\r\nContent-Length: 10, 11\r\n\r\n", id="a list of lengths"),
-        pytest.param(
-            b"HTTP/1.1 201 Created\r\nContent-Length: 10\r\nContent-Length: 10, 010\r\n\r\n", id="other digits"
-        ),
-        pytest.param(b"HTTP/1.1 201 Created\r\nContent-Length: %s10\r\n\r\n" % (b"0" * 5000), id="an endless length"),
         pytest.param(
             b"HTTP/1.1 201 Created\r\nContent-Length: 10\r\nTransfer-Encoding: chunked\r\n\r\n",
             id="a length, and chunks",
@@ -644,6 +719,23 @@ def test_an_answer_whose_end_is_unclear_settles_nothing(head) -> None:
 
 
 STATUSES = pytest.mark.parametrize("status", [200, 422, 503])
+Exchanged = tuple[list[http.Sent], list[int]]
+
+
+def ask_twice(answer: bytes, pieces: Iterable[bytes] | None = None) -> Exchanged:
+    """Return how two requests in a row end that are answered so, and over which connections they came."""
+    numbers: list[int] = []
+
+    def behave(connection: socket.socket, number: int) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while read_request(connection):
+            numbers.append(number)
+            for piece in pieces or [answer]:
+                connection.sendall(piece)
+
+    with serving(behave) as url:
+        client = HttpClient(url)
+        return [client.send(POST, deadline_seconds=5) for _ in range(2)], numbers
 
 
 @STATUSES
@@ -652,15 +744,17 @@ STATUSES = pytest.mark.parametrize("status", [200, 422, 503])
     [
         b"Content-Length: 10\r\ncontent-length:10\r\n",
         b"Content-Length: 10, 10\r\n",
+        b"Content-Length: 10, 010\r\n",
         b"Content-Length: 10 ,10\r\nX: y\r\nContent-Length: 10\r\n",
         b"Content-Length:\r\n 10\r\n",
+        b"Content-Length: %s10\r\n" % (b"0" * 5000),
     ],
 )
 def test_a_length_that_is_repeated_is_one(status, lines) -> None:
-    """The same digits several times, or in the next line, tell one length, whatever the status."""
-    sent, kept = read_pieces([b"HTTP/1.1 %d Word\r\n%s\r\n" % (status, lines), b'{"id": 17}'])
-    assert isinstance(sent, Answered)
-    assert (status, b'{"id": 17}', "10", True) == (sent.status, sent.body, sent.headers["content-length"], kept)
+    """The same number several times, in other digits or in the next line, tells one length, whatever the status."""
+    sent, numbers = ask_twice(b'HTTP/1.1 %d Word\r\n%s\r\n{"id": 17}' % (status, lines))
+    assert [(status, b'{"id": 17}', False)] * 2 == [(one.status, one.body, one.truncated) for one in sent]
+    assert [0, 0] == numbers
 
 
 @STATUSES
@@ -668,9 +762,9 @@ def test_a_length_that_is_repeated_is_one(status, lines) -> None:
 def test_chunks_win_over_a_length_beside_them(status, length) -> None:
     """The body is the chunks whatever the length and the status, and the connection is not kept."""
     answer = chunked(b'{"id"', b": 17}").replace(b"200 OK\r\n", b"%d Word\r\nContent-Length: %s\r\n" % (status, length))
-    sent, kept = read_pieces([answer])
-    assert isinstance(sent, Answered)
-    assert (status, b'{"id": 17}', False, False) == (sent.status, sent.body, sent.truncated, kept)
+    sent, numbers = ask_twice(answer)
+    assert [(status, b'{"id": 17}', False)] * 2 == [(one.status, one.body, one.truncated) for one in sent]
+    assert [0, 1] == numbers
 
 
 @STATUSES
@@ -681,57 +775,65 @@ def test_a_folded_header_is_unfolded(status) -> None:
     expected = Answered(
         status=status, headers={"x-one": "a b c", "x-two": "a; b", "content-length": "10"}, body=b'{"id": 17}'
     )
-    assert (expected, True) == read_pieces([answer]) == read_pieces(one_by_one(answer))
+    assert ([expected] * 2, [0, 0]) == ask_twice(answer) == ask_twice(answer, one_by_one(answer))
 
 
-@pytest.mark.parametrize("start", [b"SSH-2.0-OpenSSH_9.9\r\n", b"\r\n", b"HTTP/2", b"HTTP/1.1 201 Created\n"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        CREATED.replace(b"\r\n", b"\n"),
+        CREATED.replace(b"\r\n", b"\r\n X: a\r\n", 1),
+        CREATED.replace(b"Length: 10", b"Length: 1" + b"0" * 5000),
+    ],
+    ids=["lines without a carriage return", "a folded first line", "a length beyond all numbers"],
+)
+def test_what_can_be_understood_in_one_way_only_is_understood(answer) -> None:
+    """A broken answer costs a question to the provider or to a person, so that one which is clear is taken."""
+    sent = send_once(closing(answer))
+    assert isinstance(sent, Answered)
+    assert (201, b'{"id": 17}', False) == (sent.status, sent.body, sent.truncated)
+
+
+@pytest.mark.parametrize("start", [b"SSH-2.0-OpenSSH_9.9\r\n", b"\r\n"])
 def test_what_begins_like_no_answer_is_not_waited_for(start) -> None:
     """A provider that speaks something else is found out by what it says, not by the deadline."""
-    with pytest.raises(BrokenAnswerError, match="no HTTP/1 answer"):
-        read_pieces(one_by_one(start))
+
+    def behave(connection: socket.socket, _: int) -> None:
+        read_request(connection)
+        for piece in one_by_one(start):
+            connection.sendall(piece)
+        connection.recv(1)
+
+    started = time.monotonic()
+    assert isinstance(send_once(behave, deadline_seconds=20), NoAnswer)
+    assert time.monotonic() - started < 10
 
 
 def test_chunks_may_be_padded_and_followed_by_a_length() -> None:
     """Spaces behind a chunk's length and a Content-Length behind the chunks change nothing."""
     answer = chunked(b'{"id"', b": 17}", trailers=b"Content-Length: 10\r\n").replace(b"5\r\n", b"5  \r\n")
     expected = Answered(status=200, headers={"transfer-encoding": "chunked"}, body=b'{"id": 17}')
-    assert (expected, True) == read_pieces([answer]) == read_pieces(one_by_one(answer))
+    assert ([expected] * 2, [0, 0]) == ask_twice(answer) == ask_twice(answer, one_by_one(answer))
 
 
+@SOCKETS
 @given(st.data())
 def test_however_broken_chunks_are_cut_their_body_is_the_same(data) -> None:
     """What a failing answer told before its chunks broke is shown, also when it came in the same read as the fault."""
     answer = chunked(b'{"error"', b': "x"}').replace(b"200 OK", b"422 Word").replace(b"\r\n0\r\n", b"\r\nno chunk\r\n")
     end = data.draw(st.integers(answer.index(b"\r\n\r\n") + 4, len(answer)))
     expected = Answered(status=422, headers={"transfer-encoding": "chunked"}, body=b'{"error": "x"}', truncated=True)
-    assert (expected, False) == read_pieces([answer]) == read_pieces([answer[:end], answer[end:]])
+    assert expected == send_once(closing(answer)) == send_once(in_pieces([answer[:end], answer[end:]]))
 
 
-def test_an_endless_length_is_a_fault_with_fixed_words() -> None:
-    """A length of thousands of digits is named without them."""
-    expected = NoAnswer(error="200 and then BrokenAnswer: the answer's Content-Length is too long")
-    assert (expected, False) == read_pieces([b"HTTP/1.1 200 OK\r\nContent-Length: %s\r\n\r\n" % (b"0" * 5000)])
-
-
-def test_the_head_has_a_bound() -> None:
-    """A head of exactly the limit is read, one byte more is not, and neither are lines that never end."""
-
-    def head(size: int) -> bytes:
-        start, end = b"HTTP/1.1 204 Done\r\nX: ", b"\r\n\r\n"
-        return start + b"a" * (size - len(start) - len(end)) + end
-
-    sent = [send_once(closing(head(HEAD_LIMIT_BYTES + more))) for more in (0, 1)]
-    assert [Answered, NoAnswer] == [type(one) for one in sent]
-    assert NoAnswer(error="BrokenAnswer: the answer's head is too long") == sent[1]
-    assert sent[1] == send_once(closing(head(300_000)[:-4]))
-
-
-def test_as_many_headers_as_the_limit_are_read() -> None:
-    """The last header that is allowed arrives."""
-    lines = b"".join(b"X-%d: y\r\n" % number for number in range(HEADER_LIMIT))
-    sent = send_once(closing(b"HTTP/1.1 204 Done\r\n" + lines + b"\r\n"))
-    assert isinstance(sent, Answered)
-    assert HEADER_LIMIT == len(sent.headers)
+def test_headers_have_a_bound() -> None:
+    """A long head is read, and so are a thousand headers; lines that never end are not."""
+    long_one = b"HTTP/1.1 204 Done\r\nX: " + b"a" * 60_000 + b"\r\n\r\n"
+    many = b"HTTP/1.1 204 Done\r\n" + b"".join(b"X-%d: y\r\n" % number for number in range(1000)) + b"\r\n"
+    endless = b"HTTP/1.1 204 Done\r\nX: " + b"a" * 400_000
+    sent = [send_once(closing(answer)) for answer in (long_one, many, endless)]
+    assert [Answered, Answered, NoAnswer] == [type(one) for one in sent]
+    assert (60_000, 1000) == (len(sent[0].headers["x"]), len(sent[1].headers))
 
 
 def test_headers_are_told_as_they_were_meant() -> None:
@@ -762,12 +864,6 @@ def test_an_answer_that_drips_is_read_whole(answer) -> None:
     assert send_once(closing(answer)) == send_once(in_pieces(one_by_one(answer), 0.001))
 
 
-def test_a_header_may_come_in_two_reads() -> None:
-    """A name and a value that were cut are whole again."""
-    pieces = (CREATED[:30], CREATED[30:50], CREATED[50:62], CREATED[62:])
-    assert send_once(closing(CREATED)) == send_once(in_pieces(pieces, 0.02))
-
-
 @pytest.mark.parametrize(
     ("kept", "answer"),
     [
@@ -778,27 +874,16 @@ def test_a_header_may_come_in_two_reads() -> None:
         (False, b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\na"),
         (False, b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\na"),
         (False, b"HTTP/1.1 200 OK\r\nConnection: x, Close\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-        (False, b"HTTP/1.1 200 OK\r\n\r\na"),
-        (False, b"HTTP/1.1 204 Done\r\nTransfer-Encoding: chunked\r\n\r\n"),
         (True, b"HTTP/1.1 204 Done\r\nContent-Length: 0\r\n\r\n"),
-        (False, b"HTTP/1.1 204 Done\r\nContent-Length: 10\r\n\r\n"),
-        (False, b"HTTP/1.1 304 Same\r\nContent-Length: 10\r\n\r\n"),
-        (False, b"HTTP/1.1 101 Switching Protocols\r\n\r\n"),
+        (False, b"HTTP/1.1 204 Done\r\nContent-Length: 10\r\n\r\n0123456789"),
+        (False, b"HTTP/1.1 304 Same\r\nContent-Length: 10\r\n\r\n0123456789"),
     ],
 )
 def test_what_an_answer_says_of_its_connection_is_heeded(kept, answer) -> None:
     """A connection is kept where both sides know the end of the answer and want another."""
-    with serving(closing(answer)) as url:
-        transport = Transport(url)
-        assert isinstance(transport.send(POST), Answered)
-        assert kept == bool(transport._kept)
-
-
-def read_pieces(pieces: Iterable[bytes]) -> tuple[object, bool]:
-    """Return how an answer ends whose reads bring these pieces and then the end, and whether its connection is kept."""
-    reads = (piece for piece in pieces if piece)
-    answer = Answer(lambda: next(reads, b""))
-    return transport_module._read(answer, "POST"), answer.can_be_kept
+    sent, numbers = ask_twice(answer)
+    assert [Answered, Answered] == [type(one) for one in sent]
+    assert ([0, 0] if kept else [0, 1]) == numbers
 
 
 NAMES = st.sampled_from(["X-One", "X-Two", "Retry-After", "Via"])
@@ -822,40 +907,39 @@ def answers(draw) -> tuple[str, bytes, bytes]:
     return framing, head + content, body
 
 
+@SOCKETS
 @given(answers(), st.data())
 def test_however_an_answer_is_cut_it_is_the_same(drawn, data) -> None:
-    """The places where reads end change nothing: neither what was answered nor whether the connection is kept."""
-    framing, answer, body = drawn
+    """The places where reads end change nothing."""
+    _, answer, body = drawn
     cuts = sorted(data.draw(st.sets(st.integers(0, len(answer)))))
     pieces = [answer[start:end] for start, end in zip([0, *cuts], [*cuts, len(answer)], strict=True)]
-    sent, kept = read_pieces([answer])
+    sent = send_once(closing(answer))
     assert isinstance(sent, Answered)
-    assert (body, False, framing != "close") == (sent.body, sent.truncated, kept)
-    assert (sent, kept) == read_pieces(pieces) == read_pieces(one_by_one(answer))
+    assert (body, False) == (sent.body, sent.truncated)
+    assert sent == send_once(in_pieces(pieces)) == send_once(in_pieces(one_by_one(answer)))
 
 
+@SOCKETS
 @given(answers(), st.data())
 def test_no_part_of_an_answer_is_taken_for_the_whole(drawn, data) -> None:
     """Where the head tells the end, an earlier end of the connection is found, wherever it comes."""
     framing, answer, _ = drawn
     end = data.draw(st.integers(0, len(answer) - 1))
-    try:
-        sent, kept = read_pieces([answer[:end]])
-    except BrokenAnswerError:
-        return
-    assert not kept
+    sent = send_once(closing(answer[:end]))
     assert framing == "close" or isinstance(sent, NoAnswer) or sent.truncated
+    assert end >= answer.index(b"\r\n\r\n") + 4 or isinstance(sent, NoAnswer)
 
 
+@SOCKETS
 @given(answers(), st.binary(min_size=1, max_size=20) | st.sampled_from([b"\r\n", b"\r\n\r\n", CREATED]), st.data())
-def test_what_comes_behind_an_answer_is_noticed(drawn, surplus, data) -> None:
-    """A connection on which more came in the same read is not kept, and the answer is what it is without it."""
+def test_what_comes_behind_an_answer_is_no_part_of_it(drawn, surplus, data) -> None:
+    """What came behind an answer in the same read changes neither it nor the next one."""
     framing, answer, body = drawn
     cut = data.draw(st.integers(0, len(answer)))
-    sent, kept = read_pieces([answer[:cut], answer[cut:] + surplus] if cut < len(answer) else [answer + surplus])
-    assert isinstance(sent, Answered)
-    assert not kept
-    assert sent.body == body or framing == "close"
+    if framing != "close":
+        sent, _ = ask_twice(answer, [piece for piece in (answer[:cut], answer[cut:] + surplus) if piece])
+        assert [(body, False)] * 2 == [(one.body, one.truncated) for one in sent]
 
 
 @pytest.mark.parametrize("path", ["/tasks/a b", "/tasks/ñandú", "/tasks/a\r\nX: y", "/tasks/a?b#c"])
@@ -868,7 +952,7 @@ def test_a_path_stays_one_path(path) -> None:
         connection.sendall(CREATED)
 
     with serving(behave) as url:
-        Transport(url).send(Request(method="GET", path=path))
+        HttpClient(url).send(ProviderRequest(method="GET", path=path))
     target = seen[0].split(b"\r\n")[0].split(b" ")
     assert 3 == len(target)
     assert quote(path, safe="/:").encode() == target[1]
@@ -901,15 +985,15 @@ def tls_server(certificate) -> Callable[[socket.socket], socket.socket]:
 def test_an_unknown_certificate_is_never_sent(certificate) -> None:
     """A provider that cannot prove who it is gets nothing, and the error says why."""
     with serving(answering(CREATED), tls_server(certificate)) as url:
-        sent = Transport(url.replace("http:", "https:")).send(POST)
+        sent = HttpClient(url.replace("http:", "https:")).send(POST)
     assert isinstance(sent, NeverSent)
-    assert "SSLCertVerificationError: self-signed certificate" == sent.error
+    assert sent.error.startswith("ConnectError: ")
+    assert "self-signed certificate" in sent.error
 
 
 def test_tls_carries_requests_under_the_same_deadline(certificate, monkeypatch) -> None:
     """Over TLS answers come back, connections are kept, and a dripping answer ends at the deadline."""
-    trusting = ssl.create_default_context(cafile=str(certificate[0]))
-    monkeypatch.setattr(connection_module, "tls", lambda: trusting)
+    monkeypatch.setattr(http.certifi, "where", lambda: str(certificate[0]))
     numbers: list[int] = []
 
     def behave(connection: socket.socket, number: int) -> None:
@@ -920,9 +1004,9 @@ def test_tls_carries_requests_under_the_same_deadline(certificate, monkeypatch) 
         dripping(b"HTTP/1.1 201 Created\r\n")(connection, number)
 
     with serving(behave, tls_server(certificate)) as url:
-        transport = Transport(url.replace("http:", "https:"))
-        outcomes = [type(transport.send(POST)) for _ in range(2)]
-        late = transport.send(POST, deadline_seconds=0.2)
+        client = HttpClient(url.replace("http:", "https:"))
+        outcomes = [type(client.send(POST)) for _ in range(2)]
+        late = client.send(POST, deadline_seconds=0.2)
     assert ([Answered, Answered], [0, 0]) == (outcomes, numbers)
     assert isinstance(late, NoAnswer), late
 
@@ -930,5 +1014,5 @@ def test_tls_carries_requests_under_the_same_deadline(certificate, monkeypatch) 
 def test_a_server_that_does_not_speak_tls_is_never_sent() -> None:
     """A broken handshake is before the request."""
     with serving(lambda connection, _: connection.sendall(b"HTTP/1.1 400 Bad\r\n\r\n")) as url:
-        sent = Transport(url.replace("http:", "https:")).send(POST, deadline_seconds=2)
+        sent = HttpClient(url.replace("http:", "https:")).send(POST, deadline_seconds=2)
     assert isinstance(sent, NeverSent), sent
