@@ -34,7 +34,7 @@ from tornado.web import authenticated
 from rules.vocabulary import SettingsError
 from worker.broker import celery_app, why
 from worker.context import broker_of
-from worker.flower_events import DELIVERED_TOGETHER, TOUCH
+from worker.flower_events import DELIVERED_TOGETHER, TASK_ID_PREFIX
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class FlowerState(EventsState):  # type: ignore[misc]  # Flower has no types
         postings = self.search_engine.exact_postings["state"]
         for task_id in [task_id for state in _UNENDED for task_id in postings.get(state, ())]:
             row = self.tasks.data.get(task_id)
-            if row is not None and not task_id.startswith(TOUCH) and _is_orphan(row, now_seconds):
+            if row is not None and not task_id.startswith(TASK_ID_PREFIX) and _is_orphan(row, now_seconds):
                 row.event(
                     "revoked", now_seconds, now_seconds, {"result": "its worker ended; what it carried is sent again"}
                 )

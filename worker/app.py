@@ -1,173 +1,404 @@
-"""The Celery side of the worker: five thin tasks, and what starts and ends with the worker process.
+"""The Celery application `worker.app:app`: for `leadwire worker` and `celery -A worker.app ...` alike.
 
-Tasks only carry ids to the engine room and put its outcome into Celery's words, so that Flower shows what waits as RETRY
-and what died as FAILURE. A retry is announced by raising `Retry` after the ledger holds the next `due_at`: Celery then
-publishes nothing, and the sweep does the waking.
+Importing this module reads no setting and opens nothing. Celery's settings are read from the environment when Celery first
+needs them; the ledger is opened and the background threads start in a worker only (`LeadwireStep`).
+
+The tasks only carry ids to `process_events` and `deliver` and put the outcome into Celery's words. A retry is announced by
+raising `Retry` after the ledger holds the next `due_at`: Celery then publishes nothing, and the sweeper sends the task again.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, NoReturn
 
-from celery import Celery, Task, signals
+import click
+from celery import Celery, Task, bootsteps, signals
+from celery.concurrency import get_implementation
+from celery.loaders.app import AppLoader
+from celery.worker.control import Panel, control_command
+from click.core import ParameterSource
 
-from rules.vocabulary import PROVIDER_OF, ProviderName, TaskState, TaskType
-from worker import flower_events, runtime
-from worker.broker import EVENTS_QUEUE, QUEUE_OF, QueueDepths, celery_app, declare
-from worker.context import WorkerContext, broker_of, utc_now
+from rules.vocabulary import PROVIDER_OF, Problem, SettingsError, TaskType
+from worker.broker import QueueDepths, celery_app, celery_settings, declare
+from worker.context import WorkerContext, broker_of, build_worker, utc_now
 from worker.deliver import Delivered, deliver
 from worker.first_attempts import Batch
-from worker.flower_events import FlowerSync
+from worker.flower_events import (
+    TASK_ID_PREFIX,
+    FlowerEvents,
+    FlowerSync,
+    RedactedRequest,
+    TaskDead,
+    TaskUnknown,
+    count_states,
+)
 from worker.follow import OutcomePoller
 from worker.process import process_events
 from worker.publisher import CELERY_TASK_OF, PROCESS_EVENT
 from worker.react import FollowUps
+from worker.runtime import set_up_logging, tune_garbage_collection
 from worker.seek import seekers
+from worker.settings import Settings, environment_of
 from worker.sweep import Sweeper
+from worker.watch import Watchdog
 
 log = logging.getLogger(__name__)
 
-#: Celery holds tasks and receivers weakly in places; what must live as long as the process is kept here.
-_KEPT: Final[list[Any]] = []
+#: How much the threads of a worker that shares its machine with the ingress let it go first (nice(2)): what has been accepted
+#: is safe and only waits, what cannot be accepted is turned away.
+NICE: Final = 10
 
 
-def create(context: WorkerContext) -> Celery:
-    """Return the worker's Celery application, its tasks bound to these services."""
-    app = celery_app(broker_of(context.settings), confirm=False)
-    events = _Events()
-    retelling = FlowerSync(context.ledger, events.send)
-    answering = FollowUps(context, lambda tasks: flower_events.planned(tasks, utc_now(), events.send))
-    following = OutcomePoller(context)
+class RefusedError(SettingsError, click.ClickException):
+    """A fault of settings or options, which Celery's command line shows without a traceback."""
 
-    @app.task(name=PROCESS_EVENT, Request=flower_events.Request)
-    def process_event(event_ids: Sequence[str]) -> str:
-        def tell(type_: TaskType, outcomes: Sequence[Delivered]) -> None:
-            events.tell(outcomes, CELERY_TASK_OF[type_])
 
-        def ended(batch: Batch) -> None:
-            flower_events.batch(batch, utc_now(), events.send)
-            retelling.note(batch.outcomes)
-            answering.note(batch.outcomes)
+@contextmanager
+def _shown_by_celery() -> Iterator[None]:
+    try:
+        yield
+    except Problem as problem:
+        raise RefusedError(str(problem)) from problem
 
-        tally = process_events(context, event_ids, tell, ended)
-        flower_events.planned(tally.quiet, utc_now(), events.send)
+
+@functools.cache
+def _settings() -> Settings:
+    return Settings.from_environment(environment_of(Path.cwd()))
+
+
+class LeadwireLoader(AppLoader):
+    """Gives Celery its settings, and imports the modules of LEADWIRE_IMPORTS when a worker starts."""
+
+    def read_configuration(self, env: str = "CELERY_CONFIG_MODULE") -> dict[str, Any]:
+        """Return Celery's settings. Raises RefusedError for what is wrong or missing in Leadwire's."""
+        with _shown_by_celery():
+            if os.environ.get(env):
+                raise SettingsError(f"{env} is set (or --config): Leadwire's own settings are used alone; unset it")
+            settings = _settings()
+            return {
+                **celery_settings(broker_of(settings), confirm=False),
+                "worker_concurrency": settings.worker_threads,
+            }
+
+    def on_worker_init(self) -> None:
+        """Import what LEADWIRE_IMPORTS names. Raises RefusedError for a module that cannot be imported."""
+        for name in _settings().imports:
+            try:
+                self.import_task_module(name)
+            except ModuleNotFoundError as error:
+                raise RefusedError(
+                    f"LEADWIRE_IMPORTS: {name}: there is no module {error.name}: install it, or put it into the folder "
+                    "that the worker is started in"
+                ) from error
+            except Exception as error:
+                raise RefusedError(
+                    f"LEADWIRE_IMPORTS: {name}: importing it failed with {type(error).__name__}: {error}; "
+                    f"`python -c 'import {name}'` shows where"
+                ) from error
+
+
+app = Celery("leadwire", loader=LeadwireLoader)
+
+
+# Tasks
+
+
+class LeadwireWorker:
+    """What works in one worker process: its context, its background threads and what Flower is told."""
+
+    #: The one of this process, once there is one.
+    running: ClassVar[LeadwireWorker | None] = None
+
+    def __init__(self, context: WorkerContext, watchdog: Watchdog | None, watched_depths: QueueDepths) -> None:
+        self._context = context
+        self._watchdog = watchdog
+        self._watched_depths = watched_depths
+        self._consumer: Any = None
+        self._events = FlowerEvents(lambda: self._consumer.event_dispatcher if self._consumer else None)
+        self._flower_sync = FlowerSync(context.ledger, self._events)
+        self._flower_sync.listen_for_monitors()
+        self._follow_ups = FollowUps(context, lambda tasks: self._events.planned(tasks, utc_now()))
+        self._background: tuple[Any, ...] = (
+            Sweeper(context, QueueDepths(app)),
+            *seekers(context),
+            OutcomePoller(context),
+            self._follow_ups,
+            self._flower_sync,
+        )
+        if watchdog is not None:
+            watchdog.start()
+
+    def begin(self, consumer: Any) -> None:
+        """Start the background threads: Celery's consumer takes messages from now on."""
+        self._consumer = consumer
+        for each in self._background:
+            each.start()
+        tune_garbage_collection()
+
+    def hurry(self) -> None:
+        """Have waits inside attempts end early: the process is to end when the running messages are done."""
+        self._context.closing.set()
+
+    def end(self) -> None:
+        """Stop the background threads and close everything, the ledger last."""
+        for each in self._background:
+            each.stop()
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        self._watched_depths.close()
+        self._context.close()
+
+    def process(self, event_ids: Sequence[str]) -> str:
+        """Plan these events; return how many came to what."""
+
+        def show(type_: TaskType, outcomes: Sequence[Delivered]) -> None:
+            self._events.outcomes(outcomes, CELERY_TASK_OF[type_])
+
+        def show_batch(batch: Batch) -> None:
+            self._events.batch(batch, utc_now())
+            self._note(batch.outcomes)
+
+        tally = process_events(self._context, event_ids, show, show_batch)
+        self._events.planned(tally.quiet, utc_now())
         return str(tally)
 
-    for type_ in TaskType:
-        app.task(
-            name=CELERY_TASK_OF[type_],
-            bind=True,
-            throws=(flower_events.TaskDead, flower_events.TaskUnknown),
-            Request=flower_events.Request,
-        )(_delivering(context, PROVIDER_OF[type_], events, retelling, answering))
+    def deliver(self, type_: TaskType, task_ids: str | Sequence[str], rule: str | None, attempt: int | None) -> str:
+        """Deliver these tasks; return, or raise, what Celery shows of the message.
 
-    flower_events.forgive_revocations()
-    signals.worker_ready.connect(events.begin, weak=False)
-    sweep = Sweeper(context, QueueDepths(app))
-    retelling.when_somebody_listens()
-    seeking = seekers(context)
-    _KEPT.append((process_event, sweep, retelling, seeking, answering, following))
-    signals.worker_ready.connect(lambda **_: sweep.start(), weak=False)
-    signals.worker_ready.connect(lambda **_: retelling.start(), weak=False)
-    signals.worker_shutting_down.connect(lambda **_: context.closing.set(), weak=False)
-    signals.worker_shutdown.connect(lambda **_: sweep.stop(), weak=False)
-    signals.worker_shutdown.connect(lambda **_: retelling.stop(), weak=False)
-    for beside in (*seeking, answering, following):
-        signals.worker_ready.connect(lambda *, of=beside, **_: of.start(), weak=False)
-        signals.worker_shutdown.connect(lambda *, of=beside, **_: of.stop(), weak=False)
-    return app
+        `task_ids` is one id, for a message that stands for its task, or a list. `rule` and `attempt` are the labels of a
+        single task that could not be claimed.
+        """
+        name = CELERY_TASK_OF[type_]
+
+        def show(outcomes: Sequence[Delivered]) -> None:
+            named = [each if each.rule else replace(each, rule=rule, attempt=attempt or 1) for each in outcomes]
+            self._events.outcomes(named, name)
+
+        is_single = isinstance(task_ids, str)
+        ids = [task_ids] if isinstance(task_ids, str) else task_ids
+        outcomes = deliver(self._context, PROVIDER_OF[type_], ids, show)
+        self._note(outcomes)
+        if is_single:
+            return self._events.result(outcomes[0], name)
+        if len(outcomes) == 1:
+            show([outcome for outcome in outcomes if not outcome.told])
+        return count_states(outcomes)
+
+    def _note(self, outcomes: Sequence[Delivered]) -> None:
+        self._flower_sync.note(outcomes)
+        self._follow_ups.note(outcomes)
 
 
-def _delivering(
-    context: WorkerContext, provider: ProviderName, events: _Events, retelling: FlowerSync, answering: FollowUps
-) -> Callable[..., str]:
+def _running() -> LeadwireWorker:
+    if LeadwireWorker.running is None:
+        raise Problem("Leadwire's tasks run in a worker only: start one with `leadwire worker`")
+    return LeadwireWorker.running
+
+
+@app.task(name=PROCESS_EVENT, Request=RedactedRequest)
+def process_event(event_ids: Sequence[str]) -> str:
+    """Plan these events."""
+    return _running().process(event_ids)
+
+
+def _delivering(type_: TaskType) -> Callable[..., str]:
     def run(
-        self: Task[..., Any],
         task_ids: str | list[str],
         rule: str | None = None,
         attempt: int | None = None,
         tasks: int | None = None,
     ) -> str:
-        del tasks  # a label for Flower, as rule and attempt are
-        name = str(self.name)
+        del tasks  # a label for Flower
+        return _running().deliver(type_, task_ids, rule, attempt)
 
-        def tell(outcomes: Sequence[Delivered]) -> None:
-            named = [
-                outcome if outcome.rule else replace(outcome, rule=rule, attempt=attempt or 1) for outcome in outcomes
-            ]
-            events.tell(named, name)
-
-        alone = isinstance(task_ids, str)
-        outcomes = deliver(context, provider, [task_ids] if isinstance(task_ids, str) else task_ids, tell)
-        retelling.note(outcomes)
-        answering.note(outcomes)
-        if alone:
-            return flower_events.show(outcomes[0], name, events.send)
-        if len(outcomes) == 1:
-            tell([outcome for outcome in outcomes if not outcome.told])
-        return flower_events.summary(outcomes)
-
+    run.__doc__ = f"Deliver tasks of the type {type_}."
     return run
 
 
-class _Events:
-    """Sends events as the worker itself does, through its consumer once that is there."""
-
-    def __init__(self) -> None:
-        self._consumer: Any = None
-
-    def begin(self, sender: Any = None, **_: Any) -> None:
-        self._consumer = sender
-
-    def send(self, type_: str, **fields: Any) -> None:
-        dispatcher = self._consumer.event_dispatcher if self._consumer else None
-        if dispatcher is None:
-            return
-        try:
-            dispatcher.send(type_, **fields)
-        except Exception as error:  # noqa: BLE001 - the transports share no root of exceptions; the ledger has it all
-            log.debug("Flower misses an event: %s", type(error).__name__)
-
-    def tell(self, outcomes: Sequence[Delivered], name: str) -> None:
-        """Show outcomes of tasks of this Celery name; what waits leaves now: nothing that others send of it may arrive before."""
-        flower_events.announce(outcomes, name, self.send)
-        if any(outcome.state is TaskState.WAITING for outcome in outcomes):
-            self._flush()
-
-    def _flush(self) -> None:
-        dispatcher = self._consumer.event_dispatcher if self._consumer else None
-        with suppress(Exception):  # likewise
-            if dispatcher is not None:
-                dispatcher.flush()
+#: Celery's tasks by type of task, so that Flower tells calls from messages and team tasks.
+DELIVERY_TASKS: Final[dict[TaskType, Task[..., Any]]] = {
+    type_: app.task(name=CELERY_TASK_OF[type_], throws=(TaskDead, TaskUnknown), Request=RedactedRequest)(
+        _delivering(type_)
+    )
+    for type_ in TaskType
+}
 
 
-def run(context: WorkerContext, name: str, ready_file: Path | None = None) -> None:
-    """Work until told to stop (SIGTERM lets running calls end); the process is the worker from here on.
+# The worker process
 
-    `ready_file` is made when the worker begins to take messages, and touched with every message it takes.
+app.user_options["worker"].update(
+    (
+        click.Option(
+            ["--health-file"],
+            type=click.Path(path_type=Path),
+            help="Kept up to date for `leadwire healthcheck worker`; with it, a worker that has turned deaf ends by itself.",
+        ),
+        click.Option(["--ready-file"], type=click.Path(path_type=Path), hidden=True, help="Made when work begins."),
+        click.Option(["--owner"], default="", hidden=True, help="What the leases of this worker begin with."),
+    )
+)
+
+
+def run_worker(owner: str = "", ready_file: Path | None = None, health_file: Path | None = None) -> None:
+    """Be a worker until told to stop: SIGTERM lets running requests end.
+
+    `ready_file` is made when the worker begins to take messages and touched with every message that it takes; `health_file`
+    is kept for probes. Both belong to this worker alone. Leases are named after `owner`, and a worker with one lets the other
+    processes of its machine go first.
     """
-    app = create(context)
-    declare(app)
-    if ready_file is not None:
-        signals.worker_ready.connect(lambda **_: ready_file.touch(), weak=False)
-        signals.task_prerun.connect(lambda **_: ready_file.touch(), weak=False)
-    signals.worker_ready.connect(lambda **_: runtime.tune_garbage_collection(), weak=False)
-    queues = ",".join((EVENTS_QUEUE, *QUEUE_OF.values()))
+    name = "leadwire" if owner else f"worker-{os.getpid()}-{secrets.token_hex(3)}"
+    files = {"--ready-file": ready_file, "--health-file": health_file}
     app.worker_main(
         [
             "worker",
-            "--pool=threads",
-            f"--concurrency={context.settings.worker_threads}",
-            f"--queues={queues}",
             f"--hostname={name}@%h",
-            "--events",
-            "--without-gossip",
-            "--without-mingle",
-            f"--loglevel={context.settings.log_level}",
+            f"--owner={owner}",
+            *(f"{option}={file}" for option, file in files.items() if file),
         ]
     )
+
+
+class LeadwireStep(bootsteps.Step):
+    """The part of Celery's worker that is Leadwire: opens the ledger before work begins and closes it after it ended.
+
+    Raises RefusedError for options that would have no effect, and for what is wrong or missing in the settings.
+    """
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        self._options = options
+        _refuse_options(worker, options)
+
+    def create(self, worker: Any) -> None:
+        """Open everything, and have Celery's signals start and end what runs beside it."""
+        owner = self._options.get("owner") or ""
+        ready_file: Path | None = self._options.get("ready_file")
+        health_file: Path | None = self._options.get("health_file")
+        with _shown_by_celery():
+            settings = _settings().model_copy(update={"worker_threads": worker.concurrency})
+            context = build_worker(settings, owner=f"{owner or 'worker'}-{os.getpid()}-{secrets.token_hex(3)}")
+            declare(app)
+        if owner:
+            # On Linux it is this thread's, and that of the threads it starts from here on. The ledger's writer, which the
+            # ingress waits for, and the publisher keep theirs: with all of the worker at 5 the ingress took 1,090 events/s,
+            # so 1,190.
+            os.nice(NICE)
+        taken_file = ready_file
+        watchdog: Watchdog | None = None
+        depths = QueueDepths(celery_app(broker_of(settings)))
+        if health_file is not None:
+            taken_file = ready_file or health_file.with_name(f"{health_file.name}.taken")
+            watchdog = Watchdog(depths.read, context.ledger.queries.oldest_due, sign=taken_file, report=health_file)
+        running = LeadwireWorker.running = LeadwireWorker(context, watchdog, depths)
+        if taken_file is not None:
+            signals.worker_ready.connect(lambda **_: taken_file.touch(), weak=False)
+            signals.task_prerun.connect(lambda **_: taken_file.touch(), weak=False)
+        signals.worker_ready.connect(lambda sender, **_: running.begin(sender), weak=False)
+        signals.worker_shutting_down.connect(lambda **_: running.hurry(), weak=False)
+        signals.worker_shutdown.connect(lambda **_: running.end(), weak=False)
+
+
+app.steps["worker"].add(LeadwireStep)
+
+
+@signals.setup_logging.connect
+def _set_up_logging(loglevel: int | str | None = None, logfile: str | None = None, **_: Any) -> None:
+    """Log as Leadwire's settings say; a level or a file that the command line names goes first."""
+    settings = _settings()
+    context = click.get_current_context(silent=True)
+    is_chosen = context is not None and context.get_parameter_source("loglevel") is ParameterSource.COMMANDLINE
+    level = logging.getLevelName(loglevel) if is_chosen and isinstance(loglevel, int) else settings.log_level
+    set_up_logging(settings.log_format, level, logfile)
+
+
+# What Celery offers and Leadwire refuses: docs/celery.md says what to use instead
+
+_FIXED_SIZE: Final = (
+    "a worker has LEADWIRE_WORKER_THREADS threads (or --concurrency) for as long as it runs: restart it"
+)
+_NO_LIMITS: Final = "threads know no time limits: a provider's request has its own, 30 s with all its tries"
+_REFUSED_OPTIONS: Final = {
+    "beat": "Leadwire has no beat, several workers would each run the schedule: let cron or a rule with `at:` do it",
+    "autoscale": _FIXED_SIZE,
+    "max_tasks_per_child": "threads are not replaced",
+    "max_memory_per_child": "threads are not replaced",
+    "time_limit": _NO_LIMITS,
+    "soft_time_limit": _NO_LIMITS,
+}
+_REFUSED_COMMANDS: Final = {
+    **dict.fromkeys(("pool_grow", "pool_shrink", "pool_restart", "autoscale"), _FIXED_SIZE),
+    "time_limit": _NO_LIMITS,
+    "terminate": "threads cannot be terminated: `leadwire cancel TASK_ID` stops what has not been sent",
+}
+_RATE: Final = (
+    "a provider's rate holds for all workers together: set LEADWIRE_MINDHUNTERS_RATE or LEADWIRE_VAMBE_RATE and restart"
+)
+_REVOKE: Final = "the ledger decides what is sent, a revoked message would be sent again: use `leadwire cancel TASK_ID`"
+_PREFORK: Final = frozenset({"prefork", "--pool=prefork", "-Pprefork"})
+
+
+def _refuse_options(worker: Any, options: dict[str, Any]) -> None:
+    threads = get_implementation("threads")
+    click_context = click.get_current_context(silent=True)
+    # Celery takes `--pool prefork` for no choice at all, and the configured pool instead.
+    names_pool = click_context and click_context.get_parameter_source("pool") is ParameterSource.COMMANDLINE
+    if worker.pool_cls is not threads or (names_pool and not _PREFORK.isdisjoint(sys.argv)):
+        raise RefusedError(
+            "--pool: Leadwire works in threads only: one process shares its connections to providers and groups what it "
+            "writes to the ledger; leave the option out, and start more workers for more processes"
+        )
+    for name, reason in _REFUSED_OPTIONS.items():
+        if options.get(name):
+            raise RefusedError(f"--{name.replace('_', '-')}: {reason}")
+
+
+def _override(name: str, handler: Callable[..., Any], help_: str) -> None:
+    """Put a handler in the place of one of Celery's control commands; its arguments stay as they are."""
+    meta = Panel.meta[name]
+    control_command(name=name, args=meta.args, signature=meta.signature, variadic=meta.variadic, help=help_)(handler)
+
+
+def _refuse_command(name: str, reason: str, *_: object, **__: object) -> Any:
+    log.warning("%s is refused: %s", name, reason)
+    return {"error": f"refused: {reason}"}
+
+
+def _override_commands() -> None:
+    celerys_rate_limit, celerys_revoke = Panel.data["rate_limit"], Panel.data["revoke"]
+
+    def rate_limit(state: Any, task_name: str, rate_limit: str, **_: Any) -> Any:
+        if task_name in {PROCESS_EVENT, *CELERY_TASK_OF.values()}:
+            return _refuse_command("rate_limit", _RATE)
+        return celerys_rate_limit(state, task_name, rate_limit)
+
+    def revoke(state: Any, task_id: str | list[str], terminate: bool = False, **more: Any) -> Any:
+        ids = [task_id] if isinstance(task_id, str) else list(task_id or ())
+        if terminate:
+            return _refuse_command("terminate", _REFUSED_COMMANDS["terminate"])
+        if any(each.startswith(TASK_ID_PREFIX) for each in ids):
+            return _refuse_command("revoke", _REVOKE)
+        return celerys_revoke(state, ids, **more)
+
+    _override("rate_limit", rate_limit, "Limit a task of LEADWIRE_IMPORTS; refused for Leadwire's own.")
+    _override("revoke", revoke, "Revoke tasks of LEADWIRE_IMPORTS; refused for Leadwire's own.")
+    for name, reason in _REFUSED_COMMANDS.items():
+        _override(name, functools.partial(_refuse_command, name, reason), "Refused.")
+
+
+_override_commands()
+
+
+class RefusedScheduler:
+    """Named by the setting `beat_scheduler`, so that `celery beat` says why it does not run."""
+
+    def __init__(self, *_: object, **__: object) -> NoReturn:
+        raise SystemExit(_REFUSED_OPTIONS["beat"])

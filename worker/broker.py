@@ -1,27 +1,15 @@
-"""How the broker is spoken to, whichever it is: the queues, Celery's settings, and how deep a queue is.
+"""How Leadwire uses its broker, whichever it is: queues, Celery's settings, transports, and how deep a queue is.
 
-Settings of Celery, each for the loss, duplicate or hang it prevents: Celery 5.7 documentation and experiments with it. On
-RabbitMQ queues are of the quorum type, the exchange is of the topic type (as Celery's page on RabbitMQ advises) and who
-publishes waits for the confirmation. No queue has a bound or a time to live of its own: publishers look how deep a queue
-is, messages name the moment at which they expire, and a server that dropped or refused messages would only make work late.
-
-The RabbitMQ transport whose waits end.
-
-py-amqp 5.4 waits for every answer of the server without a limit. A server that is short of memory or disk stops reading
-from whoever publishes (https://www.rabbitmq.com/docs/alarms), and then not even a connection can be closed: the goodbye has
-an answer too. Here an answer has its time, with one exception: a publisher that was told of the alarm waits on, since a
-dropped connection would stay open at a server that does not read, and one more with every attempt.
-
-kombu's Redis transport with one client per channel instead of one per command.
-
-kombu 5.7 makes a new `redis.Redis` object for every command it sends (`Channel.conn_or_acquire`); making one fills a table
-of some 400 answer parsers, which costs several times the command itself. The object is a thin, thread-safe shell around
-the channel's connection pool, so it is kept for as long as that pool lives.
+Each setting stands beside the loss, duplicate or hang that it prevents (Celery 5.7, its documentation and experiments with
+it). On RabbitMQ queues are quorum queues, the exchange is a topic exchange (as Celery's page on RabbitMQ advises), and who
+publishes waits for the confirmation. No queue has a length limit or a time to live of its own: publishers look how deep a
+queue is, messages carry their expiry, and a server that dropped or refused messages would only make work late.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -36,69 +24,104 @@ from kombu import Connection, Exchange, Queue
 from kombu.transport import TRANSPORT_ALIASES, pyamqp, redis
 from kombu.transport.virtual import Channel as VirtualChannel
 
-from rules.vocabulary import Problem, ProviderName
+from rules.vocabulary import Problem, ProviderName, SettingsError
 
 log = logging.getLogger(__name__)
 
 EVENTS_QUEUE: Final = "leadwire.events"
 #: One queue per provider, so that what waits for one never stands in front of the other.
 QUEUE_OF: Final[Mapping[ProviderName, str]] = {name: f"leadwire.{name}" for name in ProviderName}
-
-
+#: The queues of Leadwire's own work.
 QUEUES: Final = (EVENTS_QUEUE, *QUEUE_OF.values())
+#: Where tasks of LEADWIRE_IMPORTS go: many of them must not keep events waiting.
+DEFAULT_QUEUE: Final = "leadwire.default"
+
 _EXCHANGE: Final = "leadwire.work"
 _QUORUM: Final = {"x-queue-type": "quorum"}
+#: Celery reads these by itself, and they would win. Its command line sets them for `--broker` and `--result-backend`, whose
+#: own variables are BROKER_URL and RESULT_BACKEND.
+_FOREIGN_BROKER: Final = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
+_FOREIGN_BACKEND: Final = "CELERY_RESULT_BACKEND"
 
 
 def celery_app(broker_url: str, *, confirm: bool = True) -> Celery:
-    """Return a Celery application that can publish; `worker/app.py` adds the tasks.
+    """Return a Celery application that publishes and asks how deep queues are; `worker/app.py` is the one with tasks.
 
-    `confirm` has RabbitMQ confirm every message. A worker's own application goes without: what it publishes itself are
-    events for Flower and answers to it, and its main loop must not wait for a server that is short of memory.
+    `confirm` and what is raised are those of `celery_settings`.
     """
+    app = Celery("leadwire", set_as_current=False)
+    app.conf.update(celery_settings(broker_url, confirm=confirm))
+    return app
+
+
+def celery_settings(broker_url: str, *, confirm: bool) -> dict[str, Any]:
+    """Return Celery's settings for this broker.
+
+    `confirm` has RabbitMQ confirm every message. A worker's own application goes without: it publishes events for Flower
+    and answers to it, and its main loop must not wait for a server that is short of memory.
+
+    Raises SettingsError when Celery's own variables name another broker or a result backend.
+    """
+    _refuse_foreign_variables()
     _use_own_transports()
     broker_url, tls = _tls(broker_url)
-    app = Celery("leadwire", broker=broker_url, set_as_current=False)
-    app.conf.update(
-        task_ignore_result=True,  # the ledger holds results
-        result_backend=None,
-        task_acks_late=False,  # a message is disposable: no redelivery, no visibility duplicates
-        task_reject_on_worker_lost=False,
-        task_publish_retry=False,  # the sweep repeats; publishing must fail fast
-        broker_use_ssl=tls,
-        broker_pool_acquire_timeout=2,  # else an exhausted pool blocks for ever
-        broker_connection_timeout=2,
-        broker_connection_retry_on_startup=True,  # start while the broker is down
-        broker_connection_max_retries=None,  # else the worker gives up after about 45 minutes
-        broker_heartbeat=30,  # RabbitMQ, the worker's connections; those that publish lean on the system's keepalive
-        broker_transport_options=_transport_options(broker_url, confirm=confirm),
-        worker_prefetch_multiplier=1,  # do not hoard
-        worker_enable_prefetch_count_reduction=False,
-        worker_detect_quorum_queues=True,  # else a quorum queue refuses its consumer: 540 NOT_IMPLEMENTED
-        # Celery makes 28 queues for tasks with a countdown, which we never send; of the quorum type that takes seconds.
-        broker_native_delayed_delivery_queue_type="classic",
+    return {
+        "broker_url": broker_url,
+        "task_ignore_result": True,  # the ledger holds results
+        "result_backend": None,
+        "task_acks_late": False,  # a message is disposable: no redelivery, no visibility duplicates
+        "task_reject_on_worker_lost": False,
+        "task_publish_retry": False,  # the sweeper repeats; publishing must fail fast
+        "broker_use_ssl": tls,
+        "broker_pool_acquire_timeout": 2,  # else an exhausted pool blocks for ever
+        "broker_connection_timeout": 2,
+        "broker_connection_retry_on_startup": True,  # start while the broker is down
+        "broker_connection_max_retries": None,  # else the worker gives up after about 45 minutes
+        "broker_heartbeat": 30,  # RabbitMQ, the worker's connections; those that publish lean on the system's keepalive
+        "broker_transport_options": _transport_options(broker_url, confirm=confirm),
+        "worker_prefetch_multiplier": 1,  # do not hoard
+        "worker_enable_prefetch_count_reduction": False,
+        "worker_detect_quorum_queues": True,  # else a quorum queue refuses its consumer: 540 NOT_IMPLEMENTED
+        # Celery makes 28 queues for tasks with a countdown, which we never send; as quorum queues that takes seconds.
+        "broker_native_delayed_delivery_queue_type": "classic",
         # Exclusive to their connection: the only transient queues that RabbitMQ 4.3 still makes by default
         # (https://www.rabbitmq.com/docs/queues#transient-queues, removed features).
-        control_queue_exclusive=True,
-        control_queue_durable=False,
-        event_queue_exclusive=True,
-        event_queue_durable=False,
-        worker_soft_shutdown_timeout=0,  # warm shutdown waits for running calls; the supervisor bounds it
-        worker_consumer="worker.flower_events:Consumer",  # sends events at a pace
-        worker_send_task_events=True,
-        task_send_sent_event=False,  # doubles the cost of publishing, and Flower does not need it
-        worker_cancel_long_running_tasks_on_connection_loss=False,  # never end a call half-way
-        worker_hijack_root_logger=False,
-        worker_redirect_stdouts=False,
-        task_serializer="json",
-        accept_content=["json"],
-        task_create_missing_queues=False,  # a misspelt queue raises instead of feeding one that nobody reads
-        task_default_queue=EVENTS_QUEUE,
-        task_queues=[_queue(name, quorum=_is_amqp(broker_url)) for name in QUEUES],
-        timezone="UTC",
-        enable_utc=True,
-    )
-    return app
+        "control_queue_exclusive": True,
+        "control_queue_durable": False,
+        "event_queue_exclusive": True,
+        "event_queue_durable": False,
+        # Any other pool is refused: the requests of one process share its connections, and its ledger writes one commit.
+        "worker_pool": "threads",
+        "worker_soft_shutdown_timeout": 0,  # warm shutdown waits for running calls; the supervisor bounds it
+        "worker_consumer": "worker.flower_events:BatchingConsumer",  # sends events five times a second
+        "worker_send_task_events": True,
+        "task_send_sent_event": False,  # doubles the cost of publishing, and Flower does not need it
+        "worker_cancel_long_running_tasks_on_connection_loss": False,  # never end a call half-way
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        "beat_scheduler": "worker.app:RefusedScheduler",  # several workers would each run the schedule
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_create_missing_queues": False,  # a misspelt queue raises instead of feeding one that nobody reads
+        "task_default_queue": DEFAULT_QUEUE,
+        "task_queues": [_queue(name, quorum=_is_amqp(broker_url)) for name in (*QUEUES, DEFAULT_QUEUE)],
+        "timezone": "UTC",
+        "enable_utc": True,
+    }
+
+
+def _refuse_foreign_variables() -> None:
+    for name in _FOREIGN_BROKER:
+        if os.environ.get(name):
+            raise SettingsError(
+                f"{name} is set (or BROKER_URL, or --broker): ingress and workers find their broker by LEADWIRE_BROKER_URL "
+                "alone; set that and unset the other"
+            )
+    if os.environ.get(_FOREIGN_BACKEND):
+        raise SettingsError(
+            f"{_FOREIGN_BACKEND} is set (or RESULT_BACKEND, or --result-backend): results stand in Leadwire's ledger, see "
+            "`leadwire tasks`; unset it"
+        )
 
 
 def _is_amqp(broker_url: str) -> bool:
@@ -151,7 +174,7 @@ def _transport_options(broker_url: str, *, confirm: bool) -> dict[str, Any]:
 
 
 class QueueDepths:
-    """How many messages stand in each queue, asked over one connection that is kept; for one thread."""
+    """Asks how many messages stand in each of `QUEUES`, over one connection that is kept. For one thread."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -212,7 +235,7 @@ def declare(app: Celery) -> None:
                 queue(connection.default_channel).declare()
     except PreconditionFailed as error:
         raise Problem(f"the broker's queues cannot be used: {why(error)}") from error
-    except Exception as error:  # noqa: BLE001 - as in depths
+    except Exception as error:  # noqa: BLE001 - as in QueueDepths
         log.debug("queues are declared later: %s", why(error))
 
 
@@ -225,16 +248,16 @@ def wait_until_reachable(broker_url: str, timeout_seconds: float) -> bool:
             with app.connection_for_write(connect_timeout=2) as connection:
                 connection.ensure_connection(max_retries=1, interval_start=0)
                 return True
-        except Exception:  # noqa: BLE001 - as in depths
+        except Exception:  # noqa: BLE001 - as in QueueDepths
             time.sleep(0.1)
     return False
 
 
-log = logging.getLogger(__name__)
+# Transports
 
-#: How long the server may take to answer; a confirmed message of a quorum queue takes milliseconds.
+#: How long RabbitMQ may take to answer; a confirmed message of a quorum queue takes milliseconds.
 ANSWER_SECONDS: Final = 5.0
-#: And a goodbye, which changes nothing.
+#: And how long to a goodbye, which changes nothing.
 GOODBYE_SECONDS: Final = 1.0
 _CONFIRMATIONS: Final = [spec.Basic.Ack, spec.Basic.Nack]
 
@@ -283,19 +306,30 @@ class _RabbitMQConnection(pyamqp.Connection):
 
 
 class RabbitMQTransport(pyamqp.Transport):
-    """What `amqp://` means."""
+    """kombu's RabbitMQ transport with a limit to every wait; stands behind `amqp://`.
+
+    py-amqp 5.4 waits for each answer of the server for ever. A server that is short of memory or disk stops reading from
+    whoever publishes (https://www.rabbitmq.com/docs/alarms), and then not even a connection can be closed: the goodbye has
+    an answer too. One exception: a publisher that was told of the alarm waits on, since a connection that it dropped would
+    stay open at a server that does not read, and one more with every attempt.
+    """
 
     Connection = _RabbitMQConnection
 
 
 class RabbitMQSSLTransport(pyamqp.SSLTransport):
-    """What `amqps://` means."""
+    """The same behind `amqps://`."""
 
     Connection = _RabbitMQConnection
 
 
 class RedisChannel(redis.Channel):
-    """A channel that keeps its client; a reconnect makes a new pool, and with it a new client."""
+    """A channel with one client instead of one per command; a reconnect makes a new pool, and with it a new client.
+
+    kombu 5.7 makes a new `redis.Redis` object for every command (`Channel.conn_or_acquire`); making one fills a table of
+    some 400 answer parsers, which costs several times the command itself. The object is a thin, thread-safe shell around
+    the channel's connection pool, so it is kept for as long as that pool lives.
+    """
 
     _kept: tuple[Any, Any] | None = None
 
@@ -309,12 +343,12 @@ class RedisChannel(redis.Channel):
 
 
 class RedisTransport(redis.Transport):
-    """The transport behind `redis://` and `rediss://` once `use` was called."""
+    """kombu's Redis transport with these channels; stands behind `redis://` and `rediss://`."""
 
     Channel = RedisChannel
 
 
 def _use_own_transports() -> None:
-    """Have the URLs of this process mean these transports."""
+    """Have kombu take these transports for the broker URLs of this process."""
     ours = {"amqp": RabbitMQTransport, "amqps": RabbitMQSSLTransport, "redis": RedisTransport, "rediss": RedisTransport}
     TRANSPORT_ALIASES.update({scheme: f"{__name__}:{transport.__name__}" for scheme, transport in ours.items()})

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rules.vocabulary import SettingsError
 
@@ -81,6 +81,16 @@ def _header_value(secret: SecretStr) -> SecretStr:
     if not (secret.get_secret_value().isascii() and secret.get_secret_value().isprintable()):
         raise ValueError("holds characters that no HTTP header can carry: set it again")
     return secret
+
+
+def _module_names(given: object) -> object:
+    if not isinstance(given, str):
+        return given
+    names = tuple(name.strip() for name in given.split(",") if name.strip())
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"{name!r} is not the name of a Python module, such as my_module or package.module")
+    return names
 
 
 Folder = Annotated[Path, AfterValidator(_folder)]
@@ -149,6 +159,10 @@ class Settings(BaseSettings):
     )
     ingress_processes: Annotated[int, _whole(1, 64)] = Field(
         1, description="Processes that share the public port; one uses one core at most."
+    )
+    imports: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_module_names)] = Field(
+        (),
+        description="Python modules that workers import, with commas between: signals, Sentry, further Celery tasks.",
     )
     worker_threads: Annotated[int, _whole(1, 256)] = Field(16, description="Threads of one worker process.")
     log_format: Annotated[Literal["text", "json"], Lower] = Field("text", description="`text` or `json`.")
@@ -223,7 +237,7 @@ def _variables() -> tuple[Variable, ...]:
         Variable(
             name=(field.alias or name).removeprefix(PREFIX).upper(),
             default=""
-            if field.default is None
+            if field.default in (None, ())
             else format(field.default, "g" if isinstance(field.default, float) else ""),
             meaning=field.description or "",
             secret="SecretStr" in str(field.annotation),

@@ -26,6 +26,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "ingress": "run",
     "worker": "run",
     "flower": "run",
+    "celery": "run",
     "sandbox": "run",
     "check": "rules",
     "explain": "rules",

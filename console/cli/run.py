@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import sys
 import threading
@@ -23,14 +22,10 @@ from rules.vocabulary import Problem
 from worker.settings import PREFIX, Settings, environment_of
 
 if TYPE_CHECKING:
-    from worker.context import WorkerContext
     from worker.sandbox import Sandbox
 
 log = logging.getLogger(__name__)
 
-#: How much the threads of a worker that shares its machine with the ingress let it go first (nice(2)): what has been accepted
-#: is safe and only waits, what cannot be accepted is turned away.
-WORKER_NICENESS: Final = 10
 #: A probe that waits longer is given up by those who run it.
 HEALTHCHECK_TIMEOUT_SECONDS: Final = 5.0
 #: Addresses that mean every address, and so the loopback one too.
@@ -102,43 +97,10 @@ def ingress() -> None:
 )
 def worker(owner: str, ready_file: Path | None, health_file: Path | None) -> None:
     """Process events and deliver tasks."""
-    from worker.app import run
-    from worker.context import build_worker
+    from worker.app import run_worker
 
-    settings = _settings_and_logs()
-    name = f"{owner or 'worker'}-{os.getpid()}-{secrets.token_hex(3)}"
-    context = build_worker(settings, owner=name)
-    try:
-        if owner:
-            # On Linux it is this thread's, and that of the threads it starts from here on. The ledger's writer, which the
-            # ingress waits for, and the publisher keep theirs: with all of the worker at 5 the ingress took 1,090 events/s,
-            # so 1,190.
-            os.nice(WORKER_NICENESS)
-        with _health_file(context, ready_file, health_file) as taken_file:
-            run(context, "leadwire" if owner else name, taken_file)
-    finally:
-        context.close()
-
-
-@contextmanager
-def _health_file(context: WorkerContext, ready_file: Path | None, health_file: Path | None) -> Iterator[Path | None]:
-    """Keep the health file for a while; give the file that the worker touches with every message it takes."""
-    from worker.broker import QueueDepths, celery_app
-    from worker.context import broker_of
-    from worker.watch import Watchdog
-
-    if health_file is None:
-        yield ready_file
-        return
-    taken_file = ready_file or health_file.with_name(f"{health_file.name}.taken")
-    depths = QueueDepths(celery_app(broker_of(context.settings)))
-    watch = Watchdog(depths.read, context.ledger.queries.oldest_due, sign=taken_file, report=health_file)
-    watch.start()
-    try:
-        yield taken_file
-    finally:
-        watch.stop()
-        depths.close()
+    _settings_and_logs()
+    run_worker(owner, ready_file, health_file)
 
 
 @click.command()
@@ -150,6 +112,22 @@ def flower() -> None:
     if settings.operator_token is None:
         raise Problem("LEADWIRE_OPERATOR_TOKEN is not set: Flower is never started without a password")
     run_flower(settings, settings.operator_token)
+
+
+@click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def celery(arguments: tuple[str, ...]) -> None:
+    """Run a command of Celery's, such as `inspect ping`, with the settings in force; see docs/celery.md."""
+    from celery.bin.celery import main
+
+    from console import local_broker
+
+    settings = _settings_and_logs()
+    socket = local_broker.socket_path(settings.home)
+    if settings.broker_url is None and socket.is_socket():
+        os.environ[f"{PREFIX}BROKER_URL"] = local_broker.broker_url(socket)
+    sys.argv = ["celery", "-A", "worker.app", *arguments]  # Celery reads it, also to start itself anew
+    main()
 
 
 @click.command()

@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 
 from console.flower import FlowerState
 from rules.vocabulary import ProviderName, Task, TaskState, TaskType, Verdict
-from worker import flower_events
 from worker.deliver import Delivered, outcome_words
 from worker.first_attempts import Batch
+from worker.flower_events import (
+    TASK_ID_PREFIX,
+    FlowerEvents,
+    RedactedRequest,
+    TaskDead,
+    TaskUnknown,
+    TaskWaiting,
+    count_states,
+)
 from worker.publisher import SINGLE_DELIVERY_LIMIT
 
 CALL = "leadwire.make_call"
@@ -35,6 +43,7 @@ class Listener:
     def __init__(self, state=None):
         self.state = state or FlowerState(max_tasks_in_memory=100)
         self.types = []
+        self.events = FlowerEvents(lambda: self)
 
     def send(self, type_, **fields):
         """Send an event of the one worker there is."""
@@ -42,6 +51,9 @@ class Listener:
         now = time.time()
         event = {"type": type_, "hostname": "w@x", "pid": 1, "timestamp": now, "local_received": now, "clock": 1}
         self.state.event(event | fields)
+
+    def flush(self):
+        """Events arrive at once here."""
 
     @property
     def rows(self):
@@ -56,12 +68,12 @@ class Listener:
         self.send("task-started", uuid=uuid)
         request = request_of(uuid, self)
         try:
-            said = flower_events.show(outcome, CALL, self.send)
+            said = self.events.result(outcome, CALL)
         except Ignore:
             return
-        except flower_events.TaskWaiting as waiting:
+        except TaskWaiting as waiting:
             request.on_failure(einfo(waiting), return_ok=True)
-        except (flower_events.TaskDead, flower_events.TaskUnknown) as fault:
+        except (TaskDead, TaskUnknown) as fault:
             request.on_failure(einfo(fault), return_ok=True)
         else:
             self.send("task-succeeded", uuid=uuid, result=repr(said), runtime=0.1)
@@ -77,7 +89,7 @@ def einfo(exception):
 
 def request_of(uuid, listener):
     """Return a message's request without a broker."""
-    request = flower_events.Request.__new__(flower_events.Request)
+    request = RedactedRequest.__new__(RedactedRequest)
     request.id, request.name = uuid, CALL
     request._argsrepr, request._kwargsrepr = "['x']", "{}"
     eventer = SimpleNamespace(enabled=True, send=listener.send)
@@ -121,7 +133,7 @@ def test_a_touch_alone_has_one_row(listener, state, words, shown, line):
 def test_what_fails_among_many_has_a_row_of_its_own(listener, state):
     """With the type, the rule, the attempt and when it was, though no message bore its id."""
     before = time.time()
-    flower_events.announce([outcome(state, "words", attempt=3)], CALL, listener.send)
+    listener.events.outcomes([outcome(state, "words", attempt=3)], CALL)
     row = listener.rows["tk_1"]
     assert (FLOWERS_WORD[state], CALL, 2) == (row.state, row.name, row.retries)
     assert "{'rule': 'big-lead', 'attempt': 3}" == row.kwargs
@@ -132,7 +144,7 @@ def test_what_succeeds_among_many_ends_its_row_and_makes_none(listener):
     """A touch that waited and was then delivered with others is SUCCESS; one that was never seen stays unseen."""
     listener.alone(outcome(TaskState.WAITING, "busy 503; again at x"))
     many = [outcome(TaskState.DELIVERED), outcome(TaskState.DELIVERED, task_id="tk_2")]
-    flower_events.announce(many, CALL, listener.send)
+    listener.events.outcomes(many, CALL)
     assert {"tk_1": "SUCCESS"} == {uuid: row.state for uuid, row in listener.rows.items()}
 
 
@@ -140,7 +152,7 @@ def test_other_monitors_take_no_harm(listener):
     """Celery's own state hears what is told without a fault; only rows of touches delivered together are older there."""
     plain = Listener(State())
     plain.alone(outcome(TaskState.DEAD, "refused 422, y"))
-    flower_events.announce([outcome(TaskState.DELIVERED, task_id="tk_2")], CALL, plain.send)
+    plain.events.outcomes([outcome(TaskState.DELIVERED, task_id="tk_2")], CALL)
     assert "FAILURE" == plain.rows["tk_1"].state
 
 
@@ -164,11 +176,11 @@ def test_a_lost_claim_ends_no_row(listener):
 
 def test_what_was_told_before_the_ledger_let_go_is_not_told_again(listener):
     """A task that is put back may be delivered by another worker before this one ends its message."""
-    flower_events.announce([outcome(TaskState.WAITING, "put back: no thread")], CALL, listener.send)
-    flower_events.announce([outcome(TaskState.DELIVERED)], CALL, listener.send)
+    listener.events.outcomes([outcome(TaskState.WAITING, "put back: no thread")], CALL)
+    listener.events.outcomes([outcome(TaskState.DELIVERED)], CALL)
     listener.types.clear()
     with pytest.raises(Ignore):
-        flower_events.show(outcome(TaskState.WAITING, "put back: no thread", told=True), CALL, listener.send)
+        listener.events.result(outcome(TaskState.WAITING, "put back: no thread", told=True), CALL)
     assert [] == listener.types
 
 
@@ -189,9 +201,9 @@ def test_the_row_ends_in_the_ledgers_state(steps):
         if how == "alone":
             listener.alone(made)
         else:
-            flower_events.announce([made], CALL, listener.send)
+            listener.events.outcomes([made], CALL)
         if how == "told again":
-            flower_events.announce([made], CALL, listener.send)
+            listener.events.outcomes([made], CALL)
         last = state
     shown = listener.rows["tk_1"].state if "tk_1" in listener.rows else None
     if shown is None:
@@ -203,9 +215,9 @@ def test_the_row_ends_in_the_ledgers_state(steps):
 def test_telling_again_counts_once(listener):
     """What several workers tell of the same touch is one failure in Flower's numbers."""
     for _ in range(3):
-        flower_events.announce([outcome(TaskState.DEAD, "refused 422, y")], CALL, listener.send)
+        listener.events.outcomes([outcome(TaskState.DEAD, "refused 422, y")], CALL)
     assert 1 == listener.state.counter["w@x"]["task-failed"]
-    flower_events.announce([outcome(TaskState.DEAD, "refused 404, z")], CALL, listener.send)
+    listener.events.outcomes([outcome(TaskState.DEAD, "refused 404, z")], CALL)
     assert "dead: refused 404, z" == listener.rows["tk_1"].result
 
 
@@ -271,7 +283,7 @@ def planned(state, reason=None, number=1, due_at=LATER):
 )
 def test_why_planning_ended_a_task_is_told_without_the_payload(listener, now, reason, said):
     """The cause comes out of a closed set, with the command that has the rest."""
-    flower_events.planned([planned(TaskState.DEAD, reason)], now, listener.send)
+    listener.events.planned([planned(TaskState.DEAD, reason)], now)
     row = listener.rows["tk_1"]
     assert ("FAILURE", f"{said}; see: leadwire show tk_1") == (row.state, row.result)
 
@@ -279,16 +291,14 @@ def test_why_planning_ended_a_task_is_told_without_the_payload(listener, now, re
 def test_what_is_due_later_is_shown_as_waiting(listener, now):
     """With the moment it is due at; what is due at once shows itself by its message."""
     tasks = [planned(TaskState.PLANNED), planned(TaskState.PLANNED, number=2, due_at=now + timedelta(seconds=5))]
-    flower_events.planned(tasks, now, listener.send)
+    listener.events.planned(tasks, now)
     assert {"tk_1": "RETRY"} == {uuid: row.state for uuid, row in listener.rows.items()}
     assert "planned, due at 2026-03-02T14:00:00.000Z" == listener.rows["tk_1"].result
 
 
 def test_a_flood_of_later_touches_is_not_shown(listener, now):
     """A message that plans many for later leaves Flower's memory to what has happened."""
-    flower_events.planned(
-        [planned(TaskState.PLANNED, number=n) for n in range(SINGLE_DELIVERY_LIMIT + 1)], now, listener.send
-    )
+    listener.events.planned([planned(TaskState.PLANNED, number=n) for n in range(SINGLE_DELIVERY_LIMIT + 1)], now)
     assert [] == listener.types
 
 
@@ -312,7 +322,7 @@ def test_outcomes_in_words(verdict, status, state, due_at, words):
 def test_a_message_of_many_is_summed_up():
     """How many came to what."""
     many = [outcome(TaskState.DELIVERED)] * 3 + [outcome(TaskState.DEAD), outcome(None)]
-    assert "1 dead, 3 delivered, 1 elsewhere" == flower_events.summary(many)
+    assert "1 dead, 3 delivered, 1 elsewhere" == count_states(many)
 
 
 # Delivered with their plans
@@ -327,7 +337,7 @@ def test_a_batch_has_one_row_with_counts(listener, now):
     """It looks as a message of the type would: its ids, how many, when it began, how long it took, what came of them."""
     many = [outcome(TaskState.DELIVERED, task_id=f"tk_{number}") for number in range(11)]
     many += [outcome(TaskState.WAITING, "busy 503; again at x", task_id="tk_w"), outcome(None, task_id="tk_e")]
-    flower_events.batch(batch_of(*many, now=now), now, listener.send)
+    listener.events.batch(batch_of(*many, now=now), now)
     assert ["task-succeeded"] == listener.types
     (row,) = listener.rows.values()
     assert ("SUCCESS", CALL, 3.0) == (row.state, row.name, row.runtime)
@@ -341,16 +351,16 @@ def test_a_batch_is_no_touch(listener, now):
     """Its row ends no touch's and is none; each batch has a row of its own."""
     listener.alone(outcome(TaskState.WAITING, "busy 503; again at x"))
     for _ in range(2):
-        flower_events.batch(batch_of(outcome(TaskState.DELIVERED), now=now), now, listener.send)
+        listener.events.batch(batch_of(outcome(TaskState.DELIVERED), now=now), now)
     assert 3 == len(listener.rows)
     assert "RETRY" == listener.rows["tk_1"].state
-    assert ["tk_1"] == [uuid for uuid in listener.rows if uuid.startswith(flower_events.TOUCH)]
+    assert ["tk_1"] == [uuid for uuid in listener.rows if uuid.startswith(TASK_ID_PREFIX)]
 
 
 def test_the_row_of_a_large_batch_is_bounded(listener, now):
     """Arguments are cut as Celery cuts those of a message."""
     many = [outcome(TaskState.DELIVERED, task_id=f"tk_{number:020}") for number in range(100)]
-    flower_events.batch(batch_of(*many, now=now), now, listener.send)
+    listener.events.batch(batch_of(*many, now=now), now)
     (row,) = listener.rows.values()
     assert len(row.args) < 1200
     assert "'100 delivered'" == row.result
@@ -360,7 +370,8 @@ def test_nothing_personal_is_told_of_a_batch(listener, now):
     """Ids and counts alone: neither the words of an outcome nor its rule."""
     said = []
     personal = outcome(TaskState.DEAD, "refused 422, Ana +56911112222", rule="rule of Ana")
-    flower_events.batch(batch_of(personal, now=now), now, lambda type_, **fields: said.append((type_, fields)))
+    dispatcher = SimpleNamespace(send=lambda type_, **fields: said.append((type_, fields)))
+    FlowerEvents(lambda: dispatcher).batch(batch_of(personal, now=now), now)
     ((_, fields),) = said
     assert {"uuid", "name", "args", "kwargs", "received", "started", "runtime", "result"} == set(fields)
     assert not [value for value in fields.values() if "Ana" in str(value) or "569" in str(value)]
@@ -370,5 +381,5 @@ def test_nothing_personal_is_told_of_a_batch(listener, now):
 def test_other_monitors_take_a_batch(now):
     """Celery's own state hears of a batch without a fault."""
     plain = Listener(State())
-    flower_events.batch(batch_of(outcome(TaskState.DELIVERED), now=now), now, plain.send)
+    plain.events.batch(batch_of(outcome(TaskState.DELIVERED), now=now), now)
     assert ["SUCCESS"] == [row.state for row in plain.rows.values()]

@@ -1,6 +1,7 @@
 """What Flower is told again out of the ledger."""
 
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,7 +20,7 @@ from rules.vocabulary import (
 )
 from worker.context import utc_now
 from worker.deliver import Delivered
-from worker.flower_events import TOLD_AGE, FlowerSync
+from worker.flower_events import AGE_LIMIT, FlowerEvents, FlowerSync
 from worker.ledger import Delivery, IncomingEvent, Settlement, migrate, open_ledger
 
 LEASE = timedelta(seconds=60)
@@ -34,7 +35,7 @@ class AdminQueries:
         self.ledger = ledger
         self.told = {}
         self.together = []
-        self.retelling = FlowerSync(ledger, self.send)
+        self.flower_sync = FlowerSync(ledger, FlowerEvents(lambda: self))
 
     def send(self, type_, **fields):
         """Take down an event."""
@@ -102,7 +103,7 @@ def test_everything_that_stands_is_told(desk):
     )
     desk.plan("tk_later", due_in=timedelta(hours=1))
 
-    desk.retelling.everything()
+    desk.flower_sync.send_latest()
 
     assert ["tk_fine"] == desk.together
     assert "task-retried" == desk.told.pop("tk_waits")[0]
@@ -127,14 +128,14 @@ def test_what_is_about_to_be_sent_is_left_alone(desk):
     desk.plan("tk_due", "tk_sending")
     desk.claim("tk_sending")
     desk.make("tk_soon", TaskState.WAITING, due_at=utc_now() + timedelta(seconds=3), **BUSY)
-    desk.retelling.everything()
+    desk.flower_sync.send_latest()
     assert {} == desk.told
 
 
 def test_what_is_old_is_left_to_the_command_line(desk):
     """What has not changed for a day is not told."""
-    desk.make("tk_old", TaskState.DEAD, now=utc_now() - TOLD_AGE - timedelta(minutes=1), **REFUSED)
-    desk.retelling.everything()
+    desk.make("tk_old", TaskState.DEAD, now=utc_now() - AGE_LIMIT - timedelta(minutes=1), **REFUSED)
+    desk.flower_sync.send_latest()
     assert {} == desk.told
 
 
@@ -142,22 +143,22 @@ def test_the_doubts_a_dead_worker_leaves_are_told_once(desk):
     """What the supervisor or a sweep gave up is told within seconds, and not every few seconds again."""
     desk.plan("tk_1")
     desk.claim("tk_1", owner="dead-1")
-    desk.retelling.doubts()
+    desk.flower_sync.send_unknown()
     assert {} == desk.told
     assert ["tk_1"] == desk.ledger.tasks.release("dead-", utc_now())
-    desk.retelling.doubts()
+    desk.flower_sync.send_unknown()
     assert {"tk_1": ("task-failed", "unknown, no answer: may have been executed")} == desk.told
     desk.told.clear()
-    desk.retelling.doubts()
+    desk.flower_sync.send_unknown()
     assert {} == desk.told
 
 
 def test_a_doubt_that_is_ended_at_once_is_told(desk):
     """A worker that showed a doubt itself knows of it, though it is settled before the next look."""
     desk.make("tk_1", TaskState.UNKNOWN, verdict=Verdict.UNKNOWN)
-    desk.retelling.note([Delivered(task_id="tk_1", state=TaskState.UNKNOWN, words="unknown")])
+    desk.flower_sync.note([Delivered(task_id="tk_1", state=TaskState.UNKNOWN, words="unknown")])
     desk.ledger.admin.settle("tk_1", True, "x", utc_now())
-    desk.retelling.doubts()
+    desk.flower_sync.send_unknown()
     assert (["tk_1"], {}) == (desk.together, desk.told)
 
 
@@ -165,11 +166,11 @@ def test_the_end_of_a_doubt_is_told(desk):
     """A person says that it was delivered; one that was not is about to be sent, and its message tells the rest."""
     for id_ in ("tk_1", "tk_2"):
         desk.make(id_, TaskState.UNKNOWN, verdict=Verdict.UNKNOWN)
-    desk.retelling.doubts()
+    desk.flower_sync.send_unknown()
     desk.told.clear()
     desk.ledger.admin.settle("tk_1", True, "x", utc_now())
     desk.ledger.admin.settle("tk_2", False, None, utc_now())
-    desk.retelling.doubts()
+    desk.flower_sync.send_unknown()
     assert (["tk_1"], {}) == (desk.together, desk.told)
 
 
@@ -183,30 +184,30 @@ def look_up(desk, **settlement):
 def test_a_doubt_that_a_look_up_ended_is_told(desk):
     """Found at the provider: delivered, after a doubt."""
     desk.make("tk_1", TaskState.UNKNOWN, verdict=Verdict.UNKNOWN)
-    desk.retelling.doubts()
+    desk.flower_sync.send_unknown()
     desk.told.clear()
     look_up(desk, state=TaskState.DELIVERED, external_id="x", reason="found")
-    desk.retelling.doubts()
+    desk.flower_sync.send_unknown()
     assert (["tk_1"], {}) == (desk.together, desk.told)
 
 
 def test_a_doubt_that_ends_in_death_is_told(desk):
     """Absent after its last try: dead, and not "may have been executed" any more."""
     desk.make("tk_1", TaskState.UNKNOWN, verdict=Verdict.UNKNOWN)
-    desk.retelling.doubts()
+    desk.flower_sync.send_unknown()
     desk.told.clear()
     look_up(desk, state=TaskState.DEAD, reason="gave up")
-    desk.retelling.doubts()
+    desk.flower_sync.send_unknown()
     assert {"tk_1": ("task-failed", "dead: its provider does not have it; given up after attempt 1")} == desk.told
 
 
 def test_what_stays_in_doubt_is_not_told_again(desk):
     """Left to a person, it shows as it did."""
     desk.make("tk_1", TaskState.UNKNOWN, verdict=Verdict.UNKNOWN)
-    desk.retelling.doubts()
+    desk.flower_sync.send_unknown()
     desk.told.clear()
     look_up(desk, state=TaskState.UNKNOWN, reason="a person decides")
-    desk.retelling.doubts()
+    desk.flower_sync.send_unknown()
     assert ([], {}) == (desk.together, desk.told)
 
 
@@ -214,6 +215,7 @@ def test_nothing_of_the_person_is_told(desk):
     """Neither the contact nor the provider's own words."""
     desk.make("tk_dead", TaskState.DEAD, **REFUSED)
     sent = []
-    FlowerSync(desk.ledger, lambda *parts, **fields: sent.append((parts, fields))).everything()
+    dispatcher = SimpleNamespace(send=lambda *parts, **fields: sent.append((parts, fields)))
+    FlowerSync(desk.ledger, FlowerEvents(lambda: dispatcher)).send_latest()
     assert sent
     assert not [word for word in ("Ana", "911112222", "peace") if word in str(sent)]
