@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ingress.lifeline import dies_with_me
+from ingress.processes import dies_with_me
 from rules.vocabulary import Contact, Event
 from tests.flow.conftest import Line
 from worker.broker import celery_app
