@@ -39,7 +39,7 @@ from rules.schema import (
 )
 from rules.templates import TEMPLATE_LIMIT_CHARACTERS, Template, compile_template, is_template
 from rules.times import At
-from rules.validation import ParsedFile, check_all, names_beside, validated
+from rules.validation import ParsedFile, check_all, names_beside, tasks_of, validated
 from rules.vocabulary import OUTCOMES, Json, RetryPolicy, RuleError, RuleFault, TaskType
 from rules.yaml_reader import Path, SourceMap, read
 
@@ -84,10 +84,10 @@ def inspect(files: Files, environment: Mapping[str, str], *, resolve: frozenset[
     texts = {file: text for file, text in files.items() if isinstance(text, str)}
     unread = [fault for fault in files.values() if isinstance(fault, RuleFault)]
     parsed = [_parse(file, text, resolver) for file, text in texts.items()]
-    whole = not unread and all(one.value is not None or not one.places.faults for one in parsed)
-    check_all(parsed, whole=whole)
+    all_were_read = not unread and all(one.value is not None or not one.places.faults for one in parsed)
+    check_all(parsed, all_were_read=all_were_read)
     compiled = [_compile(one) for one in parsed]
-    faults = in_order([*unread, *(fault for one in parsed for fault in one.telling())], files)
+    faults = in_order([*unread, *(fault for one in parsed for fault in one.all_faults())], files)
     warnings = in_order((fault for one in parsed for fault in one.places.warnings), files)
     if not files:
         message = "there are no rule files: every event will be recorded and ignored"
@@ -95,7 +95,7 @@ def inspect(files: Files, environment: Mapping[str, str], *, resolve: frozenset[
     sources = tuple(
         SourceText(name=name, value=value, places=one.places, path=("sources", name))
         for one in parsed
-        for name, value in one.section("sources").items()
+        for name, value in one.root["sources"].mapping.items()
     )
     rule_set = None if faults else _rule_set(texts, parsed, compiled, sources, warnings)
     return Inspection(rule_set=rule_set, sources=sources, faults=faults, warnings=warnings)
@@ -340,18 +340,19 @@ class _Compiled:
 def _compile(parsed: ParsedFile) -> _Compiled:
     """Compile every condition and template of a file, also beside other faults; new ones go to its places."""
     compiled = _Compiled()
-    for path, rule in parsed.rules():
-        at = (*path, "if")
-        if rule.get("if") is not None:
-            compiled.conditions[at] = _compile_conditions(rule["if"], parsed.places, at)
-    for path, task_type, _, body in parsed.entries():
-        certain = present_paths(parsed.value["rules"][path[1]].get("if"))
-        for key, value in body.items():
-            for at, text in _templates_in(value, (*path, task_type.value, key)) if key not in _FIXED else ():
-                template = compile_template(text, parsed.places, at, names_beside(path))
-                if template is not None:
-                    compiled.templates[at] = template
-                    _warn_of_missing(template, certain, parsed.places, at)
+    for rule in parsed.rules():
+        conditions = rule["if"]
+        if conditions.value is not None:
+            compiled.conditions[conditions.path] = _compile_conditions(conditions.value, parsed.places, conditions.path)
+        certain = present_paths(conditions.value)
+        for task in tasks_of(rule):
+            beside = names_beside(task.entry.path)
+            for key, value in task.body.mapping.items():
+                for at, text in _templates_in(value, (*task.body.path, key)) if key not in _FIXED else ():
+                    template = compile_template(text, parsed.places, at, beside)
+                    if template is not None:
+                        compiled.templates[at] = template
+                        _warn_of_missing(template, certain, parsed.places, at)
     return compiled
 
 

@@ -107,9 +107,10 @@ class Must:
 
 @dataclass(frozen=True, slots=True)
 class AtLeastOne:
-    """What a message says of a list that is empty."""
+    """What a message says of a list that is empty; with `or_null` also where nothing stands in its place."""
 
     sentence: str
+    or_null: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,12 +334,12 @@ _TEXT_OR_TEXTS = Text | Annotated[list[Text], MinLen(1)]
 Assignees = Annotated[
     str | list[str],
     PlainValidator(_read_assignees, json_schema_input_type=_TEXT_OR_TEXTS),
-    AtLeastOne("must name at least one user (Vambe answers 400 on responsibleIds otherwise)"),
+    AtLeastOne("must name at least one user (Vambe answers 400 on responsibleIds otherwise)", or_null=False),
 ]
 EventTypes = Annotated[
     tuple[str, ...],
     PlainValidator(_read_event_types, json_schema_input_type=_TEXT_OR_TEXTS),
-    AtLeastOne("must name at least one event type"),
+    AtLeastOne("must name at least one event type", or_null=False),
 ]
 _OTHER_TYPE = Literal["send_email", "follow_up", "appointment", "survey", "notification", "webhook", "custom"]
 _AN_OTHER_TYPE: Final = Must(f"must be one of {listed(get_args(_OTHER_TYPE))}")
@@ -760,10 +761,9 @@ def messages_of(error: ValidationError, root: type[Section]) -> Iterator[tuple[P
 def _wrong_value(fault: ErrorDetails, parts: list[Any]) -> str:  # noqa: PLR0911 - one for each kind
     """Return the message for a value of the wrong kind; `parts` are the types and constraints that its key has."""
     value, wrong = fault["input"], fault["type"]
-    if wrong == "too_short" or (value is None and str not in parts):
-        return next((part.sentence for part in parts if isinstance(part, AtLeastOne)), EMPTY)
-    if value is None:
-        return EMPTY
+    if value is None or wrong == "too_short":
+        lists = (part for part in parts if isinstance(part, AtLeastOne) and (part.or_null or value is not None))
+        return next((part.sentence for part in lists), EMPTY)
     not_this = f"not {kind(value)}"
     must = next((part.sentence for part in parts if isinstance(part, Must)), None)
     match wrong:
@@ -831,6 +831,9 @@ def _missing_key(path: Path, root: type[Section]) -> str:
     return f"missing key `{key}`"
 
 
+_COLLECTIONS: Final = frozenset({list, dict, tuple})
+
+
 def model_at(path: Path, root: type[BaseModel]) -> type[BaseModel] | None:
     """Return the model of what stands at a path below `root`, if it is a mapping with fixed keys."""
     return next(
@@ -851,13 +854,13 @@ def _inside(part: Any, step: str | int) -> Iterator[Any]:
         for name, field in part.model_fields.items():
             if (field.alias or name) == step:
                 yield from (*_parts(field.annotation), *field.metadata)
-    elif get_origin(part) in {list, dict}:
-        yield from _parts(get_args(part)[-1])
+    elif get_origin(part) in _COLLECTIONS:
+        yield from _parts(get_args(part)[0 if get_origin(part) is tuple else -1])
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
     arguments = get_args(annotation)
-    if isinstance(annotation, type) or not arguments or get_origin(annotation) in {list, dict}:
+    if isinstance(annotation, type) or not arguments or get_origin(annotation) in _COLLECTIONS:
         yield annotation
         return
     for argument in arguments if get_origin(annotation) is not Annotated else arguments[:1]:
