@@ -211,7 +211,7 @@ def check_all(files: Sequence[ParsedFile], *, all_were_read: bool = True) -> Non
     roots = [file.root for file in files]
     teams = {name: team for root in roots for name, team in root["teams"].mapping.items()}
     defaults = next((root["defaults"].mapping for root in roots if root["defaults"].mapping), {})
-    retry = defaults.get("retry") if isinstance(defaults.get("retry"), dict) else {}
+    inherited = next((root["defaults"]["retry"].mapping for root in roots if root["defaults"].mapping), {})
     for file in files:
         _check_teams(file.root["teams"])
         _check_retry(file.root["defaults"]["retry"], {})
@@ -219,7 +219,7 @@ def check_all(files: Sequence[ParsedFile], *, all_were_read: bool = True) -> Non
             _check_entries(rule["then"], (), {})
             _check_event_types(rule["when"])
             for task in tasks_of(rule):
-                _check_retry(task.entry["retry"], retry)
+                _check_retry(task.entry["retry"], inherited)
                 _check_extra_fields(task)
                 if task.type is TaskType.TEAM_TASK:
                     _check_assign(task.body["assign"], teams)
