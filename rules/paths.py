@@ -71,12 +71,13 @@ ALWAYS: Final = frozenset({"id", "source", "type", "occurred_at", "received_at",
 _SCALARS: Final = ALWAYS | {"attempt"}
 _OPEN: Final = frozenset({"consent"})
 
-#: What tasks that answer another's end can name beside the event, and what lies below it.
-Beside = Mapping[str, tuple[str, ...]]
-BESIDE: Final[Beside] = {"failure": ("reason", "status", "title", "task"), "outcome": ()}
+#: Roots that may be named in addition to the event's, with the fields below each.
+ExtraRoots = Mapping[str, tuple[str, ...]]
+#: Those of follow-up tasks, which run when another task failed or came to another outcome.
+FOLLOW_UP_ROOTS: Final[ExtraRoots] = {"failure": ("reason", "status", "title", "task"), "outcome": ()}
 #: Of these, what need not be there: no answer, no status.
-OPTIONAL_BESIDE: Final = frozenset({("failure", "status")})
-_WHERE_BESIDE: Final = {"failure": "on_failure and on_outcome", "outcome": "on_outcome"}
+OPTIONAL_FOLLOW_UP_FIELDS: Final = frozenset({("failure", "status")})
+_WHERE_KNOWN: Final = {"failure": "on_failure and on_outcome", "outcome": "on_outcome"}
 
 _LENGTH_LIMIT: Final = 500
 _INDEX: Final = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
@@ -94,9 +95,8 @@ _STEP: Final = re.compile(
 def parse(text: str) -> Steps:
     """Read a path; ValueError says what is wrong with it and what was probably meant."""
     steps = split(text)
-    complaint = complain(steps, text)
-    if complaint:
-        raise ValueError(complaint)
+    if problem := problem_with(steps, text):
+        raise ValueError(problem)
     return steps
 
 
@@ -143,24 +143,23 @@ def _step(found: re.Match[str], text: str) -> Step:
     return word
 
 
-def complain(steps: Steps, text: str, beside: Beside = {}) -> str | None:  # noqa: B006 - never changed
-    """Return what is wrong with a path that no event can have, with the remedy; None when there may be such a field.
-
-    `beside` are the roots that are there beside the event's.
-    """
+def problem_with(steps: Steps, text: str, extra_roots: ExtraRoots = {}) -> str | None:  # noqa: B006 - never changed
+    """Return what is wrong with a path that no event can have, with the remedy; None when there may be such a field."""
     root = str(steps[0])
-    if root not in ROOTS and root not in beside:
+    if root not in ROOTS and root not in extra_roots:
         return _unknown_root(root, text)
-    if len(steps) > 1 and (root in _SCALARS or beside.get(root) == ()):
+    if len(steps) > 1 and (root in _SCALARS or extra_roots.get(root) == ()):
         return f"{as_json(text)}: {root} is a single value, nothing lies below it"
-    known = KNOWN.get(root) or beside.get(root)
+    known = KNOWN.get(root) or extra_roots.get(root)
     if not known or len(steps) == 1:
         return None
     name = str(steps[1])
     if name not in known:
         near = nearest(name, known)
         hint = f"did you mean {root}.{near}? " if near else ""
-        has = f"it has {', '.join(known)}" + ("" if root in beside else "; other fields of the payload are below data")
+        has = f"it has {', '.join(known)}" + (
+            "" if root in extra_roots else "; other fields of the payload are below data"
+        )
         return f"{as_json(text)}: {root} has no {name}; {hint}{has}"
     if len(steps) > 2 and name not in _OPEN:  # noqa: PLR2004 - root, name and one more
         return f"{as_json(text)}: {root}.{name} is a single value, nothing lies below it"
@@ -168,8 +167,8 @@ def complain(steps: Steps, text: str, beside: Beside = {}) -> str | None:  # noq
 
 
 def _unknown_root(root: str, text: str) -> str:
-    if root in _WHERE_BESIDE:
-        return f"{as_json(text)}: {root} is known to the tasks of {_WHERE_BESIDE[root]} only; did you mean data.{text}?"
+    if root in _WHERE_KNOWN:
+        return f"{as_json(text)}: {root} is known to the tasks of {_WHERE_KNOWN[root]} only; did you mean data.{text}?"
     near = nearest(root, ROOTS)
     meant = f"did you mean {near}{text[len(root) :]} or data.{text}?" if near else f"did you mean data.{text}?"
     return f"{as_json(text)}: an event has no {root}; {meant} A path begins with one of {', '.join(ROOTS)}"

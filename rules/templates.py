@@ -119,7 +119,7 @@ def is_template(text: str) -> bool:
 def compile_template(text: str, places: SourceMap, path: Path, beside: tuple[str, ...] = ()) -> Template | None:
     """Read a template; its faults go to `places`, with the line inside the text, and the answer then is None.
 
-    `beside` are the names of `paths.BESIDE` that it may use.
+    `beside` are the names of `paths.FOLLOW_UP_ROOTS` that it may use.
     """
     parsed = _parse(text, beside)
     place = places.of_value(path)
@@ -180,7 +180,7 @@ def _parse(text: str, beside: tuple[str, ...]) -> _Parsed:
             parsed.faults.append((deep, "nested too deep"))
             return parsed
         own_names = {name.name for name in template.find_all(nodes.Name) if name.ctx == "store"}
-        _Checker(parsed, own_names, {name: paths.BESIDE[name] for name in beside}).check(template)
+        _Checker(parsed, own_names, {name: paths.FOLLOW_UP_ROOTS[name] for name in beside}).check(template)
         parsed.simple = _simple(template)
     return parsed
 
@@ -195,7 +195,7 @@ def _too_deep(node: nodes.Node, levels: int) -> int | None:
 class _Checker:
     """Goes through a parsed template: notes the fields, and finds what is not allowed and what no event can have."""
 
-    def __init__(self, parsed: _Parsed, own_names: set[str], beside: paths.Beside) -> None:
+    def __init__(self, parsed: _Parsed, own_names: set[str], beside: paths.ExtraRoots) -> None:
         self._parsed = parsed
         self._own_names = own_names | _OWN_NAMES
         self._beside = beside
@@ -250,14 +250,14 @@ class _Checker:
         if root in self._own_names:
             return
         spelling = paths.spelled(steps)
-        complaint = paths.complain(steps, spelling, self._beside)
+        complaint = paths.problem_with(steps, spelling, self._beside)
         if complaint:
             self._fault(node, complaint)
             return
         self._parsed.fields[spelling] = steps
         if guarded:
             self._guarded.add(spelling)
-        elif root not in paths.ALWAYS and (root not in self._beside or steps in paths.OPTIONAL_BESIDE):
+        elif root not in paths.ALWAYS and (root not in self._beside or steps in paths.OPTIONAL_FOLLOW_UP_FIELDS):
             self._needed.setdefault(spelling)
 
 
