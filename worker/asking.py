@@ -15,7 +15,7 @@ from worker.alerting import tell_of
 from worker.context import Clock
 from worker.ledger import Ledger, PauseKind
 from worker.providers import Answered, Provider, ProviderRequest, Sent
-from worker.providers.retry_after import asked_until
+from worker.providers.answers import asked_until
 from worker.retry import Hindrance, hindrance_of
 
 #: While a question waits for its place it looks so often whether the process ends.

@@ -37,7 +37,7 @@ from worker.providers import (
     TaskFound,
     WholeListing,
 )
-from worker.providers.listings import told
+from worker.providers.answers import result_for
 from worker.retry import LOOKING_UP, History, LookingUp, LookUps, NextStep, after_look_up
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class Reconciler:
             if isinstance(listing, WholeListing) and listing.form_works:
                 self._remember_form(group[0][0], asked_at)
             for doubt, sought in group:
-                self._conclude(doubt, told(listing, held, sought), asked_at)
+                self._conclude(doubt, result_for(listing, held, sought), asked_at)
         return len(doubts)
 
     def _groups(self, doubts: Sequence[PendingReconciliation]) -> list[Group]:

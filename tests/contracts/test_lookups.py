@@ -24,7 +24,7 @@ from worker.providers import (
     WholeListing,
     load,
 )
-from worker.providers.listings import PAGES_LIMIT, PASSES_LIMIT, told
+from worker.providers.answers import PAGES_LIMIT, PASSES_LIMIT, result_for
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
 
 AGENT = "228d7a0d-9072-4ca8-939b-959b75cc606a"
@@ -97,7 +97,7 @@ class Line:
     def look(self, one: LookupTarget, *, form_works: bool = False) -> TaskFound | TaskAbsent | CannotTell:
         """Look up one task."""
         listing = self.list(one, form_works=form_works)
-        return told(listing, listing.held if isinstance(listing, WholeListing) else {}, one)
+        return result_for(listing, listing.held if isinstance(listing, WholeListing) else {}, one)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_many_are_looked_up_in_one_listing(line) -> None:
     listing = line.list(*many)
     assert 1 == len(line.sandbox.state()["requests"]) - before
     wanted = [TaskFound(external_id=made[one.mark]) if one.mark in made else TaskAbsent() for one in many]
-    assert wanted == [told(listing, listing.held, one) for one in many]
+    assert wanted == [result_for(listing, listing.held, one) for one in many]
 
 
 def test_a_task_without_a_mark_makes_its_namesakes_doubtful(line) -> None:
@@ -345,7 +345,7 @@ def test_a_listing_at_rest_is_read_whole(count, place, per_page, there) -> None:
     if there:
         rows.insert(min(place, count), row(99, MARK))
     listing = read(lambda _: rows, one, per_page)
-    assert (TaskFound(external_id="u-99") if there else TaskAbsent()) == told(listing, listing.held, one)
+    assert (TaskFound(external_id="u-99") if there else TaskAbsent()) == result_for(listing, listing.held, one)
 
 
 changes = st.lists(
@@ -378,7 +378,7 @@ def test_shifting_pages_never_hide_a_task(count, place, per_page, rounds, newest
 
     listing = read(states, one, per_page)
     held = listing.held if isinstance(listing, WholeListing) else {}
-    assert not isinstance(told(listing, held, one), TaskAbsent)
+    assert not isinstance(result_for(listing, held, one), TaskAbsent)
 
 
 def test_a_listing_that_only_grows_is_read_whole() -> None:
@@ -391,7 +391,7 @@ def test_a_listing_that_only_grows_is_read_whole() -> None:
         return list(rows)
 
     listing = read(states, one, 4)
-    assert TaskAbsent() == told(listing, listing.held, one)
+    assert TaskAbsent() == result_for(listing, listing.held, one)
 
 
 def test_a_provider_that_knows_no_pages_cannot_tell() -> None:

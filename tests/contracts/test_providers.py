@@ -1,15 +1,17 @@
 """One suite over every provider: what it sends is taken by a strict stand-in, and it reads whatever comes back."""
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rules.vocabulary import PROVIDER_OF, ProviderName, TaskType, Verdict
+from rules.vocabulary import PROVIDER_OF, ProviderName, SettingsError, TaskType, Verdict
 from worker.http import HttpClient
 from worker.providers import Answered, NeverSent, NoAnswer, Provider, ProviderRequest, Unsendable, load
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
@@ -75,13 +77,63 @@ def strict() -> Iterator[Sandbox]:
         yield sandbox
 
 
-@pytest.fixture(params=list(ProviderName))
-def line(request, strict) -> Iterator[Line]:
+#: A provider of another package, as a class, which an entry point names.
+OTHERS = "from worker.providers.vambe import Vambe\n\n\nclass Other(Vambe):\n    pass\n"
+
+
+def install(folder: Path, entry_points: str, *, package: str = "other-provider") -> None:
+    """Put a package with these entry points for providers into a folder of the import path."""
+    module = package.replace("-", "_")
+    (folder / f"{module}.py").write_text(OTHERS)
+    metadata = folder / f"{module}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[leadwire.providers]\n{entry_points}\n")
+
+
+@pytest.fixture(params=[*ProviderName, "vambe of another package"])
+def line(request, strict, tmp_path, monkeypatch) -> Iterator[Line]:
     """Each provider in turn, with its own way to the stand-in."""
     strict.reset()
-    found = opened(strict, request.param)
+    name = ProviderName(request.param.partition(" ")[0])
+    if request.param != name:
+        install(tmp_path, "vambe = other_provider:Other")
+        monkeypatch.syspath_prepend(str(tmp_path))
+    found = opened(strict, name)
+    assert (type(found.provider).__name__ == "Other") is (request.param != name)
     yield found
     found.transport.close()
+    sys.modules.pop("other_provider", None)
+
+
+@pytest.mark.parametrize(
+    ("entry_points", "complaint"),
+    [
+        ("acme = other_provider:Other", "gives a provider `acme`: Leadwire makes tasks for mindhunters and vambe only"),
+        ("mindhunters = other_provider:Other", "is not the provider `mindhunters`"),
+        ("mindhunters = other_provider:OTHERS", "cannot be loaded: AttributeError"),
+        ("mindhunters = pathlib:Path", "is not the provider `mindhunters`"),
+    ],
+)
+def test_what_an_entry_point_cannot_give_is_refused(entry_points, complaint, tmp_path, monkeypatch) -> None:
+    """An unknown name, another provider's name and what is no provider are told with the package they come from."""
+    install(tmp_path, entry_points)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(SettingsError) as raised:
+        load(ProviderName.MINDHUNTERS)
+    assert str(raised.value).startswith("the package other-provider (leadwire.providers: ")
+    assert complaint in str(raised.value)
+
+
+def test_two_packages_cannot_give_the_same_provider(tmp_path, monkeypatch) -> None:
+    """Which one would serve is nobody's guess: both are named."""
+    install(tmp_path, "vambe = other_provider:Other")
+    install(tmp_path, "vambe = second_provider:Other", package="second-provider")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(SettingsError, match="both give the provider `vambe`") as raised:
+        load(ProviderName.MINDHUNTERS)
+    assert "other-provider" in str(raised.value)
+    assert "second-provider" in str(raised.value)
 
 
 SHARED = {"title": "Llamar a Zoë 🦊", "description": "gran lead\n[lw:abcdef012345]"}

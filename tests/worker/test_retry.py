@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rules.vocabulary import RetryPolicy, TaskState, Verdict
 from worker.providers import CannotTell, Interpretation, TaskAbsent, TaskFound
-from worker.providers.retry_after import asked_until
+from worker.providers.answers import asked_until
 from worker.retry import PROVIDER_PAUSE, History, LookingUp, LookUps, after_look_up, delay_before, next_step
 
 NOW = datetime(2026, 3, 2, 13, 0, tzinfo=UTC)

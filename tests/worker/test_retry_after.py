@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.providers.retry_after import LONGEST, asked_until
+from worker.providers.answers import LONGEST_RETRY_AFTER, asked_until
 
 NOW = datetime(2026, 3, 2, 13, 0, tzinfo=UTC)
 
@@ -18,14 +18,14 @@ NOW = datetime(2026, 3, 2, 13, 0, tzinfo=UTC)
         (timedelta(seconds=120), " 120 "),
         (timedelta(0), "0"),
         (timedelta(seconds=1.5), "1.5"),
-        (LONGEST, "86401"),
-        (LONGEST, "1000000000"),
-        (LONGEST, "9" * 5000),
+        (LONGEST_RETRY_AFTER, "86401"),
+        (LONGEST_RETRY_AFTER, "1000000000"),
+        (LONGEST_RETRY_AFTER, "9" * 5000),
         (timedelta(minutes=2), "Mon, 02 Mar 2026 13:02:00 GMT"),
         (timedelta(minutes=2), "Mon, 02 Mar 2026 13:02:00 -0000"),
         (timedelta(minutes=2), "Monday, 02-Mar-26 13:02:00 GMT"),
-        (LONGEST, "Fri, 31 Dec 9999 23:59:59 GMT"),
-        (LONGEST, "Fri, 31 Dec 9999 23:59:59 -1200"),
+        (LONGEST_RETRY_AFTER, "Fri, 31 Dec 9999 23:59:59 GMT"),
+        (LONGEST_RETRY_AFTER, "Fri, 31 Dec 9999 23:59:59 -1200"),
         (None, "Mon, 02 Mar 2026 12:00:00 GMT"),
         (None, "-5"),
         (None, "soon"),
@@ -47,4 +47,4 @@ def test_retry_after(expected, header) -> None:
 def test_retry_after_is_never_absurd(header) -> None:
     """Whatever the header says, the wish is none, or between now and a day from now."""
     until = asked_until(header, NOW)
-    assert until is None or NOW <= until <= NOW + LONGEST
+    assert until is None or NOW <= until <= NOW + LONGEST_RETRY_AFTER

@@ -1,9 +1,15 @@
-"""What an answer means when the provider offers no idempotency key: was the task made, will it ever be, who must act.
+"""What a provider's answers mean: was the task made, will it ever be, does a listing hold it, when is it asked again.
 
-Both providers document bearer-style keys, JSON errors and no way to repeat a request safely, so one table serves both; a
-provider's own file says how it spells ids and errors (`Dialect`). Whatever is not in the table is UNKNOWN: a second
-phone call is worse than a late one. Sources: the verdict table of the two vendors' error pages, read 2026-11, and
-RFC 9110 sections 9.2.2 and 15.
+Neither provider has an idempotency key, so one table serves both; a provider's own file says how it spells ids and errors
+(`AnswerFormat`). Whatever is not in the table is UNKNOWN: a second phone call is worse than a late one. Sources: the two
+vendors' error pages, read 2026-11, and RFC 9110, sections 9.2.2, 10.2.3 and 15.
+
+A task is found in a listing by the correlation tag at the end of its description. It is absent only from a listing that was
+read whole: each page answered with 200 and well-formed, and as many tasks read as the pages say there are. One page shows
+one moment. Several shift while tasks are made and deleted: what moves up to a page that was read already would be missed.
+It moves up only when a task on a page that was read goes away. So the pages are read again, and the listing is whole when
+all that was read before is still there. A task of the same title whose description shows no tag might be ours, cut
+short: such a listing does not tell either.
 """
 
 from __future__ import annotations
@@ -11,14 +17,28 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 from rules.vocabulary import Json, Verdict
-from worker.providers import Answered, CancelResult, Interpretation, NeverSent, NoAnswer, Sent
-from worker.providers.retry_after import asked_until
+from worker.providers import (
+    Answered,
+    CancelResult,
+    CannotTell,
+    Interpretation,
+    ListingProgress,
+    LookupTarget,
+    NeverSent,
+    NextPage,
+    NoAnswer,
+    Sent,
+    TaskAbsent,
+    TaskFound,
+    WholeListing,
+)
 
 #: Longer reasons help nobody, and they are kept for every attempt.
 REASON_CHARACTERS: Final = 500
@@ -27,6 +47,19 @@ QUOTED_FIELDS: Final = 5
 _ID_CHARACTERS: Final = 200
 _NAME: Final = re.compile(r"[A-Za-z0-9_.\-\[\]]{1,80}")
 
+#: Longer listings are not read.
+PAGES_LIMIT: Final = 300
+#: How often the pages of a listing are read in all.
+PASSES_LIMIT: Final = 5
+_TAG_BEGINNING: Final = "[lw:"
+
+#: Longer waits that a provider asks for are mistakes more often than wishes (milliseconds, year 9999).
+LONGEST_RETRY_AFTER: Final = timedelta(hours=24)
+_SECONDS: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
+#: More digits than this are far beyond a day, and thousands of them are more than int() takes.
+_DIGITS: Final = 12
+
+_OK: Final = 200
 _SUCCESS: Final = range(200, 300)
 _REDIRECTION: Final = range(300, 400)
 _BUSY: Final = frozenset({408, 425, 429, 503})
@@ -46,7 +79,7 @@ _LOOK: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Complaint:
+class ErrorBody:
     """A provider's own error form, read: its message, its code, and what it says of single fields.
 
     `about_task` is false when a "not found" may mean the address instead of something the task names.
@@ -69,7 +102,7 @@ class Complaint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dialect:
+class AnswerFormat:
     """How one provider spells its answers.
 
     `identify` finds the id of the task it made in a decoded body; `complain` reads its own error form and returns None for
@@ -81,23 +114,23 @@ class Dialect:
     url_example: str
     key_setting: str
     identify: Callable[[Json], Json]
-    complain: Callable[[Json], Complaint | None]
-    remedy: Callable[[Complaint], str]
+    complain: Callable[[Json], ErrorBody | None]
+    remedy: Callable[[ErrorBody], str]
 
 
-def read(dialect: Dialect, sent: Sent, now: datetime) -> Interpretation:
+def read(form: AnswerFormat, sent: Sent, now: datetime) -> Interpretation:
     """Return what a send came to, for any status, headers and bytes."""
     match sent:
         case NeverSent():
-            remedy = f"Check {dialect.url_setting} and the network; it is tried again"
+            remedy = f"Check {form.url_setting} and the network; it is tried again"
             return Interpretation(verdict=Verdict.BUSY, reason=reason("Not sent:", sent.error, remedy))
         case NoAnswer():
             return Interpretation(verdict=Verdict.UNKNOWN, reason=reason("No answer:", sent.error, _LOOK))
         case Answered():
-            return _of_answer(dialect, sent, now)
+            return _of_answer(form, sent, now)
 
 
-def cancelled(dialect: Dialect, sent: Sent) -> CancelResult:
+def cancelled(form: AnswerFormat, sent: Sent) -> CancelResult:
     """Return what came of asking for a task to be cancelled, for any status and bytes."""
     match sent:
         case NeverSent():
@@ -106,19 +139,19 @@ def cancelled(dialect: Dialect, sent: Sent) -> CancelResult:
             words = f"no answer ({one_line(sent.error, REASON_CHARACTERS)}): it may be cancelled all the same"
             return CancelResult(taken=False, words=words)
         case Answered(status=status):
-            complaint = dialect.complain(decoded(sent.body))
+            complaint = form.complain(decoded(sent.body))
             # A message about a credential may quote it.
             said = complaint.words() if complaint and status not in {_UNAUTHORISED, _FORBIDDEN} else ""
             taken = status in _SUCCESS and complaint is None
             return CancelResult(taken=taken, words=one_line(f"{status} {said}".strip(), REASON_CHARACTERS))
 
 
-def _of_answer(dialect: Dialect, answer: Answered, now: datetime) -> Interpretation:
+def _of_answer(form: AnswerFormat, answer: Answered, now: datetime) -> Interpretation:
     status = answer.status
     body = decoded(answer.body)
     if status in _SUCCESS:
-        return _of_success(dialect, status, body)
-    complaint = dialect.complain(body)
+        return _of_success(form, status, body)
+    complaint = form.complain(body)
     said = complaint.words() if complaint else ""
     if status in _BUSY:
         return Interpretation(
@@ -127,36 +160,34 @@ def _of_answer(dialect: Dialect, answer: Answered, now: datetime) -> Interpretat
             retry_after_at=asked_until(answer.headers.get("retry-after"), now),
         )
     if status in _REFUSING and complaint is not None and (status != _NOT_FOUND or complaint.about_task):
-        return Interpretation(verdict=Verdict.REFUSED, reason=reason(status, said, dialect.remedy(complaint)))
+        return Interpretation(verdict=Verdict.REFUSED, reason=reason(status, said, form.remedy(complaint)))
     if status in {_UNAUTHORISED, _FORBIDDEN, _NOT_FOUND, _NOT_ALLOWED} or status in _REDIRECTION:
-        return _of_misdirection(dialect, status, complaint)
+        return _of_misdirection(form, status, complaint)
     return Interpretation(verdict=Verdict.UNKNOWN, reason=reason(status, said, _LOOK))
 
 
-def _of_misdirection(dialect: Dialect, status: int, complaint: Complaint | None) -> Interpretation:
+def _of_misdirection(form: AnswerFormat, status: int, complaint: ErrorBody | None) -> Interpretation:
     """Read a status that would meet every other task too: a wrong key or a wrong address."""
     said = complaint.words() if complaint else ""
     # A 403, and a 404 in the provider's own form, may still concern this one task: then the probe succeeds.
     probe_first = status == _FORBIDDEN or (status == _NOT_FOUND and complaint is not None)
     if status == _UNAUTHORISED:
         said = complaint.code if complaint else ""  # a message about a credential may quote it
-        remedy = f"{dialect.name} does not accept the key: check {dialect.key_setting}; its tasks wait meanwhile"
+        remedy = f"{form.name} does not accept the key: check {form.key_setting}; its tasks wait meanwhile"
     elif status == _FORBIDDEN:
-        remedy = f"Check what the key of {dialect.key_setting} may do at {dialect.name}"
+        remedy = f"Check what the key of {form.key_setting} may do at {form.name}"
     elif probe_first:
-        remedy = (
-            f"Either the rule names an id {dialect.name} does not have, or {dialect.url_setting} is not its API's root"
-        )
+        remedy = f"Either the rule names an id {form.name} does not have, or {form.url_setting} is not its API's root"
     else:
         remedy = (
-            f"This is not the task address of {dialect.name}: check {dialect.url_setting}, which is the root of the API, "
-            f"such as {dialect.url_example}; its tasks wait meanwhile"
+            f"This is not the task address of {form.name}: check {form.url_setting}, which is the root of the API, "
+            f"such as {form.url_example}; its tasks wait meanwhile"
         )
     return Interpretation(verdict=Verdict.PAUSE, reason=reason(status, said, remedy), probe_first=probe_first)
 
 
-def _of_success(dialect: Dialect, status: int, body: Json) -> Interpretation:
-    found = dialect.identify(body)
+def _of_success(form: AnswerFormat, status: int, body: Json) -> Interpretation:
+    found = form.identify(body)
     external_id = str(found) if isinstance(found, str | int) and not isinstance(found, bool) else ""
     external_id = one_line(external_id, _ID_CHARACTERS)
     if not external_id:
@@ -204,3 +235,129 @@ def text_of(value: Json) -> str:
     if isinstance(value, list):
         return ", ".join(item for item in value[:QUOTED_FIELDS] if isinstance(item, str))
     return ""
+
+
+def asked_until(header: str | None, now: datetime) -> datetime | None:
+    """Return the moment before which a Retry-After header asks to be left alone, at most a day away; None without a wish.
+
+    It holds seconds or an HTTP date. Garbage, a negative number and a date that has passed are no wish.
+    """
+    if header is None:
+        return None
+    text = header.strip()
+    if _SECONDS.fullmatch(text):
+        whole = text.partition(".")[0]
+        longest_seconds = LONGEST_RETRY_AFTER.total_seconds()
+        return now + timedelta(seconds=min(float(text), longest_seconds) if len(whole) <= _DIGITS else longest_seconds)
+    try:
+        moment = parsedate_to_datetime(text)
+        if moment.tzinfo is None:  # "-0000": a time in UTC whose place is not told
+            moment = moment.replace(tzinfo=UTC)
+        return min(moment, now + LONGEST_RETRY_AFTER).astimezone(UTC) if moment > now else None
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+NOT_MARKED: Final = CannotTell(reason="it was sent without its mark, by which it could be found")
+MALFORMED: Final = CannotTell(reason="the answer to the look-up is not a list of tasks as it is documented")
+_TWIN: Final = CannotTell(reason="the provider holds a task of the same title that shows no mark")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paging:
+    """What one page says of itself and of the whole: its number, the last one's, and how many tasks there are."""
+
+    page: int
+    last_page: int
+    total: int
+
+
+def open_listing(sent: Sent) -> Json | CannotTell:
+    """Return the body of a whole answer of 200, or why there is none."""
+    match sent:
+        case NeverSent():
+            return CannotTell(reason="the look-up could not be sent", answered=False)
+        case NoAnswer():
+            return CannotTell(reason="the look-up got no answer", answered=False)
+        case Answered() if sent.status != _OK:
+            return CannotTell(reason=f"the look-up was answered with {sent.status}")
+        case Answered() if sent.truncated:
+            return CannotTell(reason="the listing is too long to be read whole")
+    body = decoded(sent.body)
+    return CannotTell(reason="the answer to the look-up is no JSON") if body is None else body
+
+
+def is_marked(sought: LookupTarget) -> bool:
+    """Whether the task was sent with its mark at all."""
+    description = sought.task.fields.get("description")
+    return isinstance(description, str) and sought.mark in description
+
+
+def gather(
+    rows: Sequence[Json], sought: Sequence[LookupTarget], id_names: Sequence[str], seen: ListingProgress | None
+) -> ListingProgress | None:
+    """Return what was seen with the tasks of one more page; None when they are not as documented.
+
+    `id_names` are the keys that may hold a task's id, the first one wins.
+    """
+    before = seen or ListingProgress()
+    held, ids, titles = dict(before.held), set(before.ids), set(before.unmarked)
+    for row in rows:
+        if not isinstance(row, dict) or "description" not in row:
+            return None
+        given = next((row[name] for name in id_names if row.get(name)), None)
+        description = row["description"]
+        if not isinstance(given, str | int) or isinstance(given, bool) or not isinstance(description, str | None):
+            return None
+        ids.add(str(given))
+        found = [each.mark for each in sought if description is not None and each.mark in description]
+        held.update({mark: one_line(str(given), _ID_CHARACTERS) for mark in found})
+        if _TAG_BEGINNING not in (description or ""):
+            titles.add(str(row.get("title")))
+    wanted = {str(each.task.fields.get("title")) for each in sought}
+    return replace(before, ids=frozenset(ids), held=held, unmarked=frozenset(titles & wanted))
+
+
+def has_all(seen: ListingProgress, sought: Sequence[LookupTarget]) -> bool:
+    """Whether every task that is sought was found: the rest of the listing does not matter then."""
+    return all(each.mark in seen.held for each in sought)
+
+
+def continue_listing(
+    seen: ListingProgress, sought: Sequence[LookupTarget], paging: Paging, asked: int
+) -> NextPage | WholeListing | CannotTell:
+    """Say what follows a page with which all this was seen."""
+    least = paging.total if seen.least_total is None else min(seen.least_total, paging.total)
+    fits = paging.page == asked
+    if has_all(seen, sought):
+        return whole_listing(seen, form_works=True)
+    if fits and asked < paging.last_page:
+        if asked >= PAGES_LIMIT:
+            return CannotTell(reason=f"the listing has more than {PAGES_LIMIT} pages")
+        return NextPage(page=asked + 1, seen=replace(seen, least_total=least))
+    whole = fits and asked == max(paging.last_page, 1) and len(seen.ids) >= least
+    at_once = asked == 1 and len(seen.ids) == paging.total
+    unchanged = seen.earlier is not None and seen.earlier <= seen.ids
+    if whole and (at_once or unchanged):
+        return whole_listing(seen, form_works=bool(seen.ids))
+    if seen.passes >= PASSES_LIMIT:
+        return CannotTell(reason=f"the listing changed while it was read, {PASSES_LIMIT} times")
+    earlier = seen.ids if whole else None
+    again = ListingProgress(held=seen.held, unmarked=seen.unmarked, earlier=earlier, passes=seen.passes + 1)
+    return NextPage(page=1, seen=again)
+
+
+def whole_listing(seen: ListingProgress, *, form_works: bool) -> WholeListing:
+    """Return what a listing came to that was read whole."""
+    return WholeListing(held=seen.held, unmarked=seen.unmarked, form_works=form_works)
+
+
+def result_for(
+    listing: WholeListing | CannotTell, held: Mapping[str, str], sought: LookupTarget
+) -> TaskFound | TaskAbsent | CannotTell:
+    """Say what a listing tells of one task; `held` was found on its pages, also when it was not read whole."""
+    if sought.mark in held:
+        return TaskFound(external_id=held[sought.mark])
+    if isinstance(listing, CannotTell):
+        return listing
+    return _TWIN if str(sought.task.fields.get("title")) in listing.unmarked else TaskAbsent()

@@ -18,12 +18,13 @@ read 2026-11. Only names printed there are sent. Where the pages leave something
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from urllib.parse import quote
 
-from rules.vocabulary import Json, ProviderName, TaskType
+from rules.vocabulary import E164_PATTERN, Json, ProviderName, TaskType
 from worker.providers import (
     LISTING_LIMIT_BYTES,
     CancelResult,
@@ -39,11 +40,9 @@ from worker.providers import (
     Unsendable,
     WholeListing,
     answers,
-    listings,
 )
-from worker.providers.answers import Complaint, Dialect
-from worker.providers.listings import Paging
-from worker.providers.shapes import E164, Shapes, shown
+from worker.providers.answers import AnswerFormat, ErrorBody, Paging
+from worker.providers.fields import FieldReader, shown
 
 #: How far in the future the provider is asked to act at the soonest.
 LEAD: Final = timedelta(seconds=60)
@@ -112,32 +111,32 @@ class Mindhunters:
 
     def build_request(self, task: ClaimedTask, now: datetime) -> ProviderRequest | Unsendable:
         """Return the request that creates the task, or why it would be refused."""
-        shapes = Shapes(task.fields)
+        reader = FieldReader(task.fields)
         scheduled_at = _whole_second_after(max(task.due_at, now + LEAD))
-        wire_type, task_data = _kind(task.type, shapes)
+        wire_type, task_data = _kind(task.type, reader)
         body: dict[str, Json] = {
-            "title": shapes.text("title", needed=True),
+            "title": reader.text("title", needed=True),
             "type": wire_type,
-            "agent_uuid": shapes.uuid("agent", needed=True),
+            "agent_uuid": reader.uuid("agent", needed=True),
             "scheduled_at": _instant(scheduled_at),
-            "description": shapes.text("description"),
-            **_contact(task.fields, shapes),
-            "campaign_uuid": shapes.uuid("campaign"),
-            "timezone": shapes.zone("timezone"),
-            "priority": shapes.whole("priority", lowest=1, highest=10),
-            "expires_at": _expiry(task.expires_at, scheduled_at, shapes),
-            "max_attempts": _redials(task.fields.get("redial"), shapes),
+            "description": reader.text("description"),
+            **_contact(task.fields, reader),
+            "campaign_uuid": reader.uuid("campaign"),
+            "timezone": reader.zone("timezone"),
+            "priority": reader.whole("priority", lowest=1, highest=10),
+            "expires_at": _expiry(task.expires_at, scheduled_at, reader),
+            "max_attempts": _redials(task.fields.get("redial"), reader),
             "task_data": task_data,
-            "auto_queue": shapes.flag("auto_queue") is not False,
+            "auto_queue": reader.flag("auto_queue") is not False,
         }
-        extra = shapes.extra_fields(WIRE_NAMES)
-        if shapes.complaints:
-            too_late = body["expires_at"] is None and task.expires_at is not None and len(shapes.complaints) == 1
+        extra = reader.extra_fields(WIRE_NAMES)
+        if reader.complaints:
+            too_late = body["expires_at"] is None and task.expires_at is not None and len(reader.complaints) == 1
             return Unsendable(
                 too_late=too_late,
                 reason=answers.reason(
                     "Not sent:",
-                    "; ".join(shapes.complaints),
+                    "; ".join(reader.complaints),
                     f"Correct the rule or the data, {answers.ANEW}",
                 ),
             )
@@ -146,7 +145,7 @@ class Mindhunters:
 
     def read_response(self, sent: Sent, now: datetime, request: ProviderRequest | None = None) -> Interpretation:  # noqa: ARG002 - protocol
         """Say what a send came to."""
-        return answers.read(_DIALECT, sent, now)
+        return answers.read(_FORMAT, sent, now)
 
     def probe_request(self) -> ProviderRequest:
         """Return a GET that changes nothing and needs the credential."""
@@ -158,12 +157,12 @@ class Mindhunters:
 
     def read_cancel(self, sent: Sent) -> CancelResult:
         """Say what came of that call."""
-        return answers.cancelled(_DIALECT, sent)
+        return answers.cancelled(_FORMAT, sent)
 
     def listing_key(self, sought: LookupTarget) -> Hashable | CannotTell:
         """Return agent and type of the task, by which it is listed."""
-        if not listings.is_marked(sought):
-            return listings.NOT_MARKED
+        if not answers.is_marked(sought):
+            return answers.NOT_MARKED
         filters = _filters(sought.task)
         return filters if all(value for _, value in filters) else CannotTell(reason="the task names no agent or type")
 
@@ -190,16 +189,16 @@ class Mindhunters:
         form_works: bool,  # noqa: ARG002 - protocol; its form is documented
     ) -> NextPage | WholeListing | CannotTell:
         """Say what one page of the listing tells."""
-        body = listings.opened(sent)
+        body = answers.open_listing(sent)
         if isinstance(body, CannotTell):
             return body
         data = body.get("data") if isinstance(body, dict) else None
         rows = data.get("data") if isinstance(data, dict) else None
         paging = _paging(data)
-        now_seen = listings.gathered(rows, sought, ("uuid", "id"), seen) if isinstance(rows, list) else None
+        now_seen = answers.gather(rows, sought, ("uuid", "id"), seen) if isinstance(rows, list) else None
         if now_seen is None or paging is None:
-            return listings.MALFORMED
-        return listings.go_on(now_seen, sought, paging, page)
+            return answers.MALFORMED
+        return answers.continue_listing(now_seen, sought, paging, page)
 
     def outcome_request(self, external_id: str) -> ProviderRequest:
         """Return the question how a task stands; a reference of a third party lists it, and no webhook tells it."""
@@ -207,13 +206,13 @@ class Mindhunters:
 
     def read_outcome(self, sent: Sent, external_id: str) -> TaskStatus | CannotTell:
         """Say how it stands: `data.status`, in one of the documented words or another."""
-        body = listings.opened(sent)
+        body = answers.open_listing(sent)
         if isinstance(body, CannotTell):
             return body
         data = body.get("data") if isinstance(body, dict) else None
         status = data.get("status") if isinstance(data, dict) else None
         if not isinstance(status, str) or not status.strip():
-            return listings.MALFORMED
+            return answers.MALFORMED
         found = _identify(body)
         if found is not None and str(found) != external_id:
             return CannotTell(reason="the answer is about another task")
@@ -222,63 +221,63 @@ class Mindhunters:
         return TaskStatus(word=word.lower() if final else word, final=final)
 
 
-def _kind(type_: TaskType, shapes: Shapes) -> tuple[str | None, dict[str, Json] | None]:
+def _kind(type_: TaskType, reader: FieldReader) -> tuple[str | None, dict[str, Json] | None]:
     """Return the wire's type and its `task_data`."""
-    given = shapes.mapping("task_data")
+    given = reader.mapping("task_data")
     if type_ is TaskType.MAKE_CALL:
         return "make_call", given or None
     if type_ is TaskType.WHATSAPP_TEMPLATE:
-        template = shapes.uuid("template", needed=True)
+        template = reader.uuid("template", needed=True)
         return "send_message", {
             **(given or {}),
             "message_type": "whatsapp_template",
             "template_uuid": template,
         }
-    wire_type = shapes.text("type", needed=True)
+    wire_type = reader.text("type", needed=True)
     if wire_type is not None and wire_type not in OTHER_TYPES:
-        shapes.complaint(f"`type` must be one of {', '.join(OTHER_TYPES)}, not {shown(wire_type)}")
+        reader.complaints.append(f"`type` must be one of {', '.join(OTHER_TYPES)}, not {shown(wire_type)}")
     return wire_type, given
 
 
-def _contact(fields: Mapping[str, Json], shapes: Shapes) -> dict[str, Json]:
+def _contact(fields: Mapping[str, Json], reader: FieldReader) -> dict[str, Json]:
     """Return exactly one of `contact_uuid` and `contact`."""
-    contact_uuid = shapes.uuid("contact_uuid")
-    contact = shapes.mapping("contact")
+    contact_uuid = reader.uuid("contact_uuid")
+    contact = reader.mapping("contact")
     if fields.get("contact_uuid") is not None:
         if contact:
-            shapes.complaint("give `contact` or `contact_uuid`, not both")
+            reader.complaints.append("give `contact` or `contact_uuid`, not both")
         return {"contact_uuid": contact_uuid}
     if not contact:
-        shapes.complaint("no phone: the contact has none, and there is no `contact_uuid`")
+        reader.complaints.append("no phone: the contact has none, and there is no `contact_uuid`")
         return {}
     phone, email = contact.get("phone_number"), contact.get("email")
     if phone is None and email is None:
-        shapes.complaint("`contact` must hold `phone_number` or `email`")
-    if phone is not None and not (isinstance(phone, str) and E164.fullmatch(phone)):
-        shapes.complaint(f"`contact.phone_number` must be E.164 such as +56911112222, not {shown(phone)}")
+        reader.complaints.append("`contact` must hold `phone_number` or `email`")
+    if phone is not None and not (isinstance(phone, str) and re.fullmatch(E164_PATTERN, phone)):
+        reader.complaints.append(f"`contact.phone_number` must be E.164 such as +56911112222, not {shown(phone)}")
     if email is not None and not (isinstance(email, str) and "@" in email):
-        shapes.complaint(f"`contact.email` must be an e-mail address, not {shown(email)}")
+        reader.complaints.append(f"`contact.email` must be an e-mail address, not {shown(email)}")
     return {"contact": contact}
 
 
-def _redials(redial: Json, shapes: Shapes) -> int | None:
+def _redials(redial: Json, reader: FieldReader) -> int | None:
     """Return the provider's own tries after no answer or busy."""
     if redial is None:
         return None
     if not isinstance(redial, Mapping):
-        shapes.complaint(f"`redial` must be a mapping such as {{max: 3}}, not {shown(redial)}")
+        reader.complaints.append(f"`redial` must be a mapping such as {{max: 3}}, not {shown(redial)}")
         return None
-    inner = Shapes({"redial.max": redial.get("max")})
+    inner = FieldReader({"redial.max": redial.get("max")})
     number = inner.whole("redial.max", lowest=1)
-    shapes.complaints += inner.complaints
+    reader.complaints += inner.complaints
     return number
 
 
-def _expiry(expires_at: datetime | None, scheduled_at: datetime, shapes: Shapes) -> str | None:
+def _expiry(expires_at: datetime | None, scheduled_at: datetime, reader: FieldReader) -> str | None:
     if expires_at is None:
         return None
     if expires_at.replace(microsecond=0) <= scheduled_at:
-        shapes.complaint(
+        reader.complaints.append(
             f"it would expire at {_instant(expires_at)}, which is not after the earliest moment the provider can act, "
             f"{_instant(scheduled_at)}: give `expires` more time"
         )
@@ -297,9 +296,9 @@ def _instant(moment: datetime) -> str:
 
 def _filters(task: ClaimedTask) -> tuple[tuple[str, str], ...]:
     """Return by what a task is listed beside its time; an empty value where it names none."""
-    shapes = Shapes(task.fields)
-    wire_type, _ = _kind(task.type, shapes)
-    return (("agent_uuid", shapes.uuid("agent") or ""), ("type", wire_type or ""))
+    reader = FieldReader(task.fields)
+    wire_type, _ = _kind(task.type, reader)
+    return (("agent_uuid", reader.uuid("agent") or ""), ("type", wire_type or ""))
 
 
 def _earlier(moment: datetime, span: timedelta) -> datetime:
@@ -331,7 +330,7 @@ def _identify(body: Json) -> Json:
     return inner.get("uuid") or inner.get("id") or body.get("uuid") or body.get("id")
 
 
-def _complain(body: Json) -> Complaint | None:
+def _complain(body: Json) -> ErrorBody | None:
     """Read the documented error form, or the one of the framework behind it."""
     if not isinstance(body, dict):
         return None
@@ -341,14 +340,14 @@ def _complain(body: Json) -> Complaint | None:
         inner = error if isinstance(error, dict) else {}
         code = answers.field_name(inner.get("code"))
         words = f"{code} {message}".lower()
-        return Complaint(
+        return ErrorBody(
             message=message,
             code=code,
             fields=_documented_fields(inner) + _fields_by_name(errors),
             about_task=not any(word in words for word in _ADDRESS_WORDS),
         )
     if message and isinstance(errors, dict):
-        return Complaint(message=message, fields=_fields_by_name(errors))
+        return ErrorBody(message=message, fields=_fields_by_name(errors))
     return None
 
 
@@ -366,7 +365,7 @@ def _fields_by_name(errors: Json) -> tuple[tuple[str, str], ...]:
     return tuple((answers.field_name(name), answers.text_of(said) or "not accepted") for name, said in errors.items())
 
 
-def _remedy(complaint: Complaint) -> str:
+def _remedy(complaint: ErrorBody) -> str:
     for name in (*(field for field, _ in complaint.fields), complaint.code.lower()):
         if name in REMEDIES:
             return REMEDIES[name]
@@ -375,7 +374,7 @@ def _remedy(complaint: Complaint) -> str:
     return f"Correct the rule or the contact, {_RETRY}"
 
 
-_DIALECT: Final = Dialect(
+_FORMAT: Final = AnswerFormat(
     name="Mindhunters",
     url_setting="LEADWIRE_MINDHUNTERS_URL",
     url_example="https://x.mindhunters.ai/api/v1",

@@ -24,6 +24,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
+from rules.times import is_zone, zone
 from rules.vocabulary import Json, ProviderName, Verdict
 from worker.providers import (
     LISTING_LIMIT_BYTES,
@@ -40,10 +41,9 @@ from worker.providers import (
     Unsendable,
     WholeListing,
     answers,
-    listings,
 )
-from worker.providers.answers import Complaint, Dialect
-from worker.providers.shapes import Shapes, shown, zone
+from worker.providers.answers import AnswerFormat, ErrorBody
+from worker.providers.fields import FieldReader, shown
 
 PRIORITIES: Final[Mapping[str, str]] = {"low": "0", "medium": "1", "high": "2"}
 DEFAULT_PRIORITY: Final = "medium"
@@ -85,25 +85,25 @@ class Vambe:
 
     def build_request(self, task: ClaimedTask, now: datetime) -> ProviderRequest | Unsendable:  # noqa: ARG002 - protocol
         """Return the request that creates the task, or why it would be refused."""
-        shapes = Shapes(task.fields)
-        due_date, due_time, due_zone = _due(shapes)
+        reader = FieldReader(task.fields)
+        due_date, due_time, due_zone = _due(reader)
         body: dict[str, Json] = {
-            "title": shapes.text("title", needed=True),
-            "description": shapes.text("description"),
+            "title": reader.text("title", needed=True),
+            "description": reader.text("description"),
             "dueDate": due_date,
             "dueTime": due_time,
             "timezone": due_zone,
-            "responsibleIds": shapes.texts("responsible_ids"),
-            "aiContactId": shapes.text("ai_contact_id"),
-            "aiCustomerId": shapes.text("ai_customer_id"),
-            "priority": _priority(shapes),
+            "responsibleIds": reader.texts("responsible_ids"),
+            "aiContactId": reader.text("ai_contact_id"),
+            "aiCustomerId": reader.text("ai_customer_id"),
+            "priority": _priority(reader),
         }
-        extra = shapes.extra_fields(WIRE_NAMES)
-        if shapes.complaints:
+        extra = reader.extra_fields(WIRE_NAMES)
+        if reader.complaints:
             return Unsendable(
                 reason=answers.reason(
                     "Not sent:",
-                    "; ".join(shapes.complaints),
+                    "; ".join(reader.complaints),
                     f"Correct the rule or the data, {answers.ANEW}",
                 )
             )
@@ -111,7 +111,7 @@ class Vambe:
 
     def read_response(self, sent: Sent, now: datetime, request: ProviderRequest | None = None) -> Interpretation:
         """Say what a send came to."""
-        reading = answers.read(_DIALECT, sent, now)
+        reading = answers.read(_FORMAT, sent, now)
         if reading.verdict is Verdict.DELIVERED and request is not None and isinstance(sent, Answered):
             return replace(reading, warning=_other_moment(request.json, answers.decoded(sent.body)))
         return reading
@@ -126,12 +126,12 @@ class Vambe:
 
     def read_cancel(self, sent: Sent) -> CancelResult:
         """Say what came of that call."""
-        return answers.cancelled(_DIALECT, sent)
+        return answers.cancelled(_FORMAT, sent)
 
     def listing_key(self, sought: LookupTarget) -> Hashable | CannotTell:
         """Return the users of the task, by whom it is listed."""
-        if not listings.is_marked(sought):
-            return listings.NOT_MARKED
+        if not answers.is_marked(sought):
+            return answers.NOT_MARKED
         return _users(sought) or CannotTell(reason="the task names no users to ask for")
 
     def listing_request(self, sought: Sequence[LookupTarget], page: int) -> ProviderRequest:  # noqa: ARG002 - protocol; there is one page
@@ -156,37 +156,37 @@ class Vambe:
         form_works: bool,
     ) -> NextPage | WholeListing | CannotTell:
         """Say what the listing tells; it comes whole, without pages."""
-        body = listings.opened(sent)
+        body = answers.open_listing(sent)
         if isinstance(body, CannotTell):
             return body
-        now_seen = listings.gathered(body, sought, ("id",), seen) if isinstance(body, list) else None
+        now_seen = answers.gather(body, sought, ("id",), seen) if isinstance(body, list) else None
         if now_seen is None:
-            return listings.MALFORMED
+            return answers.MALFORMED
         asked = frozenset(_users(sought[0]))
         understood = bool(now_seen.held) or any(asked & _responsible(row) for row in body)
         if understood or form_works:
-            return listings.listed(now_seen, form_works=understood)
+            return answers.whole_listing(now_seen, form_works=understood)
         return CannotTell(
             reason="the listing shows no task, and none that was asked for in this form has shown any yet"
         )
 
 
-def _due(shapes: Shapes) -> tuple[str | None, str | None, str | None]:
+def _due(reader: FieldReader) -> tuple[str | None, str | None, str | None]:
     """Return date, time and zone as they are sent; the zone only beside a time."""
-    due_date, due_time, due_zone = shapes.date("due_date"), shapes.time("due_time"), shapes.zone("timezone")
+    due_date, due_time, due_zone = reader.date("due_date"), reader.time("due_time"), reader.zone("timezone")
     if due_time is None:
         return due_date, None, None
     if due_date is None:
-        shapes.complaint("a due time needs a due date")
+        reader.complaints.append("a due time needs a due date")
     if due_zone is None:
-        shapes.complaint("a due time needs a `timezone`, such as America/Santiago")
+        reader.complaints.append("a due time needs a `timezone`, such as America/Santiago")
     return due_date, due_time, due_zone
 
 
-def _priority(shapes: Shapes) -> str | None:
-    word = (shapes.text("priority") or DEFAULT_PRIORITY).strip().lower()
+def _priority(reader: FieldReader) -> str | None:
+    word = (reader.text("priority") or DEFAULT_PRIORITY).strip().lower()
     if word not in PRIORITIES:
-        shapes.complaint(f"`priority` must be low, medium or high, not {shown(word)}")
+        reader.complaints.append(f"`priority` must be low, medium or high, not {shown(word)}")
     return PRIORITIES.get(word)
 
 
@@ -194,13 +194,13 @@ def _other_moment(asked: Json, made: Json) -> str | None:
     """Return a warning when the task that was made is due at another moment than the one that was asked for."""
     if not isinstance(asked, dict) or not isinstance(made, dict) or "due_at" not in made:
         return None
-    day, time, place = asked.get("dueDate"), asked.get("dueTime"), zone(str(asked.get("timezone")))
-    if day is None or time is None or place is None:
+    day, time, name = asked.get("dueDate"), asked.get("dueTime"), asked.get("timezone")
+    if day is None or time is None or not is_zone(name):
         return None
     try:
         local = datetime.fromisoformat(f"{day}T{time}")
         # An hour that the end of summer time repeats may be taken either way.
-        wanted = [local.replace(tzinfo=place, fold=fold).astimezone(UTC) for fold in (0, 1)]
+        wanted = [local.replace(tzinfo=zone(name), fold=fold).astimezone(UTC) for fold in (0, 1)]
     except OverflowError:  # the last day of the calendar
         return None
     held = _moment(made["due_at"])
@@ -208,7 +208,7 @@ def _other_moment(asked: Json, made: Json) -> str | None:
         return None
     shown_as = f"{held:%Y-%m-%dT%H:%MZ}" if held else "no moment"
     return (
-        f"Vambe holds {shown_as} as the due time, the rule meant {day} {time} in {asked['timezone']} "
+        f"Vambe holds {shown_as} as the due time, the rule meant {day} {time} in {name} "
         f"({wanted[0]:%Y-%m-%dT%H:%MZ}): look how the task shows there"
     )
 
@@ -222,13 +222,13 @@ def _moment(value: Json) -> datetime | None:
 
 
 def _users(sought: LookupTarget) -> tuple[str, ...]:
-    return tuple(Shapes(sought.task.fields).texts("responsible_ids") or ())
+    return tuple(FieldReader(sought.task.fields).texts("responsible_ids") or ())
 
 
 def _days(sought: LookupTarget) -> list[date]:
     """Return the days that a task may be listed under."""
     days = [sought.began_at.astimezone(UTC).date(), sought.ended_at.astimezone(UTC).date()]
-    due_date = Shapes(sought.task.fields).date("due_date")
+    due_date = FieldReader(sought.task.fields).date("due_date")
     return days if due_date is None else [*days, date.fromisoformat(due_date)]
 
 
@@ -243,7 +243,7 @@ def _identify(body: Json) -> Json:
     return body.get("id") if isinstance(body, dict) else None
 
 
-def _complain(body: Json) -> Complaint | None:
+def _complain(body: Json) -> ErrorBody | None:
     """Read the documented error form: `statusCode`, `message`, `errors` of field and message."""
     if not isinstance(body, dict):
         return None
@@ -257,14 +257,14 @@ def _complain(body: Json) -> Complaint | None:
         if isinstance(one, dict)
     )
     words = " ".join((message, *(f"{name} {said}" for name, said in fields))).lower()
-    return Complaint(
+    return ErrorBody(
         message=message,
         fields=fields,
         about_task=any(word in words for word in _TASK_WORDS) and not any(word in words for word in _ADDRESS_WORDS),
     )
 
 
-def _remedy(complaint: Complaint) -> str:
+def _remedy(complaint: ErrorBody) -> str:
     for name, _ in complaint.fields:
         if name == "responsibleIds":
             return _ASSIGN
@@ -276,7 +276,7 @@ def _remedy(complaint: Complaint) -> str:
     return f"Correct the rule or the contact, {_RETRY}"
 
 
-_DIALECT: Final = Dialect(
+_FORMAT: Final = AnswerFormat(
     name="Vambe",
     url_setting="LEADWIRE_VAMBE_URL",
     url_example="https://api.vambe.me/api/public",

@@ -10,26 +10,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from datetime import date
-from functools import lru_cache
 from typing import Final
-from zoneinfo import ZoneInfo
 
-from rules.vocabulary import Json
+from rules.times import is_zone, parse_date
+from rules.vocabulary import CLOCK_PATTERN, UUID_PATTERN, Json
 
-UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-#: ITU-T E.164: a plus, no leading zero, at most 15 digits; no country has numbers under 7.
-E164: Final = re.compile(r"\+[1-9][0-9]{6,14}")
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,9}")
-_TIME: Final = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
-_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _SHOWN_CHARACTERS: Final = 60
 
 
-class Shapes:
-    """Takes values out of a task's fields, each in its shape, and keeps a complaint for each that has another.
+class FieldReader:
+    """Takes values out of a task's fields, each in its shape; `complaints` has a line for each that has another.
 
-    A reader returns None for a value that is absent, null or complained about; `needed` makes absence a complaint too.
+    A method returns None for a value that is absent, null or complained about; `needed` makes absence a complaint too.
     """
 
     def __init__(self, fields: Mapping[str, Json]) -> None:
@@ -53,7 +46,7 @@ class Shapes:
     def uuid(self, key: str, *, needed: bool = False) -> str | None:
         """Return a UUID as it is written."""
         value = self.text(key, needed=needed)
-        if value is None or UUID.fullmatch(value.strip()):
+        if value is None or re.fullmatch(UUID_PATTERN, value.strip()):
             return value.strip() if value else None
         self._complain(key, "a UUID such as 228d7a0d-9072-4ca8-939b-959b75cc606a", value)
         return None
@@ -61,15 +54,11 @@ class Shapes:
     def whole(self, key: str, *, lowest: int, highest: int | None = None) -> int | None:
         """Return a whole number within its bounds; text that is one counts, as forms carry numbers as text."""
         value = self._fields.get(key)
-        number: int | None = None
-        if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
-            number = int(value)
-        elif isinstance(value, int) and not isinstance(value, bool):
-            number = value
-        elif isinstance(value, float) and value.is_integer():
-            number = int(value)
-        elif value is None:
+        if value is None:
             return None
+        is_text = isinstance(value, str) and _WHOLE.fullmatch(value.strip()) is not None
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+        number = int(value) if is_text or is_number else None
         if number is None or number < lowest or (highest is not None and number > highest):
             bounds = f"from {lowest} to {highest}" if highest is not None else f"of {lowest} or more"
             self._complain(key, f"a whole number {bounds}", value)
@@ -115,15 +104,16 @@ class Shapes:
     def date(self, key: str) -> str | None:
         """Return a plain date, `YYYY-MM-DD`."""
         value = self.text(key)
-        if value is None or _is_date(value):
-            return value
-        self._complain(key, "a date such as 2026-12-01", value)
-        return None
+        try:
+            return value if value is None else parse_date(value).isoformat()
+        except ValueError:
+            self._complain(key, "a date such as 2026-12-01", value)
+            return None
 
     def time(self, key: str) -> str | None:
         """Return a time of day, `HH:MM` on a 24-hour clock."""
         value = self.text(key)
-        if value is None or _TIME.fullmatch(value):
+        if value is None or re.fullmatch(CLOCK_PATTERN, value):
             return value
         self._complain(key, "a time such as 09:30 on a 24-hour clock", value)
         return None
@@ -131,14 +121,10 @@ class Shapes:
     def zone(self, key: str) -> str | None:
         """Return the IANA name of a time zone this machine's zone database knows."""
         value = self.text(key)
-        if value is None or zone(value) is not None:
+        if value is None or is_zone(value):
             return value
         self._complain(key, "an IANA time zone such as America/Santiago", value)
         return None
-
-    def complaint(self, text: str) -> None:
-        """Keep a complaint that concerns more than one value."""
-        self.complaints.append(text)
 
     def extra_fields(self, wire_names: Mapping[str, str]) -> dict[str, Json]:
         """Return `extra_fields`: raw wire names at the user's own risk, but none that a key of the task's own decides.
@@ -161,25 +147,6 @@ def shown(value: Json) -> str:
     """Return a value for a complaint: short, on one line."""
     text = repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
-
-
-@lru_cache(maxsize=1024)
-def zone(name: str) -> ZoneInfo | None:
-    """Return the zone of that IANA name from this machine's zone database, or None."""
-    try:
-        return ZoneInfo(name)
-    except (ValueError, KeyError, OSError):  # not a name; not there; a folder, or not readable
-        return None
-
-
-def _is_date(text: str) -> bool:
-    if not _DATE.fullmatch(text):
-        return False
-    try:
-        date.fromisoformat(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_json(value: Json) -> bool:
