@@ -1,11 +1,14 @@
-"""Flower, as operators get it: behind the operator token, for reading only, and with a memory that outlives it.
+"""Flower as operators get it: behind the operator token, read-only, and with a memory that survives it.
 
-Put together here and not by `celery flower`, whose options would show the password to everybody who may list processes.
-Flower 2.2 asks nobody for a password at `/metrics`; here it does, and only `/healthcheck` and the static files are open.
+It is set up here and not by `celery flower`, whose options would show the password to everybody who may list processes.
+Flower 2.2 asks nobody for a password at `/metrics`; here only `/healthcheck` and the static files are open.
 
-The memory differs from Flower's own in three ways. It is written to one file that is replaced whole, since a kill between
-the several files of a `dbm` would cost it. When it is full, successes go first: what failed or waits is kept until there are
-10,000 of it. And rows of messages whose worker has died are ended, since nobody else will.
+What Flower remembers differs from its own way in four things:
+
+- It is saved in one file that is replaced as a whole: a kill between the several files of a `dbm` would lose it.
+- When it is full, successes go first: up to 10,000 rows of what failed or waits are kept.
+- `task-delivered` events (`worker/flower_events.py`) end rows without making any.
+- Rows of messages whose worker has died are ended, since no event will.
 """
 
 from __future__ import annotations
@@ -39,29 +42,31 @@ from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-#: Rows that are remembered: 6 kB each, and saving 20,000 takes half a second.
+#: Rows that are kept: 6 kB each, and saving 20,000 takes half a second.
 MAX_TASKS: Final = 20_000
 MAX_WORKERS: Final = 200
-#: How often the memory is saved, when something came; a kill costs no more, and workers tell most of that again.
+#: How often it is saved, when something came. A kill loses no more than that, and workers send most of it again.
 SAVE_SECONDS: Final = 10.0
 #: After so long a worker that is gone is shown no more.
 PURGE_WORKERS_SECONDS: Final = 300
-#: What the page of tasks shows of each: what, how it stands, why, under which rule, when, which, how long, by whom.
+#: The columns on the page of tasks; the result says why, `kwargs` under which rule.
 COLUMNS: Final = "name,state,result,kwargs,received,uuid,runtime,worker"
 
 RECONNECT_SECONDS: Final = 2.0
-ORPHANS_SECONDS: Final = 15.0
+ORPHANS_PERIOD_SECONDS: Final = 15.0
 #: No message takes longer.
-LONGEST_SECONDS: Final = 900.0
+LONGEST_MESSAGE_SECONDS: Final = 900.0
 _UNENDED: Final = ("started", "received")
 _KEPT_LONGER: Final = frozenset({"failure", "retry", "revoked"})
+#: The states in which an event that is sent again changes nothing. A RETRY is also sent before each REVOKED.
+_STATES_AFTER: Final = {"task-failed": ("FAILURE",), "task-retried": ("RETRY", "REVOKED"), "task-revoked": ("REVOKED",)}
 
 
 class FlowerState(EventsState):  # type: ignore[misc]  # Flower has no types
-    """What Flower knows of tasks and workers."""
+    """The rows of tasks and workers, with their search."""
 
     def event(self, event: dict[str, Any]) -> None:
-        """Take an event; one of `DELIVERED_TOGETHER` ends the rows it names, and makes none."""
+        """Apply an event; one of `DELIVERED_TOGETHER` turns the rows that it names to SUCCESS, and makes none."""
         if event["type"] == DELIVERED_TOGETHER:
             for task_id in event["uuids"]:
                 row = self.tasks.data.get(task_id)
@@ -72,12 +77,12 @@ class FlowerState(EventsState):  # type: ignore[misc]  # Flower has no types
             row = self.tasks.data.get(event["uuid"])
             if row is None:
                 self._make_room()
-            elif _is_told_again(row, event):
+            elif _is_repeated(row, event):
                 return
         super().event(event)
 
     def _make_room(self) -> None:
-        """Have the oldest success go when a row must, unless what failed or waits has half of the places already."""
+        """Let the oldest success go when a row must, unless what failed or waits has half of the places already."""
         rows, limit = self.tasks.data, self.tasks.limit
         if len(rows) < limit:
             return
@@ -90,7 +95,7 @@ class FlowerState(EventsState):  # type: ignore[misc]  # Flower has no types
             rows.move_to_end(oldest_id)
 
     def end_orphans(self) -> None:
-        """End the rows of messages that went down with their worker; touches are left to the ledger, which knows of them."""
+        """End the rows of messages that died with their worker; rows of tasks are left to `FlowerSync`, which knows more."""
         now_seconds = time.time()
         postings = self.search_engine.exact_postings["state"]
         for task_id in [task_id for state in _UNENDED for task_id in postings.get(state, ())]:
@@ -102,27 +107,24 @@ class FlowerState(EventsState):  # type: ignore[misc]  # Flower has no types
                 self._index_task(row, None)
 
 
-_SAYS: Final = {
-    "task-failed": ("FAILURE",),
-    "task-retried": ("RETRY", "REVOKED"),  # the latter: it stands before every REVOKED that is announced
-    "task-revoked": ("REVOKED",),
-}
-
-
-def _is_told_again(row: Any, event: dict[str, Any]) -> bool:
-    """Whether an announcement says what is known: it shall count only once. Announcements carry their `received`."""
-    return "received" in event and row.state in _SAYS.get(event["type"], ()) and row.result == event["result"]
+def _is_repeated(row: Any, event: dict[str, Any]) -> bool:
+    """Whether a row shows already what the event says: it shall be counted once. `FlowerEvents.row` sets `received`."""
+    return "received" in event and row.state in _STATES_AFTER.get(event["type"], ()) and row.result == event["result"]
 
 
 def _is_orphan(row: Any, now_seconds: float) -> bool:
     worker, pid = row.worker, getattr(row, "pid", None)
-    if now_seconds - (row.received or row.timestamp or 0) > LONGEST_SECONDS or worker is None or not worker.alive:
+    if (
+        now_seconds - (row.received or row.timestamp or 0) > LONGEST_MESSAGE_SECONDS
+        or worker is None
+        or not worker.alive
+    ):
         return True
     return bool(pid and worker.pid and pid != worker.pid)
 
 
 class PersistentEvents(Events):  # type: ignore[misc]  # as above
-    """Hears the workers, and saves what it knows to a file."""
+    """Receives the workers' events, and keeps the state that they add up to in a file."""
 
     state: Any
 
@@ -140,15 +142,15 @@ class PersistentEvents(Events):  # type: ignore[misc]  # as above
         )
         if not isinstance(self.state, FlowerState):
             self.state = FlowerState(max_tasks_in_memory=MAX_TASKS, max_workers_in_memory=MAX_WORKERS)
-        self._orphans = PeriodicCallback(self.state.end_orphans, ORPHANS_SECONDS * 1000)
+        self._orphans = PeriodicCallback(self.state.end_orphans, ORPHANS_PERIOD_SECONDS * 1000)
 
     def start(self) -> None:
-        """Begin to hear and to save."""
+        """Begin to receive and to save."""
         super().start()
         self._orphans.start()
 
     def run(self) -> None:
-        """Hear events for ever. Flower's own way waits twice as long after every failure, which after a night is hours."""
+        """Receive events for ever. Flower's own loop doubles its pause after each failure: hours, after a night."""
         away = False
         while True:
             try:
@@ -202,16 +204,13 @@ def _for_us_alone(path: str, flags: int) -> int:
 
 
 class _GuardedMetrics(Metrics):  # type: ignore[misc]  # as above
-    """Flower's own numbers, for those who have the token."""
+    """Flower's own metrics, behind the token."""
 
     get = authenticated(Metrics.get)
 
 
 def tidy(row: Any) -> Any:
-    """Return a row as it is shown: without what says nothing here, and without Python's quotes and braces.
-
-    A message is its own root, and clocks are Celery's affair.
-    """
+    """Return a row as it is shown: without Python's quotes and braces, and without fields that say nothing here."""
     row.__dict__.update(dict.fromkeys(("root", "root_id", "parent", "parent_id", "clock", "timestamp"), None))
     if isinstance(row.result, str):
         row.result = row.result.strip("'")
@@ -221,7 +220,7 @@ def tidy(row: Any) -> Any:
 
 
 def run_flower(settings: Settings, password: SecretStr) -> None:
-    """Run Flower until it is stopped. Raises SettingsError when it cannot listen, or cannot keep its memory."""
+    """Run Flower until it is stopped. Raises SettingsError when it cannot listen or has no folder to save in."""
     folder = settings.home / "flower"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -239,12 +238,8 @@ def run_flower(settings: Settings, password: SecretStr) -> None:
             f"LEADWIRE_FLOWER_PORT: cannot listen on port {settings.flower_port} of {settings.operator_host}: {error.strerror}"
         ) from error
     signal.signal(signal.SIGTERM, _stop)
-    log.info(
-        "Flower is at port %s of %s, behind the operator token; broker: %s",
-        port,
-        settings.operator_host,
-        flower.broker_uri,
-    )
+    where = f"port {port} of {settings.operator_host}"
+    log.info("Flower is at %s, behind the operator token; broker: %s", where, flower.broker_uri)
     try:
         flower.start()
     except (KeyboardInterrupt, SystemExit):
@@ -258,7 +253,7 @@ def _stop(_number: int, _frame: object) -> None:
 
 
 def _set_options(settings: Settings, password: SecretStr) -> None:
-    """Set Flower's options, whatever variables FLOWER_... there are."""
+    """Set Flower's options, whatever FLOWER_... variables there are."""
     formatter: Callable[[Any], Any] = tidy
     wanted: dict[str, Any] = {
         "address": settings.operator_host,

@@ -1,8 +1,8 @@
-"""Putting messages on the broker: the only file that does.
+"""Puts messages on the broker; nothing else does.
 
-The broker only says "now": a message carries ids and safe labels, never a payload. Publishing may fail at any time; what
-was not published is found by the sweep. Nobody waits for the broker: a thread publishes, at once when idle, and after a
-burst within a window that grows with the last message, so that load makes fewer and larger messages.
+A message carries ids and safe labels, never a payload. Publishing may fail at any time: the sweeper finds what was not
+published. Nobody waits for the broker: a thread publishes, at once when idle, and after a burst within a window that grows
+with the last message, so that load makes fewer and larger messages.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ PROCESS_EVENT: Final = "leadwire.process_event"
 #: One Celery task name per task type, so that Flower tells them apart.
 CELERY_TASK_OF: Final[Mapping[TaskType, str]] = {type_: f"leadwire.{type_}" for type_ in TaskType}
 
-#: Ids that one message carries at the most.
+#: The most ids that one message carries.
 IDS_PER_MESSAGE: Final = 100
 #: Deliveries carry one id each, so that Flower shows every touch by itself, until more than this many wait at once. With
 #: 8 in place of 50 an event under full load cost the worker 2.6 ms of CPU in place of 3.9, and Flower 0.15 in place of 0.41.
 SINGLE_DELIVERY_LIMIT: Final = 8
-#: A message with many ids that nobody took for this long is worth nothing: the sweep has repeated it.
+#: A message with many ids expires when nobody took it for this long: the sweeper has repeated it.
 MESSAGE_EXPIRES_SECONDS: Final = 120
-#: How many ids may wait for the publisher; what comes on top is left to the sweep.
+#: How many ids may wait for the publisher; the rest is left to the sweeper.
 WAITING_LIMIT: Final = 20_000
 LONGEST_WINDOW_SECONDS: Final = 0.1
 WINDOW_SECONDS_PER_ID: Final = 0.004
-#: Messages that may stand in one queue; while more do, the sweep sends what comes later, when there is room.
+#: While so many messages stand in a queue nothing is added; the sweeper sends it when there is room.
 DEPTH_LIMIT: Final = 200
 #: How often the publisher looks how deep a queue is.
 DEPTH_SECONDS: Final = 0.1
@@ -48,9 +48,9 @@ REST_SECONDS: Final = 1.0
 
 
 class Publisher:
-    """The publisher thread of one process. `events` and `tasks` return at once and never raise.
+    """The publishing thread of one process. `events` and `tasks` return at once and never raise.
 
-    `is_failing`: the broker did not take what was published last.
+    `is_failing` says that the broker did not take what was published last.
     """
 
     def __init__(self, app: Celery) -> None:
@@ -62,11 +62,11 @@ class Publisher:
         self.is_failing = False
         self._looked_seconds: dict[str, float] = {}
         self._depths: dict[str, int] = {}
-        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._thread.start()
 
     def events(self, event_ids: Sequence[str]) -> None:
-        """Have these events processed."""
+        """Publish that these events are to be processed."""
         with self._changed:
             is_first = not self._event_ids
             if len(self._event_ids) < WAITING_LIMIT:
@@ -75,14 +75,14 @@ class Publisher:
                 self._changed.notify()
 
     def tasks(self, tasks: Sequence[TaskRef]) -> None:
-        """Have these tasks delivered."""
+        """Publish that these tasks are to be delivered."""
         with self._changed:
             if len(self._tasks) < WAITING_LIMIT:
                 self._tasks.extend(tasks)
             self._changed.notify()
 
     def close(self) -> None:
-        """Publish what is waiting, as far as the broker takes it, and stop."""
+        """Publish what waits, as far as the broker takes it within 5 s, and stop."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -102,7 +102,7 @@ class Publisher:
                 tasks = _take(self._tasks, IDS_PER_MESSAGE)
             try:
                 largest = self._publish(event_ids, tasks)
-            except Exception as error:  # noqa: BLE001 - whatever the transport raises, the sweep repeats what was not published
+            except Exception as error:  # noqa: BLE001 - whatever the transport raises, the sweeper repeats what was not published
                 log.warning("the broker cannot be used (%s); the sweep repeats what waits", why(error))
                 self.is_failing = True
                 self._forget()
@@ -115,14 +115,14 @@ class Publisher:
         return self._closing or len(self._event_ids) >= IDS_PER_MESSAGE or len(self._tasks) >= IDS_PER_MESSAGE
 
     def _forget(self) -> None:
-        """Drop what waits and rest: all of it stands in the ledger, and the sweep sends it when the broker is back."""
+        """Drop what waits, and rest: all of it stands in the ledger, and the sweeper sends it when the broker is back."""
         with self._changed:
             self._event_ids.clear()
             self._tasks.clear()
             self._changed.wait_for(lambda: self._closing, timeout=REST_SECONDS)
 
     def _publish(self, event_ids: list[str], tasks: list[TaskRef]) -> int:
-        """Publish these, in as few messages as are right; returns the number of ids in the largest burst."""
+        """Publish these in as few messages as are right; return how many ids the larger of both had."""
         with self._app.producer_pool.acquire(block=True, timeout=2) as producer:
             if event_ids and self._depth(producer.channel, EVENTS_QUEUE) < DEPTH_LIMIT:
                 self._send(producer, PROCESS_EVENT, EVENTS_QUEUE, [event_ids], {})
@@ -131,23 +131,23 @@ class Publisher:
                 if depth >= DEPTH_LIMIT:
                     continue
                 if max(len(waiting), depth) > SINGLE_DELIVERY_LIMIT:
-                    self._send_together(producer, queue, waiting)
+                    self._send_grouped(producer, queue, waiting)
                 else:
-                    self._send_alone(producer, queue, waiting)
+                    self._send_singly(producer, queue, waiting)
         return max(len(event_ids), len(tasks))
 
-    def _send_alone(self, producer: Any, queue: str, tasks: Sequence[TaskRef]) -> None:
+    def _send_singly(self, producer: Any, queue: str, tasks: Sequence[TaskRef]) -> None:
         for task in tasks:
             labels = {"rule": task.rule, "attempt": task.attempts + 1}
-            self._send(producer, CELERY_TASK_OF[task.type], queue, [task.id], labels, alone=task)
+            self._send(producer, CELERY_TASK_OF[task.type], queue, [task.id], labels, single=task)
 
-    def _send_together(self, producer: Any, queue: str, tasks: Sequence[TaskRef]) -> None:
+    def _send_grouped(self, producer: Any, queue: str, tasks: Sequence[TaskRef]) -> None:
         groups: dict[TaskType, list[TaskRef]] = {}
         for task in tasks:
             groups.setdefault(task.type, []).append(task)
         for type_, group in groups.items():
             if len(group) == 1:
-                self._send_alone(producer, queue, group)  # it costs the same, and has a row of its own in Flower
+                self._send_singly(producer, queue, group)  # it costs the same, and has a row of its own in Flower
             else:
                 self._send(producer, CELERY_TASK_OF[type_], queue, [[task.id for task in group]], {"tasks": len(group)})
 
@@ -167,21 +167,21 @@ class Publisher:
         args: list[Any],
         labels: dict[str, Any],
         *,
-        alone: TaskRef | None = None,
+        single: TaskRef | None = None,
     ) -> None:
-        """Publish one message.
+        """Publish one message; `single` is its task when it carries only that.
 
-        That of one task bears the task's id, so that Flower has one row for each touch, and never expires: a worker that met
-        an expired message drops every later one under its id for hours. How many there are is bounded by the depth.
+        Its id is then the task's, so that Flower has one row for each task, and it never expires: a worker that met an
+        expired message drops every later one of the same id for hours. `DEPTH_LIMIT` bounds how many there are.
         """
         self._app.send_task(
             name,
             args=args,
             kwargs=labels,
-            task_id=alone.id if alone else None,
-            retries=alone.attempts if alone else 0,
+            task_id=single.id if single else None,
+            retries=single.attempts if single else 0,
             queue=queue,
-            expires=None if alone else MESSAGE_EXPIRES_SECONDS,
+            expires=None if single else MESSAGE_EXPIRES_SECONDS,
             retry=False,
             ignore_result=True,
             producer=producer,

@@ -122,7 +122,7 @@ def test_a_damaged_file_is_put_aside(memory, tmp_path, damage):
             "cut": whole[: len(whole) // 2],
             "garbage": b"\x80\x05garbage" * 100,
             "another thing": pickle.dumps(["no", "memory", "at all"]),
-            "a class that is gone": whole.replace(b"console.flower", b"ingress.dashboarb"),
+            "a class that is gone": whole.replace(b"console.flower", b"console.flowre"),
         }[damage]
     )
     again = memory()
