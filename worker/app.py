@@ -28,10 +28,10 @@ from celery.worker.control import Panel, control_command
 from click.core import ParameterSource
 
 from rules.vocabulary import PROVIDER_OF, Problem, SettingsError, TaskType
+from worker.background import BackgroundWork, Watchdog
 from worker.broker import QueueDepths, celery_app, celery_settings, declare
 from worker.context import WorkerContext, broker_of, build_worker, utc_now
-from worker.deliver import Delivered, deliver
-from worker.first_attempts import Batch
+from worker.delivery import DeliveryOutcome, deliver
 from worker.flower_events import (
     TASK_ID_PREFIX,
     FlowerEvents,
@@ -41,15 +41,10 @@ from worker.flower_events import (
     TaskUnknown,
     count_states,
 )
-from worker.follow import OutcomePoller
-from worker.process import process_events
+from worker.planning import InlineBatch, process_events
 from worker.publisher import CELERY_TASK_OF, PROCESS_EVENT
-from worker.react import FollowUps
 from worker.runtime import set_up_logging, tune_garbage_collection
-from worker.seek import seekers
 from worker.settings import Settings, environment_of
-from worker.sweep import Sweeper
-from worker.watch import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -126,13 +121,8 @@ class LeadwireWorker:
         self._events = FlowerEvents(lambda: self._consumer.event_dispatcher if self._consumer else None)
         self._flower_sync = FlowerSync(context.ledger, self._events)
         self._flower_sync.listen_for_monitors()
-        self._follow_ups = FollowUps(context, lambda tasks: self._events.planned(tasks, utc_now()))
-        self._background: tuple[Any, ...] = (
-            Sweeper(context, QueueDepths(app)),
-            *seekers(context),
-            OutcomePoller(context),
-            self._follow_ups,
-            self._flower_sync,
+        self._background = BackgroundWork(
+            context, QueueDepths(app), lambda tasks: self._events.planned(tasks, utc_now())
         )
         if watchdog is not None:
             watchdog.start()
@@ -140,8 +130,8 @@ class LeadwireWorker:
     def begin(self, consumer: Any) -> None:
         """Start the background threads: Celery's consumer takes messages from now on."""
         self._consumer = consumer
-        for each in self._background:
-            each.start()
+        self._background.start()
+        self._flower_sync.start()
         tune_garbage_collection()
 
     def hurry(self) -> None:
@@ -150,8 +140,8 @@ class LeadwireWorker:
 
     def end(self) -> None:
         """Stop the background threads and close everything, the ledger last."""
-        for each in self._background:
-            each.stop()
+        self._background.stop()
+        self._flower_sync.stop()
         if self._watchdog is not None:
             self._watchdog.stop()
         self._watched_depths.close()
@@ -160,10 +150,10 @@ class LeadwireWorker:
     def process(self, event_ids: Sequence[str]) -> str:
         """Plan these events; return how many came to what."""
 
-        def show(type_: TaskType, outcomes: Sequence[Delivered]) -> None:
+        def show(type_: TaskType, outcomes: Sequence[DeliveryOutcome]) -> None:
             self._events.outcomes(outcomes, CELERY_TASK_OF[type_])
 
-        def show_batch(batch: Batch) -> None:
+        def show_batch(batch: InlineBatch) -> None:
             self._events.batch(batch, utc_now())
             self._note(batch.outcomes)
 
@@ -179,7 +169,7 @@ class LeadwireWorker:
         """
         name = CELERY_TASK_OF[type_]
 
-        def show(outcomes: Sequence[Delivered]) -> None:
+        def show(outcomes: Sequence[DeliveryOutcome]) -> None:
             named = [each if each.rule else replace(each, rule=rule, attempt=attempt or 1) for each in outcomes]
             self._events.outcomes(named, name)
 
@@ -193,9 +183,9 @@ class LeadwireWorker:
             show([outcome for outcome in outcomes if not outcome.told])
         return count_states(outcomes)
 
-    def _note(self, outcomes: Sequence[Delivered]) -> None:
+    def _note(self, outcomes: Sequence[DeliveryOutcome]) -> None:
         self._flower_sync.note(outcomes)
-        self._follow_ups.note(outcomes)
+        self._background.note(outcomes)
 
 
 def _running() -> LeadwireWorker:

@@ -1,4 +1,7 @@
-"""Where everything is put together: the only place that constructs, reads the clock and draws at random."""
+"""What a worker process works with, and how it is put together.
+
+The only module that constructs these things, reads the clock and draws at random; everything else is given them.
+"""
 
 from __future__ import annotations
 
@@ -31,17 +34,17 @@ from worker.settings import Settings
 #: Sections whose variables a worker needs; the front door needs those of `sources`.
 WORKER_SECTIONS: Final = frozenset({"rules"})
 FRONT_DOOR_SECTIONS: Final = frozenset({"sources"})
-#: Requests that a worker has on the way at the same time for what was claimed together, per provider.
-SIDE_BY_SIDE: Final = 8
-#: What is known already can wait a little for its commit, a sender for its answer cannot; see `Writer`.
-YIELDING: Final = timedelta(milliseconds=25)
+#: Requests that a worker has on the way to one provider at the same time, of tasks that were claimed in one transaction.
+CONCURRENT_REQUESTS: Final = 8
+#: How long the worker's writes let those of the ingress go first: whoever posts waits for an answer, an outcome is known already.
+YIELD_TO_INGRESS: Final = timedelta(milliseconds=25)
 #: So many events are planned, or tasks claimed, in one write; see `YIELDING_GROUP_SIZE` in `worker/ledger/writer.py`.
-TOGETHER: Final = 64
-#: What was claimed together and answered within this lets the next claim be twice as large.
+ROWS_PER_WRITE: Final = 64
+#: Tasks that were claimed together and answered within this let the next claim be twice as large.
 QUICK_SECONDS: Final = 0.5
-#: How long whoever wants one of a quick provider's slots waits for it, so that all wait alike: new work and old.
+#: How long everybody waits for a place in the bulkhead of a provider that answers quickly, new work and old alike.
 QUICK_PATIENCE_SECONDS: Final = 1.0
-#: So long a provider is taken to have as many requests as it may have at once, after it was found so.
+#: How long a provider is taken to have as many requests as it may have at once, after the ledger said so.
 FULL_SECONDS: Final = 1.0
 
 
@@ -57,10 +60,10 @@ def chance() -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clock:
-    """What tells the time, waits and draws; whoever gives another one can make the same run again."""
+    """Tells the time, waits and draws. With another one in its place the same run can be made again."""
 
     now: Callable[[], datetime] = utc_now
-    #: For spans; see `worker/awake.py`.
+    #: Seconds of a clock that never goes back and also counts time in which the machine was suspended; for spans.
     awake_seconds: Callable[[], float] = awake_seconds
     sleep: Callable[[float], None] = time.sleep
     chance: Callable[[], float] = chance
@@ -73,16 +76,16 @@ def new_id(prefix: str) -> str:
 
 
 class Bulkhead:
-    """How many threads of this worker one provider may hold, so that a slow one never holds them all."""
+    """How many threads of this worker one provider may hold (`size`), so that a slow one never holds them all."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self._free = number
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._free = size
         self._waiting = 0
         self._changed = threading.Condition()
 
-    def take(self, patience_seconds: float) -> bool:
-        """Take a slot; False when none came free in time. Who takes one gives it back.
+    def acquire(self, patience_seconds: float) -> bool:
+        """Take a place, to be given back with `release`; False when none came free in time.
 
         Whoever has no patience does not overtake those who wait.
         """
@@ -98,15 +101,15 @@ class Bulkhead:
             self._free -= 1
             return True
 
-    def give(self) -> None:
-        """Give a slot back."""
+    def release(self) -> None:
+        """Give a place back."""
         with self._changed:
             self._free += 1
             self._changed.notify()
 
     @property
     def free(self) -> int:
-        """How many are free at this moment."""
+        """How many places are free at this moment."""
         return self._free
 
 
@@ -114,24 +117,24 @@ class Bulkhead:
 class AdaptiveBatchSize:
     """How many tasks of one provider are claimed at once: as many as it was seen to answer within a moment.
 
-    A claim costs a sync to disk, and all that are claimed must begin soon. Batchable by threads without a lock: whatever
+    A claim costs a sync to disk, and all that are claimed must begin soon. Shared by threads without a lock: whatever
     value wins, it was right a moment ago.
     """
 
-    size: int = SIDE_BY_SIDE
-    #: Until when, by the clock that counts suspended time, all requests that may be are taken to be on their way.
+    size: int = CONCURRENT_REQUESTS
+    #: Until when, by `Clock.awake_seconds`, the provider is taken to have as many requests as it may have at once.
     full_until_seconds: float = 0.0
 
-    def full(self, now_seconds: float) -> None:
-        """Learn that no further request may be on its way now."""
+    def note_full(self, now_seconds: float) -> None:
+        """Remember for a moment that the provider has as many requests as it may have at once."""
         self.full_until_seconds = now_seconds + FULL_SECONDS
 
     def reset(self) -> None:
         """Claim few at once again."""
-        self.size = SIDE_BY_SIDE
+        self.size = CONCURRENT_REQUESTS
 
     def note(self, answered: int, seconds: float) -> None:
-        """Learn from so many that were claimed together and took so long, `SIDE_BY_SIDE` at a time."""
+        """Learn that so many tasks were claimed together, and answered within so many seconds."""
         if seconds > QUICK_SECONDS:
             self.reset()
         elif answered >= self.size:
@@ -140,24 +143,24 @@ class AdaptiveBatchSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderClient:
-    """One provider as the worker reaches it."""
+    """One provider as this worker reaches it."""
 
     provider: Provider
     transport: HttpClient
     bulkhead: Bulkhead
-    #: Sends side by side what was claimed together.
+    #: Sends concurrently what was claimed together.
     pool: ThreadPoolExecutor
     batch_size: AdaptiveBatchSize
 
-    def take_slot(self, patience_seconds: float) -> bool:
-        """Take a slot, with more patience where the provider answers quickly: then one comes free soon."""
-        is_quick = self.batch_size.size > SIDE_BY_SIDE
-        return self.bulkhead.take(max(patience_seconds, QUICK_PATIENCE_SECONDS) if is_quick else patience_seconds)
+    def acquire(self, patience_seconds: float) -> bool:
+        """Take a place in the bulkhead, with more patience where the provider answers quickly: then one comes free soon."""
+        is_quick = self.batch_size.size > CONCURRENT_REQUESTS
+        return self.bulkhead.acquire(max(patience_seconds, QUICK_PATIENCE_SECONDS) if is_quick else patience_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerContext:
-    """What the engine room works with; one per process."""
+    """Everything that one worker process works with. `owner` is the name under which it claims."""
 
     settings: Settings
     ledger: Ledger
@@ -169,11 +172,18 @@ class WorkerContext:
     closing: threading.Event = field(default_factory=threading.Event)
     clock: Clock = field(default_factory=Clock)
     limits: Mapping[ProviderName, Limits] = field(default_factory=dict)
-    #: Gives every claim a number of its own.
-    claim_numbers: Iterator[int] = field(default_factory=itertools.count)
+    _claim_numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def limits_for(self, client: ProviderClient) -> Limits:
+        """Return how much a provider may get from all workers together."""
+        return self.limits.get(client.provider.name, Limits())
+
+    def new_claim_owner(self) -> str:
+        """Return an owner's name for one claim alone, so that a claim whose commit is in doubt can be undone by it."""
+        return f"{self.owner}/{next(self._claim_numbers)}"
 
     def close(self) -> None:
-        """Give everything back, the ledger last."""
+        """Close everything, the ledger last."""
         self.closing.set()
         self.publisher.close()
         for client in self.clients.values():
@@ -183,10 +193,10 @@ class WorkerContext:
 
 
 def build_worker(settings: Settings, *, owner: str) -> WorkerContext:
-    """Put the engine room of one worker process together. Raises Problem with what is missing."""
+    """Put together what one worker process works with. Raises Problem with all that is missing."""
     broker_url = broker_of(settings)
     credentials = _credentials(settings)
-    ledger = open_ledger(settings.database_url, yielding=YIELDING)
+    ledger = open_ledger(settings.database_url, yielding=YIELD_TO_INGRESS)
     ledger.limits.resume_rejected(utc_now())
     rule_set = rules_in_force(settings.rules, ledger, settings.environment, resolve=WORKER_SECTIONS, now=utc_now())
     return WorkerContext(
@@ -195,7 +205,7 @@ def build_worker(settings: Settings, *, owner: str) -> WorkerContext:
         publisher=Publisher(celery_app(broker_url)),
         rule_set=rule_set,
         clients={
-            name: _client(name, url, credential, slots=max(1, settings.worker_threads // 2))
+            name: _client(name, url, credential, threads=max(1, settings.worker_threads // 2))
             for name, (url, credential) in credentials.items()
         },
         owner=owner,
@@ -229,7 +239,7 @@ def broker_of(settings: Settings) -> str:
 
 
 def reach(settings: Settings, name: ProviderName) -> tuple[Provider, HttpClient]:
-    """Return one provider and the way to it, for a command that asks it something. Raises SettingsError."""
+    """Return one provider and a transport to it, for a command that asks it something. Raises SettingsError."""
     url, credential = _credentials(settings, [name])[name]
     provider = providers.load(name)
     return provider, HttpClient(url, provider.auth_headers(credential.get_secret_value()))
@@ -254,12 +264,12 @@ def _credentials(
     return {name: (url, credential) for name, ((_, url), (_, credential)) in asked.items() if url and credential}
 
 
-def _client(name: ProviderName, url: str, credential: SecretStr, *, slots: int) -> ProviderClient:
+def _client(name: ProviderName, url: str, credential: SecretStr, *, threads: int) -> ProviderClient:
     provider = providers.load(name)
     return ProviderClient(
         provider=provider,
         transport=HttpClient(url, provider.auth_headers(credential.get_secret_value())),
-        bulkhead=Bulkhead(slots),
+        bulkhead=Bulkhead(threads),
         batch_size=AdaptiveBatchSize(),
-        pool=ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix=f"send-{name}"),
+        pool=ThreadPoolExecutor(CONCURRENT_REQUESTS, thread_name_prefix=f"send-{name}"),
     )

@@ -44,9 +44,9 @@ from celery.worker.request import Request
 from rules.vocabulary import TERMINAL_TASK_STATES, LedgerError, Problem, Task, TaskState, Verdict, instant
 from worker.awake import awake_seconds
 from worker.context import utc_now
-from worker.deliver import Delivered, outcome_words
-from worker.first_attempts import Batch
+from worker.delivery import DeliveryOutcome, outcome_words
 from worker.ledger import Ledger, StoredTask
+from worker.planning import InlineBatch
 from worker.publisher import CELERY_TASK_OF, SINGLE_DELIVERY_LIMIT
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class FlowerEvents:
         except Exception as error:  # noqa: BLE001 - as above
             log.debug("Flower hears events later: %s", type(error).__name__)
 
-    def result(self, outcome: Delivered, name: str) -> str:
+    def result(self, outcome: DeliveryOutcome, name: str) -> str:
         """Return or raise, from a Celery task, what makes Celery show the outcome of a message with one task.
 
         `name` is the Celery task's. Raises TaskWaiting, TaskDead, TaskUnknown, or Ignore when there is nothing to show.
@@ -135,7 +135,7 @@ class FlowerEvents:
             raise TaskUnknown(_line(outcome))
         return _line(outcome)
 
-    def outcomes(self, outcomes: Sequence[Delivered], name: str) -> None:
+    def outcomes(self, outcomes: Sequence[DeliveryOutcome], name: str) -> None:
         """Show tasks whose message does not show them by itself; `name` is that of their Celery task.
 
         When any of them waits, its events leave now: another worker may take it next, and its events must come later.
@@ -157,7 +157,7 @@ class FlowerEvents:
         """Turn the rows of these tasks to SUCCESS; those without a row get none."""
         self.send(DELIVERED_TOGETHER, uuid=task_ids[0], uuids=list(task_ids), result=result)
 
-    def batch(self, batch: Batch, now: datetime) -> None:
+    def batch(self, batch: InlineBatch, now: datetime) -> None:
         """Show tasks that were delivered by the message that planned them, as a message of their own would be shown."""
         ids = [outcome.task_id for outcome in batch.outcomes]
         began_seconds = batch.began_at.timestamp()
@@ -181,10 +181,10 @@ class FlowerEvents:
         later = [task for task in tasks if task.state is TaskState.PLANNED and task.due_at - now >= WAITS_AT_LEAST]
         ended = [task for task in tasks if task.state in {TaskState.DEAD, TaskState.SUPPRESSED}]
         for task in [*ended, *(later if len(later) <= SINGLE_DELIVERY_LIMIT else ())]:
-            outcome = Delivered(task_id=task.id, state=task.state, words=_planning_words(task), rule=task.rule)
+            outcome = DeliveryOutcome(task_id=task.id, state=task.state, words=_planning_words(task), rule=task.rule)
             self.row(outcome, CELERY_TASK_OF[task.type])
 
-    def row(self, outcome: Delivered, name: str) -> None:
+    def row(self, outcome: DeliveryOutcome, name: str) -> None:
         """Make a task's row, or bring it up to date; nothing for a state that Flower has no word for."""
         if outcome.state not in _EVENTS_OF:
             return
@@ -201,13 +201,13 @@ class FlowerEvents:
             self.send(event, **row)
 
 
-def count_states(outcomes: Iterable[Delivered]) -> str:
+def count_states(outcomes: Iterable[DeliveryOutcome]) -> str:
     """Return how many tasks came to what, such as `1 dead, 3 delivered`: the result of a message with many tasks."""
     counts = Counter(str(outcome.state or "elsewhere") for outcome in outcomes)
     return ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
 
 
-def _line(outcome: Delivered) -> str:
+def _line(outcome: DeliveryOutcome) -> str:
     """Return the outcome in one line of few words: Flower's table shows about fifty characters.
 
     What waits says until when; the others begin with the ledger's state.
@@ -358,7 +358,7 @@ class FlowerSync:
             _CELERYS_HEARTBEAT(state)
             self._asked.set()
 
-    def note(self, outcomes: Iterable[Delivered]) -> None:
+    def note(self, outcomes: Iterable[DeliveryOutcome]) -> None:
         """Remember the unknown outcomes that this worker has just shown: one may be ended before the next look."""
         self._noted.extend(outcome.task_id for outcome in outcomes if outcome.state is TaskState.UNKNOWN)
 
@@ -437,7 +437,7 @@ class FlowerSync:
             return  # its next message is about to tell more
         self._events.row(self._outcome(task), CELERY_TASK_OF[task.type])
 
-    def _outcome(self, task: StoredTask) -> Delivered:
+    def _outcome(self, task: StoredTask) -> DeliveryOutcome:
         """Return what is to be shown of a task, in the words of the worker that settled it."""
         attempts = [
             attempt for attempt in self._ledger.queries.attempts(task.id) if not attempt.deferred or attempt.verdict
@@ -451,7 +451,7 @@ class FlowerSync:
             words = outcome_words(last.verdict, last.status, task.state, due_at=due_at, attempt=last.number)
             if last.verdict is Verdict.UNKNOWN and task.state is TaskState.DEAD:
                 words = f"its provider does not have it; given up after attempt {last.number}"
-        return Delivered(
+        return DeliveryOutcome(
             task_id=task.id,
             state=task.state,
             words=words,

@@ -43,7 +43,7 @@ class NextStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class History:
+class AttemptHistory:
     """What was tried before: `attempt` is this attempt's number (from 1)."""
 
     attempt: int
@@ -53,7 +53,7 @@ class History:
 def next_step(
     reading: Interpretation,
     policy: RetryPolicy,
-    history: History,
+    history: AttemptHistory,
     *,
     now: datetime,
     chance: float,
@@ -79,7 +79,7 @@ def next_step(
     assert_never(reading.verdict)
 
 
-def _rest(reading: Interpretation, policy: RetryPolicy, history: History, now: datetime) -> NextStep:
+def _rest(reading: Interpretation, policy: RetryPolicy, history: AttemptHistory, now: datetime) -> NextStep:
     """Leave a provider alone that gets too many requests; the task waits for as long as it was asked to, and loses no try.
 
     The provider's other tasks wait no longer than `ASKED_LONGEST`, whatever one answer says.
@@ -102,7 +102,9 @@ def _asked(retry_after_at: datetime | None, now: datetime) -> timedelta:
     return max(ASKED_WITHOUT_WISH if retry_after_at is None else retry_after_at - now, ASKED_LEAST)
 
 
-def _retry(reading: Interpretation, policy: RetryPolicy, history: History, *, now: datetime, chance: float) -> NextStep:
+def _retry(
+    reading: Interpretation, policy: RetryPolicy, history: AttemptHistory, *, now: datetime, chance: float
+) -> NextStep:
     retries_made = history.attempt - 1
     own_at = now + delay_before(retries_made, policy, chance)
     due_at, counted = own_at, True
@@ -124,7 +126,7 @@ def _retry(reading: Interpretation, policy: RetryPolicy, history: History, *, no
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LookingUp:
+class LookUpPolicy:
     """When a provider is asked again about a task that may have been executed.
 
     A task counts as absent after two complete listings without it: the second begins at least `after_end` after the attempt
@@ -146,11 +148,11 @@ class LookingUp:
     outage_longest: timedelta = timedelta(minutes=5)
 
 
-LOOKING_UP: Final = LookingUp()
+LOOK_UP_POLICY: Final = LookUpPolicy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LookUps:
+class LookUpHistory:
     """What was looked up before: `failed` look-ups could not tell, `absent_at` began the listing that did not hold the task."""
 
     ended_at: datetime
@@ -160,14 +162,14 @@ class LookUps:
 
 def after_look_up(
     told: TaskFound | TaskAbsent | CannotTell,
-    before: LookUps,
+    before: LookUpHistory,
     policy: RetryPolicy,
-    history: History,
+    history: AttemptHistory,
     if_unsure: Literal["ask", "repeat"],
     *,
     asked_at: datetime,
     now: datetime,
-    plan: LookingUp = LOOKING_UP,
+    look_up_policy: LookUpPolicy = LOOK_UP_POLICY,
 ) -> NextStep:
     """Say what follows a look-up that began at `asked_at`.
 
@@ -180,12 +182,12 @@ def after_look_up(
                 state=TaskState.DELIVERED, reason="no usable answer came; found at the provider by its mark"
             )
         case CannotTell():
-            return _undecided(told, before, policy, history, if_unsure, now=now, plan=plan)
+            return _undecided(told, before, policy, history, if_unsure, now=now, look_up_policy=look_up_policy)
         case TaskAbsent() if asked_at < before.ended_at:
-            again_at = max(before.ended_at + plan.after_end, asked_at + plan.apart)
+            again_at = max(before.ended_at + look_up_policy.after_end, asked_at + look_up_policy.apart)
             return NextStep(state=TaskState.UNKNOWN, due_at=again_at, counted=False)
         case TaskAbsent():
-            second_at = _second_listing_at(before, asked_at, plan)
+            second_at = _second_listing_at(before, asked_at, look_up_policy)
             if second_at is not None:
                 return NextStep(state=TaskState.UNKNOWN, due_at=second_at)
             why = "no usable answer came; looked up twice, and the provider does not have it"
@@ -195,27 +197,27 @@ def after_look_up(
 
 def _undecided(
     told: CannotTell,
-    before: LookUps,
+    before: LookUpHistory,
     policy: RetryPolicy,
-    history: History,
+    history: AttemptHistory,
     if_unsure: Literal["ask", "repeat"],
     *,
     now: datetime,
-    plan: LookingUp,
+    look_up_policy: LookUpPolicy,
 ) -> NextStep:
-    if told.passes and now - before.ended_at < plan.outage:
-        return NextStep(state=TaskState.UNKNOWN, due_at=_after_outage(told, before, plan, now), counted=False)
-    if before.failed < len(plan.again):
-        return NextStep(state=TaskState.UNKNOWN, due_at=now + plan.again[before.failed])
+    if told.passes and now - before.ended_at < look_up_policy.outage:
+        return NextStep(state=TaskState.UNKNOWN, due_at=_after_outage(told, before, look_up_policy, now), counted=False)
+    if before.failed < len(look_up_policy.again):
+        return NextStep(state=TaskState.UNKNOWN, due_at=now + look_up_policy.again[before.failed])
     if if_unsure == "repeat":
         why = f"it could not be looked up at the provider ({told.reason})"
         return _send_again(f"{why}; sent again, as `if_unsure: repeat` says", why, policy, history, now)
     return NextStep(state=TaskState.UNKNOWN, reason=told.reason)
 
 
-def _after_outage(told: CannotTell, before: LookUps, plan: LookingUp, now: datetime) -> datetime:
+def _after_outage(told: CannotTell, before: LookUpHistory, look_up_policy: LookUpPolicy, now: datetime) -> datetime:
     """Return when to ask again after an outage: the longer ago the attempt is, the more seldom; not before it is welcome."""
-    own_at = now + min(max((now - before.ended_at) / 8, plan.outage_least), plan.outage_longest)
+    own_at = now + min(max((now - before.ended_at) / 8, look_up_policy.outage_least), look_up_policy.outage_longest)
     return own_at if told.retry_after_at is None else max(own_at, told.retry_after_at)
 
 
@@ -244,16 +246,16 @@ def hindrance_of(status: int | None, retry_after_at: datetime | None, now: datet
     return Hindrance(retry_after_at=retry_after_at) if status == _OUT_OF_SERVICE else None
 
 
-def _second_listing_at(before: LookUps, asked_at: datetime, plan: LookingUp) -> datetime | None:
+def _second_listing_at(before: LookUpHistory, asked_at: datetime, look_up_policy: LookUpPolicy) -> datetime | None:
     """Return when to list again after a listing without the task; None when it was the second one."""
-    soonest_at = before.ended_at + plan.after_end
+    soonest_at = before.ended_at + look_up_policy.after_end
     if before.absent_at is None:
-        return max(soonest_at, asked_at + plan.apart)
-    soonest_at = max(soonest_at, before.absent_at + plan.apart)
+        return max(soonest_at, asked_at + look_up_policy.apart)
+    soonest_at = max(soonest_at, before.absent_at + look_up_policy.apart)
     return None if asked_at >= soonest_at else soonest_at
 
 
-def _send_again(reason: str, why: str, policy: RetryPolicy, history: History, now: datetime) -> NextStep:
+def _send_again(reason: str, why: str, policy: RetryPolicy, history: AttemptHistory, now: datetime) -> NextStep:
     if history.attempt > policy.max_attempts:
         tries = f"{history.attempt} tries" if history.attempt > 1 else "1 try"
         return NextStep(state=TaskState.DEAD, reason=f"gave up after {tries}: {why}")

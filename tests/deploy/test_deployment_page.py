@@ -8,8 +8,8 @@ import yaml
 from console.cli import COMMANDS
 from tests.deploy import manifests
 from tests.deploy.composition import COMPOSE_FILE, EXAMPLE_RULES, EXAMPLES, ROOT
+from worker.background import DEAF_SECONDS, REPORT_SECONDS
 from worker.settings import PREFIX, VARIABLES
-from worker.watch import DEAF_SECONDS, PERIOD_SECONDS
 
 PAGE = (ROOT / "docs" / "deployment.md").read_text()
 
@@ -54,7 +54,7 @@ def test_numbers_are_those_of_the_code(words, number):
     assert found
     assert number == int(found[1])
     assert "every five seconds" in PAGE.replace("\n", " ")
-    assert 5 == PERIOD_SECONDS
+    assert 5 == REPORT_SECONDS
 
 
 def test_resources_are_what_the_page_says():

@@ -11,9 +11,9 @@ import pytest
 from rules.vocabulary import Contact, Event, ProviderName
 from tests.flow.conftest import RULES, SECRET, house, line, own_line, pytest_generate_tests
 from worker.context import build_worker
-from worker.deliver import deliver
+from worker.delivery import deliver
 from worker.ledger import Delivery, IncomingEvent, migrate
-from worker.process import process_events
+from worker.planning import process_events
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
 from worker.settings import Settings
 

@@ -8,8 +8,8 @@ import pytest
 
 from rules.vocabulary import ProviderName
 from worker import providers
-from worker.awake import Steadiness
 from worker.providers import LookupTarget
+from worker.reconciler import ClockSteadiness
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 
@@ -36,7 +36,7 @@ def clocks():
 @pytest.mark.parametrize("leap_seconds", [7200, 2, -2, -7200])
 def test_steadiness_counts_from_the_last_leap(clocks, leap_seconds):
     """A clock is steady from its start, and again from when it was last seen to be set."""
-    steadiness = Steadiness(lambda: clocks.wall, lambda: clocks.awake_seconds)
+    steadiness = ClockSteadiness(lambda: clocks.wall, lambda: clocks.awake_seconds)
     clocks.pass_(70)
     assert 70 == steadiness.seconds()
     clocks.wall += timedelta(seconds=leap_seconds)
@@ -48,7 +48,7 @@ def test_steadiness_counts_from_the_last_leap(clocks, leap_seconds):
 
 def test_a_clock_that_is_drawn_slowly_is_steady(clocks):
     """A time server that mends the clock by half a second a minute for an hour is no leap."""
-    steadiness = Steadiness(lambda: clocks.wall, lambda: clocks.awake_seconds)
+    steadiness = ClockSteadiness(lambda: clocks.wall, lambda: clocks.awake_seconds)
     for _ in range(60):
         clocks.pass_(60)
         clocks.wall += timedelta(seconds=0.5)

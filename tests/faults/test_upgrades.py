@@ -16,7 +16,7 @@ from tests.faults import old_ledgers
 from worker.context import build_worker
 from worker.ledger import Claim, Delivery, IncomingEvent, Settlement, migrate, open_ledger
 from worker.ledger.database import BUSY_TIMEOUT, database_of
-from worker.process import process_events
+from worker.planning import process_events
 from worker.settings import Settings
 
 LEASE = timedelta(seconds=60)

@@ -15,8 +15,8 @@ from worker.context import Clock
 from worker.http import HttpClient
 from worker.ledger import open_ledger
 from worker.providers import load
+from worker.reconciler import Reconciler
 from worker.sandbox import VAMBE_API_KEY
-from worker.seek import Reconciler
 
 #: A lease, two listings, and the next attempt take 75 s; the rest is for a busy machine.
 SETTLED_WITHIN_SECONDS = 150

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from console.flower import FlowerState
 from rules.vocabulary import ProviderName, Task, TaskState, TaskType, Verdict
-from worker.deliver import Delivered, outcome_words
-from worker.first_attempts import Batch
+from worker.delivery import DeliveryOutcome, outcome_words
 from worker.flower_events import (
     TASK_ID_PREFIX,
     FlowerEvents,
@@ -24,6 +23,7 @@ from worker.flower_events import (
     TaskWaiting,
     count_states,
 )
+from worker.planning import InlineBatch
 from worker.publisher import SINGLE_DELIVERY_LIMIT
 
 CALL = "leadwire.make_call"
@@ -109,7 +109,7 @@ def listener():
 def outcome(state, words="delivered 201", **changes):
     """Return what a claimed task came to."""
     parts = {"task_id": "tk_1", "state": state, "words": words, "rule": "big-lead", "attempt": 1}
-    return Delivered(**(parts | changes))
+    return DeliveryOutcome(**(parts | changes))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_repeated_message_changes_nothing(listener):
         uuid = f"tk_{state}"
         listener.alone(outcome(state, task_id=uuid))
         before = listener.rows[uuid].result
-        listener.alone(Delivered(task_id=uuid, state=state, words="nothing sent, it has ended"))
+        listener.alone(DeliveryOutcome(task_id=uuid, state=state, words="nothing sent, it has ended"))
         if state is not TaskState.SUPPRESSED:
             assert before == listener.rows[uuid].result
         assert FLOWERS_WORD[state] == listener.rows[uuid].state
@@ -330,7 +330,7 @@ def test_a_message_of_many_is_summed_up():
 
 def batch_of(*outcomes, now, seconds=3):
     """Return a batch that took so long."""
-    return Batch(TaskType.MAKE_CALL, outcomes, now - timedelta(seconds=seconds))
+    return InlineBatch(TaskType.MAKE_CALL, outcomes, now - timedelta(seconds=seconds))
 
 
 def test_a_batch_has_one_row_with_counts(listener, now):

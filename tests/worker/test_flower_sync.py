@@ -19,7 +19,7 @@ from rules.vocabulary import (
     Verdict,
 )
 from worker.context import utc_now
-from worker.deliver import Delivered
+from worker.delivery import DeliveryOutcome
 from worker.flower_events import AGE_LIMIT, FlowerEvents, FlowerSync
 from worker.ledger import Delivery, IncomingEvent, Settlement, migrate, open_ledger
 
@@ -156,7 +156,7 @@ def test_the_doubts_a_dead_worker_leaves_are_told_once(desk):
 def test_a_doubt_that_is_ended_at_once_is_told(desk):
     """A worker that showed a doubt itself knows of it, though it is settled before the next look."""
     desk.make("tk_1", TaskState.UNKNOWN, verdict=Verdict.UNKNOWN)
-    desk.flower_sync.note([Delivered(task_id="tk_1", state=TaskState.UNKNOWN, words="unknown")])
+    desk.flower_sync.note([DeliveryOutcome(task_id="tk_1", state=TaskState.UNKNOWN, words="unknown")])
     desk.ledger.admin.settle("tk_1", True, "x", utc_now())
     desk.flower_sync.send_unknown()
     assert (["tk_1"], {}) == (desk.together, desk.told)

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from rules.vocabulary import RetryPolicy, TaskState, Verdict
 from worker.providers import CannotTell, Interpretation, TaskAbsent, TaskFound
 from worker.providers.answers import asked_until
-from worker.retry import PROVIDER_PAUSE, History, LookingUp, LookUps, after_look_up, delay_before, next_step
+from worker.retry import (
+    PROVIDER_PAUSE,
+    AttemptHistory,
+    LookUpHistory,
+    LookUpPolicy,
+    after_look_up,
+    delay_before,
+    next_step,
+)
 
 NOW = datetime(2026, 3, 2, 13, 0, tzinfo=UTC)
 BUSY = Interpretation(verdict=Verdict.BUSY, reason="503 overloaded")
@@ -18,7 +26,7 @@ MINUTES = timedelta(minutes=1)
 
 def follow(reading, policy=None, *, attempt=1, first_attempt_at=NOW, chance=0.0):
     """Return what follows this reading now."""
-    history = History(attempt=attempt, first_attempt_at=first_attempt_at)
+    history = AttemptHistory(attempt=attempt, first_attempt_at=first_attempt_at)
     return next_step(reading, policy or RetryPolicy(), history, now=NOW, chance=chance)
 
 
@@ -101,7 +109,7 @@ def test_pause_costs_no_attempt():
 def rest(retry_after_at=None, *, first_attempt_at=NOW, **policy):
     """Return what follows a 429 with this wish, for a task that has no try left."""
     reading = Interpretation(verdict=Verdict.BUSY, reason="429", retry_after_at=retry_after_at)
-    history = History(attempt=4, first_attempt_at=first_attempt_at)
+    history = AttemptHistory(attempt=4, first_attempt_at=first_attempt_at)
     return next_step(reading, RetryPolicy(**policy), history, now=NOW, chance=0.5, status=429)
 
 
@@ -171,8 +179,8 @@ def looked_up(
     told, *, failed=0, absent_at=None, ended_at=NOW - MINUTES, attempt=1, policy=None, if_unsure="ask", **changes
 ):
     """Return what follows a look-up that began now."""
-    before = LookUps(ended_at=ended_at, failed=failed, absent_at=absent_at)
-    history = History(attempt=attempt, first_attempt_at=changes.pop("first_attempt_at", NOW - MINUTES))
+    before = LookUpHistory(ended_at=ended_at, failed=failed, absent_at=absent_at)
+    history = AttemptHistory(attempt=attempt, first_attempt_at=changes.pop("first_attempt_at", NOW - MINUTES))
     return after_look_up(told, before, policy or RetryPolicy(), history, if_unsure, asked_at=NOW, now=NOW, **changes)
 
 
@@ -242,6 +250,6 @@ def test_undecided_is_repeated_only_where_the_rule_says_so():
 
 def test_another_plan_of_looking_up():
     """The moments are the caller's to choose."""
-    plan = LookingUp(after_end=MINUTES, apart=2 * MINUTES, again=())
-    assert looked_up(CannotTell(reason="500"), plan=plan).due_at is None
-    assert NOW + 2 * MINUTES == looked_up(TaskAbsent(), plan=plan).due_at
+    plan = LookUpPolicy(after_end=MINUTES, apart=2 * MINUTES, again=())
+    assert looked_up(CannotTell(reason="500"), look_up_policy=plan).due_at is None
+    assert NOW + 2 * MINUTES == looked_up(TaskAbsent(), look_up_policy=plan).due_at

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from rules.vocabulary import ProviderName, TaskState, TaskType, Verdict
-from worker.attempt import ATTEMPT_SECONDS
+from worker.delivery import ATTEMPT_SECONDS
 from worker.ledger import Limits, PauseKind, Settlement
 from worker.ledger.counters import Tally
 from worker.ledger.settling import STILL_SENDING

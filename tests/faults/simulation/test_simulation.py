@@ -14,9 +14,9 @@ from tests.faults.simulation.actors import on_one_core
 from tests.faults.simulation.storage import Storage
 from tests.faults.simulation.world import World
 from tests.standins import Instead
-from worker.deliver import LEASE, Delivered, deliver
+from worker.delivery import LEASE, DeliveryOutcome, deliver
 from worker.ledger import Claim, Settlement
-from worker.process import process_events
+from worker.planning import process_events
 from worker.publisher import SINGLE_DELIVERY_LIMIT
 
 ROOT = Path(__file__).parents[3]
@@ -143,7 +143,7 @@ def test_a_worker_that_only_says_it_sent_is_found_out(storage):
             if isinstance(claim, Claim):
                 done = Settlement(verdict="delivered", state=TaskState.DELIVERED, external_id="x", status=201)
                 context.ledger.tasks.settle_many([(claim, done)], now)
-        return [Delivered(task_id=task_id, state=None, words="") for task_id in task_ids]
+        return [DeliveryOutcome(task_id=task_id, state=None, words="") for task_id in task_ids]
 
     assert is_found_out(storage, "false", deliver=pretends)
 

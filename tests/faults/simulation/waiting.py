@@ -26,13 +26,13 @@ class Closing:
 class Bulkhead:
     """What `worker.context.Bulkhead` is, on the world's clock: who has no patience does not overtake who waits."""
 
-    def __init__(self, number, scheduler):
-        self.number = number
-        self.free = number
+    def __init__(self, size, scheduler):
+        self.size = size
+        self.free = size
         self._waiting = 0
         self._scheduler = scheduler
 
-    def take(self, patience_seconds):
+    def acquire(self, patience_seconds):
         if not patience_seconds and self._waiting:
             return False
         if not self.free and patience_seconds:
@@ -44,7 +44,7 @@ class Bulkhead:
         self.free -= 1
         return True
 
-    def give(self):
+    def release(self):
         self.free += 1
 
 

@@ -19,17 +19,16 @@ from tests.faults.simulation.checking import Record, Step, violations
 from tests.faults.simulation.providers import MOODS, Line, Provider, mark_of, well
 from tests.faults.simulation.waiting import Bulkhead, Closing, Pool
 from tests.faults.simulation.witness import Door
-from worker import deliver as delivering
 from worker import providers
+from worker.background import FollowUps, Sweeper
 from worker.broker import EVENTS_QUEUE, QUEUE_OF
 from worker.context import AdaptiveBatchSize, Clock, ProviderClient, WorkerContext, limits_of
+from worker.delivery import deliver
 from worker.ledger import Delivery, IncomingEvent
-from worker.process import process_events
+from worker.planning import process_events
 from worker.publisher import SINGLE_DELIVERY_LIMIT
-from worker.react import FollowUps
-from worker.seek import seekers
+from worker.reconciler import reconcilers
 from worker.settings import Settings
-from worker.sweep import Sweeper
 
 BEGAN_AT = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 #: How long a world may take to come to rest after its faults have ended: a provider may have asked for a day, and a blind one
@@ -175,7 +174,7 @@ class Worker:
 class World:
     """Everything of one run. `deliver` and `process` are what its workers do with tasks and events: the product's, or broken."""
 
-    def __init__(self, seed, storage, *, deliver=delivering.deliver, process=process_events, trace=None):
+    def __init__(self, seed, storage, *, deliver=deliver, process=process_events, trace=None):
         self.seed = seed
         self.deliver = deliver
         self.process = process
@@ -263,7 +262,7 @@ class World:
 
     def parts_of(self, context):
         """Return what runs in a worker beside its consumers."""
-        seeking = [(f"seek {number}", seek) for number, seek in enumerate(seekers(context))]
+        seeking = [(f"seek {number}", seek) for number, seek in enumerate(reconcilers(context))]
         return [("sweep", Sweeper(context, self.broker)), ("react", FollowUps(context)), *seeking]
 
     # -- the front door ------------------------------------------------------------------------------------------------

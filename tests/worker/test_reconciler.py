@@ -24,8 +24,8 @@ from worker.context import Clock
 from worker.http import HttpClient
 from worker.ledger import Claim, Delivery, IncomingEvent, PauseKind, Settlement, migrate, open_ledger
 from worker.providers import load
+from worker.reconciler import BATCH, Reconciler
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
-from worker.seek import BATCH, Reconciler
 
 AGENT = "228d7a0d-9072-4ca8-939b-959b75cc606a"
 PERSON = "cccccccc-cccc-4ccc-8ccc-cccccccccccc"
@@ -499,17 +499,3 @@ def test_a_worker_that_ends_leaves_the_doubt(house):
     house.another(closing=closing).once()
     assert 1 == house.seek.once()
     assert TaskState.DELIVERED == house.task().state
-
-
-def test_the_thread_seeks_until_it_is_stopped(house):
-    """Started, it finds what is due; stopped, it has ended."""
-    house.doubt(stored=True)
-    seek = house.another(clock=Clock(now=lambda: house.now))
-    seek.start()
-    for _ in range(100):
-        if house.task().state is TaskState.DELIVERED:
-            break
-        threading.Event().wait(0.1)
-    seek.stop()
-    assert TaskState.DELIVERED == house.task().state
-    assert not seek._thread.is_alive()

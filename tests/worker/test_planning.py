@@ -13,10 +13,10 @@ from pydantic import SecretStr
 from rules.loader import load
 from rules.vocabulary import Contact, Event, EventState, LedgerBusyError, ProviderName, TaskState, TaskType
 from tests.standins import Instead
-from worker.context import SIDE_BY_SIDE, TOGETHER, WorkerContext, utc_now
+from worker.context import CONCURRENT_REQUESTS, ROWS_PER_WRITE, WorkerContext, utc_now
 from worker.context import _client as client_of
 from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
-from worker.process import process_events
+from worker.planning import process_events
 from worker.publisher import IDS_PER_MESSAGE, SINGLE_DELIVERY_LIMIT
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
 from worker.settings import Settings
@@ -58,15 +58,15 @@ class Hall:
             publisher=SimpleNamespace(tasks=lambda refs: self.sent.extend(ref.id for ref in refs)),
             rule_set=load({"a.yaml": RULES}, {}),
             clients={
-                VAMBE: client_of(VAMBE, self.sandbox.vambe_url, SecretStr(VAMBE_API_KEY), slots=2),
+                VAMBE: client_of(VAMBE, self.sandbox.vambe_url, SecretStr(VAMBE_API_KEY), threads=2),
                 MINDHUNTERS: client_of(
-                    MINDHUNTERS, self.sandbox.mindhunters_url, SecretStr(MINDHUNTERS_TOKEN), slots=2
+                    MINDHUNTERS, self.sandbox.mindhunters_url, SecretStr(MINDHUNTERS_TOKEN), threads=2
                 ),
             },
             owner="w-1",
         )
         for client in self.context.clients.values():
-            client.batch_size.size = TOGETHER
+            client.batch_size.size = ROWS_PER_WRITE
 
     def post(self, number, type_="deal.created", first=0):
         """Record so many events; return their ids."""
@@ -171,15 +171,15 @@ def test_the_pace_bounds_what_is_delivered(hall):
     """What the provider was not seen to answer within a moment is dispatched."""
     hall.context.clients[VAMBE].batch_size.reset()
     hall.process(hall.post(20))
-    assert {TaskState.DELIVERED: SIDE_BY_SIDE, TaskState.QUEUED: 20 - SIDE_BY_SIDE} == hall.states()
-    assert 20 - SIDE_BY_SIDE == len(hall.sent)
+    assert {TaskState.DELIVERED: CONCURRENT_REQUESTS, TaskState.QUEUED: 20 - CONCURRENT_REQUESTS} == hall.states()
+    assert 20 - CONCURRENT_REQUESTS == len(hall.sent)
 
 
 def test_where_the_provider_has_no_thread_left_all_are_dispatched(hall):
     """Its share is held: the plans are recorded all the same, and every task gets a message."""
     client = hall.context.clients[VAMBE]
     client.batch_size.reset()
-    assert all(client.bulkhead.take(0) for _ in range(2))
+    assert all(client.bulkhead.acquire(0) for _ in range(2))
     tally = hall.process(hall.post(20))
     assert {TaskState.QUEUED: 20} == hall.states()
     assert (20, [], [], 20) == (len(hall.sent), hall.batches, tally.quiet, tally.planned)
@@ -189,7 +189,7 @@ def test_a_long_message_is_recorded_in_parts_and_delivered_as_a_whole(hall):
     """More events than are planned together are all decided before the first request leaves, and have one row."""
     decided = []
     hall.context.clients[VAMBE].batch_size.size = IDS_PER_MESSAGE
-    number = TOGETHER + 20
+    number = ROWS_PER_WRITE + 20
 
     class Watching:
         """Notes, when a request is prepared, how many events were decided."""
@@ -211,11 +211,11 @@ def test_a_long_message_is_recorded_in_parts_and_delivered_as_a_whole(hall):
 def test_what_was_claimed_is_sent_though_the_rest_cannot_be_recorded(hall):
     """A ledger that is busy for a message's second part has nothing to do with the first, which is claimed already."""
     hall.context.clients[VAMBE].batch_size.size = IDS_PER_MESSAGE
-    ids = hall.post(TOGETHER + 20)
+    ids = hall.post(ROWS_PER_WRITE + 20)
     with pytest.raises(LedgerBusyError):
         hall.process(ids, ledger=faulty(hall.ledger, LedgerBusyError("busy"), after=1))
-    assert {TaskState.DELIVERED: TOGETHER} == hall.states()
-    assert [TOGETHER] == [len(batch.outcomes) for batch in hall.batches]
+    assert {TaskState.DELIVERED: ROWS_PER_WRITE} == hall.states()
+    assert [ROWS_PER_WRITE] == [len(batch.outcomes) for batch in hall.batches]
     assert 2 == hall.context.clients[VAMBE].bulkhead.free
 
 

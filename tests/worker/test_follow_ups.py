@@ -1,8 +1,10 @@
 """The thread that answers ends, and the one that asks for outcomes, over a real ledger and the sandbox."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,12 +12,11 @@ from rules.engine import decide
 from rules.loader import load
 from rules.vocabulary import Contact, Event, ProviderName, TaskState, Verdict
 from worker import providers
+from worker.background import BackgroundWork, FollowUps, OutcomePoller, waits_for_outcomes
 from worker.context import AdaptiveBatchSize, Bulkhead, Clock, ProviderClient, WorkerContext, utc_now
-from worker.deliver import Delivered
-from worker.follow import OutcomePoller, answers_outcomes
+from worker.delivery import DeliveryOutcome
 from worker.http import HttpClient
 from worker.ledger import Delivery, IncomingEvent, Limits, PauseKind, Settlement, migrate, open_ledger
-from worker.react import FollowUps
 from worker.sandbox import MINDHUNTERS_TOKEN, Sandbox
 from worker.settings import Settings
 
@@ -172,21 +173,24 @@ def test_a_variable_that_is_gone_is_told_and_tried_again_by_the_next_worker(hall
     assert "the environment variable SOMEBODY is not set" in hall.ledger.queries.task(task.id).note
     assert [] == hall.outbox.sent
     mended = FollowUps(hall.context)
-    mended.try_again()
+    mended.retry_set_aside()
     assert 1 == mended.once()
     assert ["make_call/team_task"] == hall.outbox.sent
 
 
-def test_the_thread_looks_at_once_when_it_is_told_of_an_end(hall):
-    """A worker that has just ended a task badly does not wait for its next round."""
-    answering = FollowUps(hall.context)
-    answering.start()
+def test_what_follows_is_planned_at_once_when_the_worker_notes_an_end(hall):
+    """A worker that has just ended a task badly does not wait for its next round; all its threads end when it does."""
+    background = BackgroundWork(hall.context, SimpleNamespace(read=lambda: None, close=lambda: None))
+    background.start()
     hall.refused()
-    answering.note([Delivered(task_id="tk_1", state=TaskState.DEAD, words="")])
-    answering.stop()
-    answering.once()
+    background.note([DeliveryOutcome(task_id="tk_1", state=TaskState.DEAD, words="")])
+    give_up_at = time.monotonic() + 10
+    while not hall.outbox.sent and time.monotonic() < give_up_at:
+        time.sleep(0.01)
+    background.stop()
 
     assert ["make_call/team_task"] == hall.outbox.sent
+    assert not any(thread.is_alive for thread in background.threads)
 
 
 def test_an_outcome_is_asked_for_kept_and_answered(hall):
@@ -307,5 +311,5 @@ def test_a_question_that_is_not_welcome_ends_the_round(hall, caplog, answer, kin
 
 def test_rules_that_wait_for_outcomes_are_known(hall):
     """A worker can say that nobody asks for what a rule waits for."""
-    assert answers_outcomes(hall.rule_set)
-    assert not answers_outcomes(load({"a.yaml": RULES.partition("        on_outcome")[0]}, ENVIRONMENT))
+    assert waits_for_outcomes(hall.rule_set)
+    assert not waits_for_outcomes(load({"a.yaml": RULES.partition("        on_outcome")[0]}, ENVIRONMENT))

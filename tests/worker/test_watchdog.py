@@ -6,9 +6,9 @@ from datetime import timedelta
 import pytest
 
 from rules.vocabulary import LedgerBusyError, Problem
+from worker.background import Watchdog
 from worker.context import utc_now
 from worker.runtime import HealthReport
-from worker.watch import Watchdog
 
 
 class Surroundings:

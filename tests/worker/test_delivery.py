@@ -23,18 +23,18 @@ from rules.vocabulary import (
     TaskState,
     TaskType,
 )
+from worker.background import Sweeper
 from worker.broker import EVENTS_QUEUE, QUEUE_OF
-from worker.context import QUICK_SECONDS, SIDE_BY_SIDE, Clock, WorkerContext, limits_of, utc_now
+from worker.context import CONCURRENT_REQUESTS, QUICK_SECONDS, Clock, WorkerContext, limits_of, utc_now
 from worker.context import _client as client_of
-from worker.deliver import deliver
-from worker.first_attempts import InlineDelivery
+from worker.delivery import deliver
 from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
 from worker.ledger.database import sqlite_module
 from worker.ledger.writer import WriterFileLock
+from worker.planning import InlineDelivery
 from worker.publisher import DEPTH_LIMIT
 from worker.sandbox import VAMBE_API_KEY, Sandbox
 from worker.settings import Settings
-from worker.sweep import Sweeper
 
 VAMBE = ProviderName.VAMBE
 PERSON = "a3f1c9d2-7b64-4e1a-9c55-0d2e8f4b6a17"
@@ -56,7 +56,7 @@ class Bench:
             ledger=self.ledger,
             publisher=None,
             rule_set=None,
-            clients={VAMBE: client_of(VAMBE, self.sandbox.vambe_url, settings.vambe_api_key, slots=8)},
+            clients={VAMBE: client_of(VAMBE, self.sandbox.vambe_url, settings.vambe_api_key, threads=8)},
             owner="w-1",
             limits={VAMBE: Limits(**limits)} if limits else {},
             clock=Clock(sleep=lambda seconds: self.slept.set()),
@@ -97,7 +97,7 @@ class Bench:
         context = replace(self.context, publisher=SimpleNamespace(tasks=sent.extend), **changes)
         with InlineDelivery(context) as first:
             first.record([plan])
-            batch = first.make(lambda _type, _outcomes: None)
+            batch = first.send(lambda _type, _outcomes: None)
         return [ref.id for ref in sent], batch and batch.outcomes
 
     def states(self):
@@ -157,7 +157,7 @@ def test_what_finds_no_room_is_put_back_together(bench):
 def test_a_busy_ledger_makes_no_slices_smaller(bench, tmp_path):
     """How many are claimed at once follows the provider's answers, whatever the wait for the ledger."""
     line = bench()
-    ids = line.plan(SIDE_BY_SIDE)
+    ids = line.plan(CONCURRENT_REQUESTS)
     held = threading.Event()
 
     def hold():
@@ -172,8 +172,8 @@ def test_a_busy_ledger_makes_no_slices_smaller(bench, tmp_path):
     held.wait()
     deliver(line.context, VAMBE, ids, quiet)
     other.join()
-    assert {TaskState.DELIVERED: SIDE_BY_SIDE} == line.states()
-    assert line.context.clients[VAMBE].batch_size.size == 2 * SIDE_BY_SIDE
+    assert {TaskState.DELIVERED: CONCURRENT_REQUESTS} == line.states()
+    assert line.context.clients[VAMBE].batch_size.size == 2 * CONCURRENT_REQUESTS
 
 
 def test_what_cannot_be_read_keeps_nobody_from_being_sent(bench, tmp_path):
@@ -201,7 +201,7 @@ def test_claims_that_grew_too_old_make_slices_small(bench):
     late = replace(line.context, clock=replace(line.context.clock, awake_seconds=lambda: next(leap, 11.0)))
     deliver(late, VAMBE, ids, quiet)
     assert {TaskState.WAITING: 4} == line.states()
-    assert batch_size.size == SIDE_BY_SIDE
+    assert batch_size.size == CONCURRENT_REQUESTS
 
 
 def test_a_sweep_says_when_it_left_tasks_for_want_of_room(bench):
@@ -298,13 +298,13 @@ def test_a_claim_in_doubt_that_stands_is_given_back(bench):
 def test_plans_are_recorded_and_delivered_at_once(bench):
     """As many as the pace allows are sent at their first try; the others are dispatched, and the pace grows."""
     line = bench()
-    sent, done = line.deliver_planned(line.decided(SIDE_BY_SIDE + 5))
-    assert {TaskState.DELIVERED: SIDE_BY_SIDE, TaskState.QUEUED: 5} == line.states()
-    assert [TaskState.DELIVERED] * SIDE_BY_SIDE == [outcome.state for outcome in done]
-    assert [f"tk_{place:03}" for place in range(SIDE_BY_SIDE, SIDE_BY_SIDE + 5)] == sent
-    assert SIDE_BY_SIDE == len(line.sandbox.tasks("vambe"))
+    sent, done = line.deliver_planned(line.decided(CONCURRENT_REQUESTS + 5))
+    assert {TaskState.DELIVERED: CONCURRENT_REQUESTS, TaskState.QUEUED: 5} == line.states()
+    assert [TaskState.DELIVERED] * CONCURRENT_REQUESTS == [outcome.state for outcome in done]
+    assert [f"tk_{place:03}" for place in range(CONCURRENT_REQUESTS, CONCURRENT_REQUESTS + 5)] == sent
+    assert CONCURRENT_REQUESTS == len(line.sandbox.tasks("vambe"))
     assert EventState.PROCESSED is line.ledger.queries.event("ev_1").state
-    assert 2 * SIDE_BY_SIDE == line.context.clients[VAMBE].batch_size.size
+    assert 2 * CONCURRENT_REQUESTS == line.context.clients[VAMBE].batch_size.size
     assert 8 == line.context.clients[VAMBE].bulkhead.free
 
 
@@ -341,14 +341,14 @@ def test_plans_go_the_usual_way_where_their_provider_has_no_thread_for_them(benc
     line, others, more = bench(), [], {}
     client = line.context.clients[VAMBE]
     if why in {"slots", "waiting"}:
-        assert all(client.bulkhead.take(0) for _ in range(8))
+        assert all(client.bulkhead.acquire(0) for _ in range(8))
     if why == "waiting":
-        others.append(threading.Thread(target=lambda: client.bulkhead.take(10)))
+        others.append(threading.Thread(target=lambda: client.bulkhead.acquire(10)))
         others[0].start()
         while not client.bulkhead._waiting:
             pass
     if why == "full":
-        client.batch_size.full(line.context.clock.awake_seconds())
+        client.batch_size.note_full(line.context.clock.awake_seconds())
     if why == "closing":
         more["closing"] = threading.Event()
         more["closing"].set()
@@ -357,7 +357,7 @@ def test_plans_go_the_usual_way_where_their_provider_has_no_thread_for_them(benc
     assert {TaskState.QUEUED: 12} == line.states()
     assert EventState.PROCESSED is line.ledger.queries.event("ev_1").state
     for _ in others:
-        client.bulkhead.give()
+        client.bulkhead.release()
         others[0].join(10)
 
 
@@ -365,15 +365,15 @@ def test_plans_wait_for_a_provider_that_answers_quickly(bench):
     """Where the pace has grown, a slot that comes free within a moment is worth the wait."""
     line = bench()
     client = line.context.clients[VAMBE]
-    client.batch_size.size = 2 * SIDE_BY_SIDE
-    assert all(client.bulkhead.take(0) for _ in range(8))
+    client.batch_size.size = 2 * CONCURRENT_REQUESTS
+    assert all(client.bulkhead.acquire(0) for _ in range(8))
     answers = []
     plan = line.decided(12)
     waiting = threading.Thread(target=lambda: answers.append(line.deliver_planned(plan)[1]))
     waiting.start()
     while not client.bulkhead._waiting:
         pass
-    client.bulkhead.give()
+    client.bulkhead.release()
     waiting.join(10)
     assert [12] == [len(done) for done in answers]
     assert {TaskState.DELIVERED: 12} == line.states()
@@ -384,7 +384,7 @@ def test_plans_in_doubt_are_given_back_unsent(bench):
     line = bench(wait_seconds=0.5)
     plan = line.decided(12)
     in_doubt(line, lambda: line.deliver_planned(plan))
-    assert {TaskState.WAITING: SIDE_BY_SIDE, TaskState.QUEUED: 12 - SIDE_BY_SIDE} == line.states()
+    assert {TaskState.WAITING: CONCURRENT_REQUESTS, TaskState.QUEUED: 12 - CONCURRENT_REQUESTS} == line.states()
     assert [] == line.sandbox.tasks("vambe")
     assert EventState.PROCESSED is line.ledger.queries.event("ev_1").state
     assert {0} == {task.attempts for task in line.ledger.queries.list_tasks()}
@@ -400,7 +400,7 @@ def test_a_provider_that_asks_for_rest_gets_it_from_plans_too(bench):
     always = {"status": 429, "headers": {"Retry-After": "30"}}
     line.sandbox.script([{"provider": "vambe", "times": None, "answer": always}])
     line.deliver_planned(line.decided(12))
-    assert {TaskState.WAITING: SIDE_BY_SIDE, TaskState.QUEUED: 12 - SIDE_BY_SIDE} == line.states()
+    assert {TaskState.WAITING: CONCURRENT_REQUESTS, TaskState.QUEUED: 12 - CONCURRENT_REQUESTS} == line.states()
     assert {0} == {task.attempts for task in line.ledger.queries.list_tasks()}
     assert [VAMBE] == [state.name for state in line.ledger.limits.states() if state.paused_until_at]
 
@@ -409,7 +409,7 @@ def test_a_provider_that_asks_for_rest_gets_it_from_plans_too(bench):
 def test_what_cannot_be_settled_stops_the_rest_which_is_given_back(bench, monkeypatch, at_once):
     """The ledger fails for the first outcomes: what had not begun waits again, and the fault is shown."""
     line = bench()
-    monkeypatch.setattr("worker.side_by_side.COMPANY_SECONDS", 0)
+    monkeypatch.setattr("worker.delivery.GATHER_SECONDS", 0)
     settle_many = line.ledger.tasks.settle_many
 
     def fail(*arguments):
@@ -429,8 +429,8 @@ def test_what_cannot_be_settled_stops_the_rest_which_is_given_back(bench, monkey
         act()
     states = line.states()
     assert 40 == sum(states.values())
-    assert states[TaskState.WAITING] >= 40 - 2 * SIDE_BY_SIDE
-    assert states[TaskState.SENDING] <= SIDE_BY_SIDE  # whose outcome is lost: their lease ends it
+    assert states[TaskState.WAITING] >= 40 - 2 * CONCURRENT_REQUESTS
+    assert states[TaskState.SENDING] <= CONCURRENT_REQUESTS  # whose outcome is lost: their lease ends it
     assert len(line.sandbox.tasks("vambe")) == states.get(TaskState.DELIVERED, 0) + states[TaskState.SENDING]
 
 

@@ -9,11 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from rules.vocabulary import Verdict
-from worker import side_by_side
-from worker.attempt import AttemptResult
-from worker.context import SIDE_BY_SIDE
+from worker import delivery
+from worker.context import CONCURRENT_REQUESTS
+from worker.delivery import AttemptResult, ConcurrentSender
 from worker.providers import Interpretation
-from worker.side_by_side import ConcurrentSender
 
 DONE = AttemptResult(reading=Interpretation(verdict=Verdict.DELIVERED))
 
@@ -22,11 +21,11 @@ class AdminQueries:
     """Claims by number, a pool of threads, and what was sent; `act` is what an attempt does."""
 
     def __init__(self, monkeypatch, act):
-        self.pool = ThreadPoolExecutor(SIDE_BY_SIDE)
+        self.pool = ThreadPoolExecutor(CONCURRENT_REQUESTS)
         self.sent = []
         self._lock = threading.Lock()
         self._act = act
-        monkeypatch.setattr(side_by_side, "attempt", self._attempt)
+        monkeypatch.setattr(delivery, "make_attempt", self._attempt)
 
     def _attempt(self, _context, _client, claim, _claimed_seconds):
         with self._lock:
@@ -61,12 +60,12 @@ def desk(monkeypatch):
 
 def answers(attempts):
     """Return what each claim came to, by its number, and how often it was answered."""
-    pairs = [(claim.task.id, made) for group in attempts.answers() for claim, made in group]
+    pairs = [(claim.task.id, made) for group in attempts.results() for claim, made in group]
     assert len(pairs) == len(dict(pairs))
     return dict(pairs)
 
 
-@pytest.mark.parametrize("number", [0, 1, SIDE_BY_SIDE, 100])
+@pytest.mark.parametrize("number", [0, 1, CONCURRENT_REQUESTS, 100])
 def test_every_claim_is_answered_once(desk, number):
     """However many there are, all are sent, and none twice."""
     table = desk()
@@ -93,7 +92,7 @@ def test_a_thread_that_ends_leaves_no_claim_unanswered(desk):
         raise SystemExit
 
     made = answers(desk(act).of(20))
-    assert SIDE_BY_SIDE == sum(each is not None for each in made.values())
+    assert CONCURRENT_REQUESTS == sum(each is not None for each in made.values())
     assert {Verdict.UNKNOWN} == {each.reading.verdict for each in made.values() if each is not None}
     assert 20 == len(made)
 
@@ -131,20 +130,20 @@ def test_what_is_stopped_is_answered_and_not_sent(desk):
     attempts, made = table.of(20), {}
     whole = threading.Thread(target=lambda: made.update(answers(attempts)))
     whole.start()
-    for _ in range(SIDE_BY_SIDE):
+    for _ in range(CONCURRENT_REQUESTS):
         under_way.acquire()
     attempts.stop()
     go_on.set()
     whole.join(10)
     assert {number: DONE if number in table.sent else None for number in range(20)} == made
-    assert SIDE_BY_SIDE == len(table.sent)
+    assert CONCURRENT_REQUESTS == len(table.sent)
 
 
 def test_a_pool_that_ends_gives_back_what_it_never_began(desk):
     """Work that is cancelled with its pool was not begun."""
     release = threading.Event()
     table = desk()
-    for _ in range(SIDE_BY_SIDE):
+    for _ in range(CONCURRENT_REQUESTS):
         table.pool.submit(release.wait, 10)
     made = {}
     whole = threading.Thread(target=lambda: made.update(answers(table.of(5))))

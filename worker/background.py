@@ -1,0 +1,529 @@
+"""What a worker process does beside its messages, each on a thread of its own.
+
+- `Sweeper` dispatches what is due, what a lost message left behind, and ends the leases of dead workers.
+- `Reconciler` (in `worker/reconciler.py`, one for each provider) looks up what may have been executed.
+- `FollowUps` plans what follows on the end of a task: `on_failure` and `on_outcome`.
+- `OutcomePoller` asks Mindhunters what became of delivered tasks.
+- `Watchdog` reports whether the worker works, and ends it when it is deaf.
+
+`BackgroundWork` starts and stops all but the watchdog. Several workers may do all this side by side: the ledger gives each
+thing to one of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from rules.engine import Ended, react
+from rules.rule_set import Action, RuleSet
+from rules.vocabulary import FAILURE, LedgerBusyError, LedgerError, Problem, ProviderName, Task, TaskState
+from worker.awake import awake_seconds
+from worker.broker import EVENTS_QUEUE, QUEUE_OF, QueueDepths
+from worker.context import WORKER_SECTIONS, WorkerContext, utc_now
+from worker.delivery import DeliveryOutcome
+from worker.ledger import Poll, Reaction
+from worker.ledger.answering import TRIES_LIMIT
+from worker.providers import CannotTell, ReportsOutcomes
+from worker.publisher import DEPTH_LIMIT
+from worker.reconciler import Reconciler, ThrottledClient, reconcilers
+from worker.rule_sets import KeptRuleSets
+from worker.runtime import HealthReport
+
+log = logging.getLogger(__name__)
+
+#: The usual pause between two rounds of background work: due work starts within a second of its moment, where a thread and a
+#: place in its queue are free.
+PERIOD_SECONDS: Final = 0.5
+#: How long the end of a round under way is waited for when the worker ends: longer than one request.
+STOP_SECONDS: Final = 15.0
+
+
+class PeriodicThread:
+    """Calls `work` again and again, on a thread of its own, from `start` until `stop`.
+
+    `work` does one round and returns how many seconds to wait until the next one. A round that raises is logged, and the next
+    one comes after `period_seconds`, as the first one does.
+    """
+
+    def __init__(self, name: str, work: Callable[[], float], *, period_seconds: float = PERIOD_SECONDS) -> None:
+        self.name = name
+        self._work = work
+        self._period_seconds = period_seconds
+        self._stopping = threading.Event()
+        self._woken = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Begin the next round at once, or as soon as the round under way has ended."""
+        self._woken.set()
+
+    def stop(self, patience_seconds: float = STOP_SECONDS) -> None:
+        """End after the round under way, and wait for that at most so long."""
+        self._stopping.set()
+        self._woken.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=patience_seconds)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        pause_seconds = self._period_seconds
+        while True:
+            self._woken.wait(pause_seconds)
+            self._woken.clear()
+            if self._stopping.is_set():
+                return
+            pause_seconds = self._period_seconds
+            try:
+                pause_seconds = self._work()
+            except LedgerError as error:
+                log.warning("%s waits, the ledger cannot be used now: %s", self.name, error)
+            except Exception:
+                log.exception("a round of %s failed; the next one tries again", self.name)
+
+
+class BackgroundWork:
+    """All background work of one worker process but the watchdog.
+
+    `show` is called with planned follow-ups that no message goes out for now, so that Flower can show them.
+    """
+
+    def __init__(
+        self, context: WorkerContext, depths: QueueDepths, show: Callable[[Sequence[Task]], None] = lambda _: None
+    ) -> None:
+        self._context = context
+        self._depths = depths
+        follow_ups, poller = FollowUps(context, show), OutcomePoller(context)
+        self._follow_ups_thread = PeriodicThread("the follow-ups", follow_ups.work)
+        self.threads = [
+            PeriodicThread("the sweeper", Sweeper(context, depths).work),
+            self._follow_ups_thread,
+            *(
+                PeriodicThread(f"the reconciler of {each.name}", partial(_reconcile, each))
+                for each in reconcilers(context)
+            ),
+        ]
+        if poller.is_wanted():
+            self.threads.append(PeriodicThread("the outcome poller", poller.work))
+
+    def start(self) -> None:
+        """Start all threads."""
+        for thread in self.threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Stop all threads after the rounds under way; the worker is ending, so attempts under way give up early."""
+        self._context.closing.set()
+        for patience_seconds in (0.0, STOP_SECONDS):  # all are told to end before any is waited for
+            for thread in self.threads:
+                thread.stop(patience_seconds)
+        self._depths.close()
+
+    def note(self, outcomes: Iterable[DeliveryOutcome]) -> None:
+        """Have what follows planned at once when this worker has just ended a task badly."""
+        if any(outcome.state in {TaskState.DEAD, TaskState.SUPPRESSED} for outcome in outcomes):
+            self._follow_ups_thread.wake()
+
+
+def _reconcile(reconciler: Reconciler) -> float:
+    return 0.0 if reconciler.once() else PERIOD_SECONDS
+
+
+# -- sweeping ----------------------------------------------------------------------------------------------------------
+
+#: The next round after one that sent as much as there was room for: what is left need not wait for a period.
+NEXT_SWEEP_SECONDS: Final = 0.1
+#: Of a provider that holds its whole bulkhead, or has as many requests as it may have at once, so many tasks are dispatched in
+#: a round all the same: else newcomers, which are dispatched or claimed when they are planned, would take every place that
+#: comes free, and the oldest would wait for ever.
+LEAST_SHARE: Final = 2
+#: Events found at once; they travel a hundred to a message.
+EVENTS_LIMIT: Final = 1000
+#: How long a message is given before it counts as lost: short when its queue is empty, long while others stand before it.
+GRACE_EMPTY: Final = timedelta(seconds=5)
+GRACE_WAITING: Final = timedelta(seconds=30)
+#: How often expired leases are looked for.
+LEASES_SECONDS: Final = 5.0
+
+
+class Sweeper:
+    """Finds in the ledger what time, a lost message or a dead process left behind, and sets it going again.
+
+    Each thing it finds is taken by compare-and-set, so several at once are harmless. While the broker cannot be reached, or
+    enough messages wait there, it leaves the ledger as it is.
+    """
+
+    def __init__(self, context: WorkerContext, depths: QueueDepths) -> None:
+        self._context = context
+        self._depths = depths
+        self._leases_seconds = 0.0
+        self._more = False
+
+    def work(self) -> float:
+        """Do one round, the tasks alone where the last one left some behind; return when the next one is due, in seconds."""
+        is_next, self._more = self._more, False
+        self._more = self._dispatch_more() if is_next else self.once()
+        return NEXT_SWEEP_SECONDS if self._more else PERIOD_SECONDS
+
+    def once(self) -> bool:
+        """Do one whole round; return whether it left tasks behind for want of room alone."""
+        context, clock = self._context, self._context.clock
+        now = clock.now()
+        if clock.awake_seconds() - self._leases_seconds >= LEASES_SECONDS:
+            self._leases_seconds = clock.awake_seconds()
+            for task_id in context.ledger.tasks.expire_leases(now):
+                log.warning(
+                    "task %s: its lease ended without an outcome; it is unknown whether it was executed", task_id
+                )
+        depths = self._depths.read()
+        if depths is None:
+            return False
+        more = self._dispatch_tasks(depths)
+        if depths[EVENTS_QUEUE] < DEPTH_LIMIT:
+            grace = GRACE_WAITING if depths[EVENTS_QUEUE] else GRACE_EMPTY
+            context.publisher.events(context.ledger.inbox.dispatch_overdue(now, grace, EVENTS_LIMIT))
+        return more
+
+    def _dispatch_more(self) -> bool:
+        depths = self._depths.read()
+        return depths is not None and self._dispatch_tasks(depths)
+
+    def _dispatch_tasks(self, depths: Mapping[str, int]) -> bool:
+        context = self._context
+        room = {name: max(0, min(self._share(name), DEPTH_LIMIT - depths[queue])) for name, queue in QUEUE_OF.items()}
+        idle = {name: limit for name, limit in room.items() if limit and not depths[QUEUE_OF[name]]}
+        busy = {name: limit for name, limit in room.items() if limit and name not in idle}
+        more = False
+        for limits, grace in ((idle, GRACE_EMPTY), (busy, GRACE_WAITING)):
+            if limits:
+                due = context.ledger.tasks.dispatch_due(context.clock.now(), grace, limits)
+                context.publisher.tasks(due)
+                sent = Counter(task.provider for task in due)
+                more = more or any(sent[name] == limit > LEAST_SHARE for name, limit in limits.items())
+        return more and not context.publisher.is_failing
+
+    def _share(self, name: ProviderName) -> int:
+        """Return how many of a provider's tasks may be dispatched now: as its bulkhead is free, so that few are put back."""
+        client = self._context.clients[name]
+        if client.batch_size.full_until_seconds > self._context.clock.awake_seconds():
+            return LEAST_SHARE
+        return max(LEAST_SHARE, DEPTH_LIMIT * client.bulkhead.free // client.bulkhead.size)
+
+
+# -- follow-ups --------------------------------------------------------------------------------------------------------
+
+#: Ends taken at once.
+ENDS_BATCH: Final = 20
+
+_NO_REASON: Final = "no reason was recorded"
+
+
+class FollowUps:
+    """Plans what follows on the end of a task, by the rules that planned the task; recorded once, and sent like any other.
+
+    The ledger notes an end in the transaction that makes it, and strikes it off in the one that records what follows: a worker
+    that dies at any moment delays a follow-up by seconds and never loses or doubles it. What cannot be planned (its rule set
+    is gone, or a variable of it) is tried five times, then set aside, with a remark on the task. `show` is called with the tasks
+    that no message goes out for now.
+    """
+
+    def __init__(self, context: WorkerContext, show: Callable[[Sequence[Task]], None] = lambda _: None) -> None:
+        self._context = context
+        self._show = show
+        self._sets = KeptRuleSets(context.ledger, context.rule_set, context.settings.environment, WORKER_SECTIONS)
+        self._has_retried = False
+
+    def work(self) -> float:
+        """Do one round; return when the next one is due, in seconds. The first one retries what was set aside before."""
+        if not self._has_retried:
+            self.retry_set_aside()
+            self._has_retried = True
+        return 0.0 if self.once() == ENDS_BATCH else PERIOD_SECONDS
+
+    def retry_set_aside(self) -> None:
+        """Have tried again what was set aside: what was missing may be there for this process."""
+        number = self._context.ledger.follow_ups.retry_set_aside(self._context.clock.now())
+        if number:
+            log.info("%s tasks have ended whose answer could not be planned before; it is tried again", number)
+
+    def once(self) -> int:
+        """Plan what follows on the ends that were noted; return how many ends were taken."""
+        taken = self._context.ledger.follow_ups.claim(self._context.clock.now(), ENDS_BATCH)
+        for reaction in taken:
+            self._plan(reaction)
+        return len(taken)
+
+    def _plan(self, reaction: Reaction) -> None:
+        context, task = self._context, reaction.task
+        try:
+            rule_set = self._sets.rule_set(task.rule_set)
+            now = context.clock.now()
+            planned, note = react(rule_set, reaction.event, _ended(reaction), reaction.trigger, now=now)
+            due = context.ledger.follow_ups.record(reaction, planned, now, note)
+        except LedgerBusyError:
+            raise  # nothing is wrong with the follow-up: it is taken again
+        except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this end alone
+            self._note_failure(reaction, error)
+            return
+        context.publisher.tasks(due)
+        sent = {ref.id for ref in due}
+        self._show([each for each in planned if each.id not in sent])
+        names = ", ".join(each.name for each in planned) or "nothing"
+        log.info("task %s of rule %s: on %s follows %s", task.id, task.rule, reaction.trigger, names)
+
+    def _note_failure(self, reaction: Reaction, error: Exception) -> None:
+        """Leave an end to its next try, or set it aside; the log gets no message that may quote a payload."""
+        told = f": {error}" if isinstance(error, Problem) else ""
+        task, trigger = reaction.task, reaction.trigger
+        name = type(error).__name__
+        if reaction.tries < TRIES_LIMIT:
+            log.warning("task %s: what follows on %s cannot be planned yet (%s%s)", task.id, trigger, name, told)
+            return
+        log.error(
+            "task %s: what follows on %s cannot be planned (%s%s); see leadwire show", task.id, trigger, name, told
+        )
+        self._context.ledger.follow_ups.set_aside(reaction, f"{name}: {error}", self._context.clock.now())
+
+
+def _ended(reaction: Reaction) -> Ended:
+    """Return what the templates of what follows may say of a task's end."""
+    task = reaction.task
+    outcome = None if reaction.trigger == FAILURE else reaction.trigger.partition(":")[2]
+    return Ended(
+        id=task.id,
+        rule=task.rule,
+        name=task.name,
+        title=str(task.fields.get("title") or ""),
+        reason=task.reason or _NO_REASON if outcome is None else f"{task.provider} says it has ended: {outcome}",
+        status=reaction.status if outcome is None else None,
+        outcome=outcome,
+    )
+
+
+# -- outcomes ----------------------------------------------------------------------------------------------------------
+
+#: Tasks asked about in one round; each costs one short request.
+POLLS_BATCH: Final = 10
+#: The total deadline of one request.
+POLL_SECONDS: Final = 10.0
+#: The longest pause between two requests about one task, unless the setting says a longer one.
+LONGEST_POLL_PAUSE: Final = timedelta(hours=1)
+#: How often deliveries are looked for that no worker settled.
+MISSED_SECONDS: Final = 60.0
+#: How long a round waits for a place in the provider's bulkhead, and for one in its line.
+BULKHEAD_PATIENCE_SECONDS: Final = 1.0
+PLACE_PATIENCE_SECONDS: Final = 5.0
+#: How long a provider is not asked that did not answer, or was out of service and did not say for how long.
+REST_SECONDS: Final = 5.0
+
+
+class OutcomePoller:
+    """Asks Mindhunters, which tells nobody, what became of delivered tasks: at its rate, with growing pauses.
+
+    Off unless `LEADWIRE_MINDHUNTERS_POLL` says how long the first pause is. The word that ends a task is kept with it, and
+    followed up where its rule says so; any other word is kept as it is. An answer that tells nothing changes nothing: the task
+    is asked about again, until a week after its last moment. An answer that asks to be left alone ends the round.
+    """
+
+    def __init__(self, context: WorkerContext) -> None:
+        self._context = context
+        self._client = context.clients[ProviderName.MINDHUNTERS]
+        self._first_pause = timedelta(seconds=context.settings.mindhunters_poll_seconds)
+        self._missed_seconds: float | None = None
+        self._rest_until_seconds = 0.0
+        self._asking = ThrottledClient(
+            context.ledger,
+            self._client.provider,
+            self._client.transport,
+            clock=context.clock,
+            charge=partial(context.ledger.limits.charge, ProviderName.MINDHUNTERS, context.limits_for(self._client)),
+            is_over=context.closing.is_set,
+        )
+
+    def is_wanted(self) -> bool:
+        """Say whether the settings ask for it; warns when a rule waits for what nobody will ask."""
+        if not self._first_pause and waits_for_outcomes(self._context.rule_set):
+            log.warning("rules have on_outcome, and nobody asks for outcomes: set LEADWIRE_MINDHUNTERS_POLL, to 60 say")
+        return bool(self._first_pause)
+
+    def work(self) -> float:
+        """Do one round; return when the next one is due, in seconds."""
+        return 0.0 if self.once() == POLLS_BATCH else PERIOD_SECONDS
+
+    def once(self) -> int:
+        """Ask about what is due; return how many tasks were taken."""
+        context, clock, name = self._context, self._context.clock, ProviderName.MINDHUNTERS
+        now, seconds = clock.now(), clock.awake_seconds()
+        if self._missed_seconds is None or seconds - self._missed_seconds >= MISSED_SECONDS:
+            self._missed_seconds = seconds
+            context.ledger.outcomes.poll_missed(name, now, now + self._first_pause)
+        bulkhead, taken = self._client.bulkhead, 0
+        while taken < POLLS_BATCH and clock.awake_seconds() >= self._rest_until_seconds:
+            if not self._asking.wait(PLACE_PATIENCE_SECONDS) or not bulkhead.acquire(BULKHEAD_PATIENCE_SECONDS):
+                break
+            try:
+                polls = context.ledger.outcomes.claim(name, clock.now(), self._pause, 1)
+                if not polls or not self._ask(polls[0]):
+                    return taken + len(polls)
+            finally:
+                bulkhead.release()
+            taken += 1
+        return taken
+
+    def _ask(self, poll: Poll) -> bool:
+        """Ask about one task; return whether the provider takes further requests now."""
+        provider, clock = self._client.provider, self._context.clock
+        assert isinstance(provider, ReportsOutcomes)
+        sent, hindrance = self._asking.ask(provider.outcome_request(poll.external_id), POLL_SECONDS)
+        told = provider.read_outcome(sent, poll.external_id)
+        if isinstance(told, CannotTell):
+            log.info("task %s: what became of it is not known (%s); asked again later", poll.task_id, told.reason)
+        elif self._context.ledger.outcomes.record(poll, told.word, clock.now(), final=told.final) and told.final:
+            log.info("task %s: %s says it is %s", poll.task_id, provider.name, told.word)
+        if hindrance is None:
+            return True
+        wish = hindrance.retry_after_at - clock.now() if hindrance.retry_after_at else timedelta()
+        self._rest_until_seconds = clock.awake_seconds() + max(REST_SECONDS, wish.total_seconds())
+        return False
+
+    def _pause(self, times: int) -> timedelta:
+        """Return how long to wait after a task was asked about so often: twice as long each time."""
+        return min(self._first_pause * (1 << min(times, 20)), max(self._first_pause, LONGEST_POLL_PAUSE))
+
+
+def waits_for_outcomes(rule_set: RuleSet) -> bool:
+    """Say whether a rule waits for an outcome."""
+    open_: list[Action] = [action for rule in rule_set.rules for action in rule.actions]
+    while open_:
+        action = open_.pop()
+        if action.on_outcome:
+            return True
+        open_ += action.on_failure
+    return False
+
+
+# -- the worker's own health -------------------------------------------------------------------------------------------
+
+REPORT_SECONDS: Final = 5.0
+#: While something hinders the worker: that it is over shall be told soon.
+HINDERED_REPORT_SECONDS: Final = 1.0
+#: More than a lost message (30 s until the sweeper repeats it) and a slow attempt (30 s) explain.
+DEAF_SECONDS: Final = 75.0
+#: How long a deaf worker may take to end by itself.
+ENDING_SECONDS: Final = 20.0
+
+
+class Watchdog:
+    """Reports for probes whether this worker works, and ends it when it is deaf, so that it is started afresh.
+
+    After a broker's crash Celery was seen alive but deaf: connected, and taking no message for good. Deaf is a worker that
+    takes no message for `deaf_seconds` while work is due and messages wait; neither a slow provider nor an idle hour nor a
+    broker that is away or full looks like that.
+
+    `depths` says how many messages wait in each queue, None while the broker cannot be reached; `oldest_due` since when the
+    oldest work is due. `sign` is the file that the worker touches with every message it takes; `report` is the file kept for
+    probes. `end` ends the process.
+    """
+
+    def __init__(
+        self,
+        depths: Callable[[], Mapping[str, int] | None],
+        oldest_due: Callable[[], datetime | None],
+        *,
+        sign: Path,
+        report: Path,
+        end: Callable[[], None] | None = None,
+        deaf_seconds: float = DEAF_SECONDS,
+    ) -> None:
+        self._depths = depths
+        self._oldest_due = oldest_due
+        self._sign = sign
+        self._report = report
+        self._end = end or self._end_process
+        self._deaf_seconds = deaf_seconds
+        self._taken: float | None = None
+        self._still_since_seconds = awake_seconds()
+        self._seen_waiting = False
+        self._stopped = threading.Event()
+        self._thread = PeriodicThread("the watchdog", self._work, period_seconds=HINDERED_REPORT_SECONDS)
+
+    def start(self) -> None:
+        """Begin, with nothing left of an earlier process."""
+        self._sign.unlink(missing_ok=True)
+        self._report.unlink(missing_ok=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; the last report is taken away."""
+        self._stopped.set()
+        self._thread.stop(patience_seconds=5)
+        self._report.unlink(missing_ok=True)
+
+    def _work(self) -> float:
+        try:
+            works = self.once().works
+        except OSError as error:
+            log.warning("the report for probes cannot be written: %s", error)
+            works = False
+        return REPORT_SECONDS if works else HINDERED_REPORT_SECONDS
+
+    def once(self) -> HealthReport:
+        """Judge once, write the report, and end the process when it is deaf."""
+        hindered = self._hindered()
+        if hindered is not None:
+            self._taken = self._last_taken()
+            self._still_since_seconds = awake_seconds()
+            self._seen_waiting = False
+        deaf = self._seen_waiting and awake_seconds() - self._still_since_seconds > self._deaf_seconds
+        reason = "work is due, messages wait, and none is taken" if deaf else hindered or ""
+        report = HealthReport(works=not reason, reason=reason)
+        report.write(self._report)
+        if deaf:
+            log.error("%s: this worker ends, to be started afresh", reason)
+            self._end()
+        return report
+
+    def _hindered(self) -> str | None:
+        """Return what keeps the worker from its work, empty when nothing does; None when it stands still, for whatever cause."""
+        taken = self._last_taken()
+        if taken is None:
+            return "it has not begun to take messages"
+        waiting = self._depths()
+        if waiting is None:
+            return "the broker cannot be reached"
+        try:
+            oldest_at = self._oldest_due()
+        except LedgerError as fault:
+            return str(fault)
+        if oldest_at is None or oldest_at > utc_now() or taken != self._taken:
+            return ""
+        self._seen_waiting = self._seen_waiting or any(waiting.values())
+        return None
+
+    def _last_taken(self) -> float | None:
+        """Return when the last message was taken, or work began; None before that."""
+        try:
+            return self._sign.stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    def _end_process(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        if not self._stopped.wait(ENDING_SECONDS):
+            os._exit(1)
