@@ -197,7 +197,7 @@ def test_a_long_message_is_recorded_in_parts_and_delivered_as_a_whole(hall):
         def __getattr__(self, name):
             return getattr(hall.context.clients[VAMBE].provider, name)
 
-        def prepare(self, *arguments):
+        def build_request(self, *arguments):
             decided.append(hall.ledger.queries.counts().events[EventState.PROCESSED])
             return hall.context.clients[VAMBE].provider.build_request(*arguments)
 
