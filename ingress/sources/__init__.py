@@ -1,8 +1,8 @@
-"""THE SOURCES: who may post, how each signs, and how its payload becomes events. Data, with code for closed families only.
+"""Sources: who may post webhooks, how each signs them, and how its payload becomes events.
 
-Pure: no clock, no randomness, no environment, no I/O. A new CRM is one YAML file in this folder. `schema` says what may be
+A source is data, with code for closed families only; a new CRM is one YAML file in this folder. `schema` says what may be
 written, `verify` whether a request is genuine, `parse` what its bytes hold, `mapping` which events that is, and `source` ties
-them together.
+them together. All of it is pure: no clock, no randomness, no environment, no I/O.
 """
 
 from __future__ import annotations
