@@ -169,7 +169,7 @@ class _View:
     @cached_property
     def zones(self) -> ZoneChoice:
         """The zones that the event's contact may be in."""
-        return zones_of(self.event.contact, self.rule_set.defaults)
+        return zones_of(self.event.contact, self.rule_set.defaults.country_zones)
 
     def conditions(self, rule: Rule) -> Mapping[str, Json]:
         """Return what the rule's conditions are asked of: the event, `now`, and how to read a local time."""
@@ -468,7 +468,8 @@ def _time(draft: _Draft) -> None:
     """
     scene = draft.scene
     view = scene.view
-    choice = view.zones if draft.contact is view.event.contact else zones_of(draft.contact, view.rule_set.defaults)
+    assumed_zones = view.rule_set.defaults.country_zones
+    choice = view.zones if draft.contact is view.event.contact else zones_of(draft.contact, assumed_zones)
     own = draft.own_zone()
     if own or choice.only:
         draft.fields["timezone"] = own or choice.only

@@ -1,13 +1,10 @@
-"""How messages about rule files name a value, and which allowed word a wrong one was meant to be.
-
-How values that came from outside are shown in explanations: as JSON in the strict sense, and short.
-"""
+"""How messages and explanations show a value, and which allowed word a wrong one was probably meant to be."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from itertools import islice
 from typing import Final
@@ -17,74 +14,47 @@ from rules.vocabulary import Json
 #: Longer values are cut in messages.
 SHOWN_LIMIT_CHARACTERS: Final = 60
 
-#: What people write who know the providers' documents or other rule languages -> our word.
-_OTHER_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
-    "action": ("then",),
-    "actions": ("then",),
-    "agent_id": ("agent",),
-    "agent_uuid": ("agent",),
-    "aicontactid": ("ai_contact_id",),
-    "aicustomerid": ("ai_customer_id",),
-    "assignee": ("assign",),
-    "campaign_uuid": ("campaign",),
-    "condition": ("if",),
-    "conditions": ("if",),
-    "due_at": ("due",),
-    "due_date": ("due",),
-    "duedate": ("due",),
-    "event": ("when", "type"),
-    "expires_at": ("expires",),
-    "mail": ("email",),
-    "max_attempts": ("redial",),
-    "name": ("id", "title"),
-    "on": ("when",),
-    "phone": ("phone_number",),
-    "responsible_ids": ("assign",),
-    "responsibleids": ("assign",),
-    "scheduled_at": ("at",),
-    "tasks": ("then",),
-    "template_id": ("template",),
-    "template_uuid": ("template",),
-    "trigger": ("when",),
-    "tz": ("timezone",),
-    "==": ("eq",),
-    "=": ("eq",),
-    "equal": ("eq",),
-    "equals": ("eq",),
-    "is": ("eq",),
-    "!=": ("ne",),
-    "not_equal": ("ne",),
-    "not_equals": ("ne",),
-    ">": ("gt",),
-    ">=": ("gte",),
-    "<": ("lt",),
-    "<=": ("lte",),
-    "greater": ("gt",),
-    "greater_than": ("gt",),
-    "more_than": ("gt",),
-    "less": ("lt",),
-    "less_than": ("lt",),
-    "at_least": ("gte",),
-    "at_most": ("lte",),
-    "min": ("gte",),
-    "max": ("lte",),
-    "regex": ("matches",),
-    "match": ("matches",),
-    "like": ("matches",),
-    "includes": ("contains",),
-    "has": ("contains",),
-    "one_of": ("in",),
-    "any_of": ("in",),
-    "none_of": ("not_in",),
-    "nin": ("not_in",),
-    "begins_with": ("starts_with",),
-    "present": ("exists",),
-    "call": ("make_call",),
-    "phone_call": ("make_call",),
-    "whatsapp": ("whatsapp_template",),
-    "whatsapp_message": ("whatsapp_template",),
-    "send_message": ("whatsapp_template",),
-    "task": ("team_task",),
+#: Our word -> what people write for it who know the providers' documents or other rule languages.
+_SYNONYMS: Final = {
+    "then": "action actions tasks",
+    "agent": "agent_id agent_uuid",
+    "ai_contact_id": "aicontactid",
+    "ai_customer_id": "aicustomerid",
+    "assign": "assignee responsible_ids responsibleids",
+    "campaign": "campaign_uuid",
+    "if": "condition conditions",
+    "due": "due_at due_date duedate",
+    "when": "event on trigger",
+    "type": "event",
+    "expires": "expires_at",
+    "email": "mail",
+    "redial": "max_attempts",
+    "id": "name",
+    "title": "name",
+    "phone_number": "phone",
+    "at": "scheduled_at",
+    "template": "template_id template_uuid",
+    "timezone": "tz",
+    "eq": "== = equal equals is",
+    "ne": "!= not_equal not_equals",
+    "gt": "> greater greater_than more_than",
+    "gte": ">= at_least min",
+    "lt": "< less less_than",
+    "lte": "<= at_most max",
+    "matches": "regex match like",
+    "contains": "includes has",
+    "in": "one_of any_of",
+    "not_in": "none_of nin",
+    "starts_with": "begins_with",
+    "exists": "present",
+    "make_call": "call phone_call",
+    "whatsapp_template": "whatsapp whatsapp_message send_message",
+    "team_task": "task",
+}
+_MEANT_BY: Final[dict[str, list[str]]] = {
+    word: [ours for ours, words in _SYNONYMS.items() if word in words.split()]
+    for words in _SYNONYMS.values()
+    for word in words.split()
 }
 
 
@@ -92,7 +62,7 @@ def nearest(word: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed word that was probably meant, or None."""
     words = list(allowed)
     plain = word.strip().lower().replace("-", "_")
-    for candidate in (plain, *_OTHER_NAMES.get(plain, ())):
+    for candidate in [plain, *_MEANT_BY.get(plain, [])]:
         if candidate in words:
             return candidate
     lowered = {allowed_word.lower().replace("-", "_"): allowed_word for allowed_word in words}
@@ -122,17 +92,10 @@ def shown(value: Json) -> str:
 
 def kind(value: Json) -> str:
     """Return what a value is, as in "must be text, not the number 12"."""
-    if value is None:
-        return "empty"
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
-    if isinstance(value, bool):
-        return shown(value)
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return f"the number {shown(value)}"
-    return shown(value)
+    words = {type(None): "empty", dict: "a mapping", list: "a list"}
+    return words.get(type(value)) or shown(value)
 
 
 _TEXT_LIMIT: Final = 200
@@ -151,19 +114,17 @@ def cut(value: Json) -> Json:
     Long texts and lists end in `…`, deep ones become `…`, and so does every list after the first fifty;
     numbers JSON has no form for become text.
     """
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int | float):
-        return _number(value)
     return _cut(value, _LEVEL_LIMIT, iter(range(_VALUE_LIMIT)))
 
 
-def _cut(value: Json, levels: int, left: Iterator[int]) -> Json:
+def _cut(value: Json, levels: int, left: Iterator[int]) -> Json:  # noqa: PLR0911 - one for each kind
     """Cut a value; every list or mapping takes one from `left`."""
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, int | float):
-        return _number(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, int):
+        return value if value.bit_length() <= 4 * _TEXT_LIMIT else "a number of more than 200 digits"
     if not isinstance(value, dict | list | tuple):
         return _text(str(value))
     if not levels or next(left, None) is None:
@@ -174,12 +135,6 @@ def _cut(value: Json, levels: int, left: Iterator[int]) -> Json:
         return {**kept, _CUT: _CUT} if len(value) > _ITEM_LIMIT else kept
     kept = [_cut(item, levels - 1, left) for item in value[:_ITEM_LIMIT]]
     return [*kept, _CUT] if len(value) > _ITEM_LIMIT else kept
-
-
-def _number(value: Json) -> Json:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    return value if value.bit_length() <= 4 * _TEXT_LIMIT else "a number of more than 200 digits"
 
 
 def _text(text: str) -> str:

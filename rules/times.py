@@ -1,19 +1,11 @@
-"""How spans, moments, times of day and time zones are written.
+"""Spans, moments, times of day and time zones: how they are written, and what they mean for a contact.
 
-Spans are `90s 15m 2h 3d 2w`. Moments are ISO 8601: a date, or a date and a time with or without an offset. Zones are
-the names of the IANA database as the `tzdata` package lists them, so that a rule means the same on every machine.
+Spans are `90s 15m 2h 3d 2w`. Moments are ISO 8601: a date, or a date and a time with or without an offset. Zones are the names
+of the IANA database as the `tzdata` package lists them, so that a rule means the same on every machine.
 
-When a task is to be made: what `at` and `due` mean, in which zone, and what the clocks' changes do to it.
-
-A moment without an offset is local time in the contact's zone; where several zones are possible, the latest of them
-counts, so that it is not too early anywhere. A local time that the clocks skip moves forward by what they skip; one that
-they show twice is the first of the two. A moment in the past means now. Arithmetic is in UTC.
-
-In which time zone a contact is, from what an event says of them.
-
-First that is known: the contact's own `timezone`; the only zone of the country of their phone; the only zone of their
-country; what `country_zones` says for those countries; else all zones of the country, and whoever asks must hold in all.
-Source of the zones of a country: `zone.tab` of the IANA time zone database, in the `tzdata` package.
+A moment without an offset is local time in the contact's zone; where several zones are possible, the latest of them counts, so
+that it is not too early anywhere. A local time that the clocks skip moves forward by what they skip (02:30 becomes 03:30); one
+that they show twice is the first of the two. Arithmetic is in UTC.
 """
 
 from __future__ import annotations
@@ -24,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from importlib.resources import files
-from typing import Final, Protocol
+from typing import Final
 from zoneinfo import ZoneInfo
 
 import phonenumbers
@@ -141,11 +133,7 @@ def zone(name: object) -> ZoneInfo:
 
 
 def to_utc(local: datetime, name: str) -> datetime:
-    """Return the UTC moment of a naive local time in a zone.
-
-    A local time that the clocks skip moves forward by what they skip (02:30 becomes 03:30); one that they show twice is
-    the first of the two. Raises ValueError at the ends of the calendar.
-    """
+    """Return the UTC moment of a naive local time in a zone. Raises ValueError at the ends of the calendar."""
     try:
         return local.replace(tzinfo=zone(name), fold=0).astimezone(UTC)
     except OverflowError:
@@ -165,28 +153,20 @@ _MINUTE: Final = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moment:
-    """A point in time as written: aware, or naive local time."""
-
-    at: datetime
-
-    @property
-    def is_local(self) -> bool:
-        return self.at.tzinfo is None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class At:
-    """When a task is to be made: a span from now, the next time a clock shows `clock`, or a moment; exactly one is set."""
+    """When a task is to be made: a span from now, the next time a clock shows `clock`, or a moment; exactly one is set.
+
+    A `moment` without an offset is local time.
+    """
 
     after: timedelta | None = None
     clock: time | None = None
-    moment: Moment | None = None
+    moment: datetime | None = None
 
     @property
     def needs_zone(self) -> bool:
         """Whether the answer depends on where the contact is."""
-        return self.clock is not None or (self.moment is not None and self.moment.is_local)
+        return self.clock is not None or (self.moment is not None and self.moment.tzinfo is None)
 
     def resolve(self, now: datetime, zones: Sequence[str]) -> datetime:
         """Return the moment as aware UTC, never before `now`.
@@ -201,10 +181,9 @@ class At:
         if self.clock is not None:
             return next_clock(now, self.clock, places)
         assert self.moment is not None
-        written = self.moment.at
-        if not self.moment.is_local:
-            return max(now, written.astimezone(UTC))
-        return max(now, *(to_utc(written, zone) for zone in places))
+        if self.moment.tzinfo is not None:
+            return max(now, self.moment.astimezone(UTC))
+        return max(now, *(to_utc(self.moment, zone) for zone in places))
 
 
 def parse_at(text: object) -> At:
@@ -218,7 +197,7 @@ def parse_at(text: object) -> At:
     if following:
         return At(clock=parse_clock(following[1].strip("\"'")))
     try:
-        return At(moment=Moment(at=read_moment(words)))
+        return At(moment=read_moment(words))
     except ValueError:
         raise ValueError(f"{as_json(text)} is no moment: {_FORMS}") from None
 
@@ -265,14 +244,6 @@ def _plus(moment: datetime, span: timedelta) -> datetime:
         raise ValueError(f"{moment.isoformat()} and {span} more is outside of the calendar") from None
 
 
-class ZoneDefaults(Protocol):
-    """What zones_of needs to know of the rule set: `rule_set.Defaults` has it."""
-
-    @property
-    def country_zones(self) -> Mapping[str, str]:
-        """The zone to assume in a country, by ISO 3166-1 alpha-2 code."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZoneChoice:
     """The zones a contact may be in: one, several, or none at all; `note` says where that comes from."""
@@ -286,33 +257,34 @@ class ZoneChoice:
         return self.zones[0] if len(self.zones) == 1 else None
 
 
-def zones_of(contact: Contact, defaults: ZoneDefaults) -> ZoneChoice:
-    """Return the zones a contact may be in, and why these."""
+def zones_of(contact: Contact, assumed: Mapping[str, str]) -> ZoneChoice:
+    """Return the zones a contact may be in, and why these.
+
+    The first that is known: the contact's own `timezone`; the only zone of the country of their phone; the only zone of their
+    country; what `assumed` (zones by country code) says of these countries; else all zones of the country, and whoever asks
+    must hold in all.
+    """
     ignored = ""
     if contact.timezone is not None:
         if is_zone(contact.timezone):
             return ZoneChoice(zones=(contact.timezone,), note=f"zone {contact.timezone} from contact.timezone")
         ignored = f"; contact.timezone {as_json(contact.timezone, 60)} is no zone name and was ignored"
-    countries = {
-        "the country of the phone": country_of(contact.phone) if isinstance(contact.phone, str) else None,
-        "contact.country": contact.country.strip().upper() if isinstance(contact.country, str) else None,
-    }
-    named = [(origin, country) for origin, country in countries.items() if country]
-    for origin, country in named:
-        zones = country_zones().get(country, ())
+    by_phone = country_of(contact.phone) if isinstance(contact.phone, str) else None
+    said = contact.country.strip().upper() if isinstance(contact.country, str) else None
+    countries = [pair for pair in ((by_phone, "the country of the phone"), (said, "contact.country")) if pair[0]]
+    for country, origin in countries:
+        zones = country_zones().get(country or "", ())
         if len(zones) == 1:
             return ZoneChoice(zones=zones, note=f"zone {zones[0]} from {origin} ({country}){ignored}")
-    for _, country in named:
-        assumed = defaults.country_zones.get(country)
-        if assumed:
-            return ZoneChoice(zones=(assumed,), note=f"zone {assumed} from country_zones ({country}){ignored}")
-    for origin, country in named:
-        zones = country_zones().get(country, ())
+    for country, _ in countries:
+        zone_name = assumed.get(country or "")
+        if zone_name:
+            return ZoneChoice(zones=(zone_name,), note=f"zone {zone_name} from country_zones ({country}){ignored}")
+    for country, origin in countries:
+        zones = country_zones().get(country or "", ())
         if zones:
-            note = (
-                f"{country} ({origin}) has {len(zones)} zones, all of them count; country_zones can name one{ignored}"
-            )
-            return ZoneChoice(zones=zones, note=note)
+            several = f"has {len(zones)} zones, all of them count; country_zones can name one"
+            return ZoneChoice(zones=zones, note=f"{country} ({origin}) {several}{ignored}")
     return ZoneChoice(zones=(), note=f"no zone is known for the contact{ignored}")
 
 
@@ -331,7 +303,7 @@ def country_of(phone: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def country_zones() -> Mapping[str, tuple[str, ...]]:
-    """Return the zones of every country, by ISO 3166-1 alpha-2 code."""
+    """Return the zones of every country, by ISO 3166-1 alpha-2 code. Source: `zone.tab` of the IANA database."""
     table: dict[str, tuple[str, ...]] = {}
     for line in (files("tzdata") / "zoneinfo" / "zone.tab").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):

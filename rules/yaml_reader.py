@@ -1,27 +1,20 @@
-"""Where in which file a value of a rule file stands, and the collecting of what is wrong there.
-
-Reading never stops at the first fault: everything that reads a rule file complains here, and all faults of all files come
-out in one run.
-
-What a YAML syntax error is called in plain English, and where it is best pointed at.
-
-The parser (libyaml) says what it expected in its own terms, often far behind the cause: an open quote is reported at the end
-of the file. Here each of its complaints becomes the likely mistake and its remedy.
-
-What a YAML text says, where each value stands, and which texts are refused before they can do harm.
+"""What a YAML text says, where each value stands, and what is wrong with it, in plain English.
 
 Values follow the YAML 1.2 core schema and nothing more: `true false null`, decimal numbers, text. What YAML 1.1 makes of
 `no`, `12:30` or `+569...` surprises everybody, so it stays text here. The tree is built from the parser's events, never
 by a composer: PyYAML's C composer dies with a segmentation fault on deep nesting (observed with PyYAML 6.0.3; pyyaml
 issue 895), while its events come one at a time and the limits below are applied as they come.
+
+Reading never stops at the first fault: everything that reads a rule file records its faults in the file's SourceMap, and all
+faults of all files come out in one run.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import yaml
 
@@ -47,21 +40,28 @@ class Position:
         return f"{self.file}:{self.line}:{self.column}"
 
 
+class Positions(Protocol):
+    """Where things stand in a file, by their path; a mapping of paths is one."""
+
+    def get(self, path: Path, /) -> Position | None:
+        """Return the position of what stands at a path, or None."""
+
+
 @dataclass(slots=True)
 class SourceMap:
     """The position of every key and value of one file, and the faults and warnings found there."""
 
     file: str
-    values: Mapping[Path, Position] = field(default_factory=dict)
-    keys: Mapping[Path, Position] = field(default_factory=dict)
+    values: Positions = field(default_factory=dict[Path, Position])
+    keys: Positions = field(default_factory=dict[Path, Position])
     faults: list[RuleFault] = field(default_factory=list)
     warnings: list[RuleFault] = field(default_factory=list)
 
     def of_value(self, path: Path) -> Position:
         """Return where the value at `path` begins; for a path that is not there, where its nearest parent does."""
-        while path and path not in self.values:
+        while (found := self.values.get(path)) is None and path:
             path = path[:-1]
-        return self.values.get(path, Position(self.file, 1, 1))
+        return found or Position(self.file, 1, 1)
 
     def of_key(self, path: Path) -> Position:
         """Return where the key that leads to `path` begins; list items and unknown paths: the value's place."""
@@ -484,42 +484,26 @@ def _plain(node: _Node) -> Json:
     return node.value
 
 
-class _Marks(Mapping[Path, Position]):
-    """The position of every value, or of every key, looked up in the tree: a table of them would outweigh the rules."""
+class _Marks:
+    """The positions of all values, or of all keys, looked up in the tree: a table of them would outweigh the rules."""
 
     def __init__(self, file: str, root: _Node, *, keys: bool) -> None:
         self._file = file
         self._root = root
         self._keys = keys
 
-    def __getitem__(self, path: Path) -> Position:
-        node = self._root
-        mark = None
+    def get(self, path: Path, /) -> Position | None:
+        node, mark = self._root, None
         for step in path:
-            inside = node.value
+            inside, child = node.value, None
             mark = node.keys.get(step) if isinstance(step, str) else None
-            if isinstance(inside, list):
-                child = inside[step] if isinstance(step, int) and 0 <= step < len(inside) else None
-            else:
-                child = inside.get(step) if isinstance(inside, dict) else None
+            if isinstance(inside, dict):
+                child = inside.get(step)
+            elif isinstance(inside, list) and isinstance(step, int) and 0 <= step < len(inside):
+                child = inside[step]
             if child is None:
-                raise KeyError(path)
+                return None
             node = child
         if not self._keys:
             return Position(self._file, node.line + 1, node.column + 1, node.literal)
-        if mark is None:
-            raise KeyError(path)
-        return Position(self._file, mark[0] + 1, mark[1] + 1)
-
-    def __iter__(self) -> Iterator[Path]:
-        yield from (path for path in _paths(self._root, ()) if path in self)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-def _paths(node: _Node, path: Path) -> Iterator[Path]:
-    yield path
-    if isinstance(node.value, dict | list):
-        for step, child in node.value.items() if isinstance(node.value, dict) else enumerate(node.value):
-            yield from _paths(child, (*path, step))
+        return Position(self._file, mark[0] + 1, mark[1] + 1) if mark else None

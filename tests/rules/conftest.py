@@ -1,0 +1,9 @@
+"""What the tests of rules share."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+# A busy machine is no fault: what must be quick has a test of its own.
+settings.register_profile("rules", deadline=None)
+settings.load_profile("rules")
