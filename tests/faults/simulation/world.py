@@ -281,7 +281,7 @@ class World:
                 id=f"dl_{first}_{number}", source="crm", received_at=now, body=b"{}", content_hash=first
             )
             try:
-                recorded = door.record(delivery, [self._incoming(*pair, number, now) for pair in keys.items()])
+                recorded = door.inbox.record(delivery, [self._incoming(*pair, number, now) for pair in keys.items()])
             except LedgerError:
                 scheduler.sleep(draw.uniform(0.1, 5))
                 continue
@@ -400,7 +400,7 @@ class World:
         self.scheduler.sleep(back_seconds)
         while told:
             try:
-                self.door("super").release(f"{name}/", self.clock.now())
+                self.door("super").tasks.release(f"{name}/", self.clock.now())
                 break
             except LedgerError:
                 self.scheduler.sleep(1)
