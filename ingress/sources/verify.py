@@ -210,7 +210,7 @@ def _key_bytes(secret: WebhookSecret, section: VerifierSection) -> bytes:
     """Return a key's bytes. Raises ValueError with what is wrong, never with the secret."""
     text = secret.text.removeprefix(section.key_prefix) if section.key_prefix else secret.text
     if section.key_encoding == "text":
-        return text.encode("utf-8", "surrogatepass")
+        return _bytes(text)
     key = _decoded(text.strip().encode(), section.key_encoding)
     if not key:
         raise ValueError(f"{secret.name}: the secret is not {section.key_encoding}")
@@ -278,7 +278,8 @@ class Freshness:
         if self._section.item is not None:
             return self._read_item(request, self._section.item)
         assert self._section.path is not None  # exactly one of the three
-        return _text_bytes(self._read_body(request, self._section.path))
+        text = self._read_body(request, self._section.path)
+        return None if text is None else _bytes(text)
 
     def check(self, request: WebhookRequest, now: datetime) -> Rejected | None:
         """Return why the request is too old or too new, or None when it is fresh."""
@@ -647,8 +648,8 @@ def _url_token(section: UrlTokenSection) -> _Carrier:
     """The secret in the address: `?token=...`."""
 
     def given(request: WebhookRequest) -> Sequence[bytes]:
-        value = _text_bytes(request.query().get(section.param))
-        return () if value is None else (value,)
+        value = request.query().get(section.param)
+        return () if value is None else (_bytes(value),)
 
     def put(request: WebhookRequest, key: bytes) -> SignedRequest:
         query = {section.param: key.decode("utf-8", "replace")}
@@ -662,8 +663,8 @@ def _body_token(section: BodyTokenSection, read_body: ReadBody) -> _Carrier:
     path, steps = compile_path(section.path), parse_payload_path(section.path)
 
     def given(request: WebhookRequest) -> Sequence[bytes]:
-        value = _text_bytes(read_body(request, path))
-        return () if value is None else (value,)
+        value = read_body(request, path)
+        return () if value is None else (_bytes(value),)
 
     def put(request: WebhookRequest, key: bytes) -> SignedRequest:
         return SignedRequest(
@@ -690,8 +691,9 @@ def _with_token(body: bytes, steps: Steps, token: str) -> bytes:
     return json.dumps(document).encode()
 
 
-def _text_bytes(text: str | None) -> bytes | None:
-    return None if text is None else text.encode("utf-8", "surrogatepass")
+def _bytes(text: str) -> bytes:
+    """Return a text as UTF-8; never raises, also for lone surrogates."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 # -- handshakes --------------------------------------------------------------------------------------------------------
@@ -712,10 +714,10 @@ def answer_unsigned(
     query = request.query()
     if request.method != "GET" or question.param not in query:
         return None
-    given = _text_bytes(query.get(question.token_param, "")) or b""
+    given = query.get(question.token_param, "")
     known = False
     for token in tokens:
-        known |= bool(token) and same_secret(given, token.encode())
+        known |= bool(token) and same_secret(_bytes(given), _bytes(token))
     expected = all(query.get(name) == value for name, value in question.expect.items())
     challenge = query[question.param]
     if not known or not expected or not _ECHO.fullmatch(challenge):
