@@ -102,7 +102,8 @@ def _post_all(
     display.posting()
     answers = []
     for webhook in posted:
-        request = sign(built[webhook.source], webhook.sample, leadwire.url, utc_now())
+        now = utc_now()
+        request = sign(built[webhook.source], webhook.sample(now), leadwire.url, now)
         answers.append(tuple(post(request) for _ in range(2 if webhook.redelivered else 1)))
         display.posted(webhook, answers[-1])
     return tuple(answers)
@@ -110,7 +111,7 @@ def _post_all(
 
 def _play(leadwire: LeadwireProcess, sandbox: Sandbox, display: Display, give_up_at: float) -> DemoResult:
     """Post everything, then watch the tasks arrive until all is decided and delivered, or time is up."""
-    posted = webhooks(utc_now())
+    posted = webhooks()
     answers = _post_all(posted, leadwire, display)
     ledger = open_ledger(leadwire.ledger_url)
     try:

@@ -1,23 +1,25 @@
 """What the demo posts, what must come of it, and whether it did.
 
-The bodies are written as the senders write them and not made from the sources' own paths, so that the demo also shows that the
-presets understand the real thing. What is expected follows from `rules/examples/`. The ledger says what was decided and the
-sandbox what was created; a task counts only when both agree on it.
+`scenario.yaml` has the webhooks as their senders write them, not made from the sources' own paths: the demo also shows that the
+presets understand the real thing. The ledger says what was decided and the sandbox what was created; a task counts only when
+both agree on it.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.resources import files
 from typing import Final
-from urllib.parse import urlencode
 
-from console.samples import FORM, JSON, Posted, Sample
+import yaml
+from pydantic import TypeAdapter
+
+from console.samples import Posted, Sample, filled_sample
 from rules.vocabulary import (
     TERMINAL_TASK_STATES,
     DecisionOutcome,
@@ -63,9 +65,15 @@ class DemoWebhook:
 
     source: str
     format: str
-    sample: Sample
+    content_type: str
+    body: Json
     events: tuple[ExpectedEvent, ...]
     redelivered: bool = False
+
+    def sample(self, now: datetime) -> Sample:
+        """Return the payload, with the present moment in it."""
+        moments = {"iso": instant(now), "ms": int(now.timestamp() * 1000)}
+        return filled_sample(self.body, self.content_type, moments)
 
 
 def rule_variables() -> Mapping[str, str]:
@@ -79,137 +87,10 @@ def rule_variables() -> Mapping[str, str]:
     }
 
 
-def webhooks(now: datetime) -> tuple[DemoWebhook, ...]:
+def webhooks() -> tuple[DemoWebhook, ...]:
     """Return what is posted, in order."""
-    return (_big_lead(now), _small_lead(now), _form(), _hubspot(now), _partner(now))
-
-
-def _big_lead(now: datetime) -> DemoWebhook:
-    contact = {"id": "1001", "name": "Ana Rojas", "phone": "+56911112222", "country": "CL"}
-    data = {"value": 15000, "source": "web_form", "notes": "wants two licences"}
-    return DemoWebhook(
-        source="website",
-        format="JSON with a shared secret",
-        sample=_website_lead("web-1001", contact, data, now),
-        events=(
-            ExpectedEvent(
-                label="Ana Rojas, worth 15,000",
-                type="lead.created",
-                subject_id="1001",
-                tasks=_tasks_for_big_lead("Ana Rojas"),
-            ),
-        ),
-        redelivered=True,
-    )
-
-
-def _small_lead(now: datetime) -> DemoWebhook:
-    contact = {"id": "1002", "name": "Pablo Vera", "phone": "+56911113333", "country": "CL"}
-    return DemoWebhook(
-        source="website",
-        format="JSON with a shared secret",
-        sample=_website_lead("web-1002", contact, {"value": 900, "source": "web_form"}, now),
-        events=(
-            ExpectedEvent(
-                label="Pablo Vera, worth 900",
-                type="lead.created",
-                subject_id="1002",
-                failing_test=("high-value-lead", "data.value"),
-            ),
-        ),
-    )
-
-
-def _form() -> DemoWebhook:
-    fields = {
-        "event": "form.submitted",
-        "event_id": "web-1003",
-        "external_id": "1003",
-        "name": "Pedro Soto",
-        "phone": "+56 9 2222 3333",
-        "country": "CL",
-        "message": "Please send me prices.",
-    }
-    welcome = ExpectedTask(rule="whatsapp-welcome", type=TaskType.WHATSAPP_TEMPLATE, title="Welcome Pedro Soto")
-    return DemoWebhook(
-        source="website",
-        format="form fields",
-        sample=Sample(body=urlencode(fields).encode(), content_type=FORM),
-        events=(
-            ExpectedEvent(label="Pedro Soto, contact form", type="form.submitted", subject_id="1003", tasks=(welcome,)),
-        ),
-    )
-
-
-def _hubspot(now: datetime) -> DemoWebhook:
-    shared: Mapping[str, Json] = {
-        "portalId": 62515,
-        "appId": 54321,
-        "subscriptionId": 12345,
-        "occurredAt": int(now.timestamp() * 1000),
-        "attemptNumber": 0,
-        "changeSource": "CRM",
-    }
-    moved = {
-        **shared,
-        "eventId": 100,
-        "subscriptionType": "deal.propertyChange",
-        "objectId": 4711,
-        "propertyName": "dealstage",
-        "propertyValue": "contractsent",
-    }
-    created = {**shared, "eventId": 101, "subscriptionType": "contact.creation", "objectId": 4712, "changeFlag": "NEW"}
-    offer = ExpectedTask(rule="proposal-stage", type=TaskType.TEAM_TASK, title="Prepare the offer for deal 4711")
-    return DemoWebhook(
-        source="hubspot",
-        format="HubSpot v3, two events",
-        sample=_json([moved, created]),
-        events=(
-            ExpectedEvent(
-                label="deal 4711 to contractsent", type="deal.stage_changed", subject_id="4711", tasks=(offer,)
-            ),
-            ExpectedEvent(
-                label="contact 4712, no phone",
-                type="contact.created",
-                subject_id="4712",
-                failing_test=("whatsapp-welcome", "contact.phone"),
-            ),
-        ),
-    )
-
-
-def _partner(now: datetime) -> DemoWebhook:
-    contact = {"id": "c-9", "name": "Grace Miller", "phone": "+12125550143", "country": "US"}
-    data = {"id": "p-77", "value": 48000, "contact": contact}
-    return DemoWebhook(
-        source="partner",
-        format="Standard Webhooks",
-        sample=_json({"type": "lead.created", "timestamp": instant(now), "data": data}),
-        events=(
-            ExpectedEvent(
-                label="Grace Miller, worth 48,000",
-                type="lead.created",
-                subject_id="p-77",
-                tasks=_tasks_for_big_lead("Grace Miller"),
-            ),
-        ),
-    )
-
-
-def _tasks_for_big_lead(name: str) -> tuple[ExpectedTask, ...]:
-    return (
-        ExpectedTask(rule="high-value-lead", type=TaskType.TEAM_TASK, title=f"Follow up: High-value lead - {name}"),
-        ExpectedTask(rule="call-high-value-lead", type=TaskType.MAKE_CALL, title=f"Call {name}"),
-    )
-
-
-def _website_lead(event_id: str, contact: Json, data: Json, now: datetime) -> Sample:
-    event = {"event": "lead.created", "event_id": event_id, "occurred_at": instant(now)}
-    return _json({**event, "contact": contact, "data": data})
-
-
-def _json(value: Json) -> Sample:
-    return Sample(body=json.dumps(value).encode(), content_type=JSON)
+    text = files(__package__).joinpath("scenario.yaml").read_text(encoding="utf-8")
+    return TypeAdapter(tuple[DemoWebhook, ...]).validate_python(yaml.safe_load(text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,6 +98,11 @@ def sample_body(
     return _from_file(preset, _values(lead or Lead(), now, new_id), variant).body
 
 
+def filled_sample(body: Json, content_type: str, values: Mapping[str, Json]) -> Sample:
+    """Return a payload whose `$name` placeholders are filled in, as JSON or, with that content type, as form fields."""
+    return Sample(body=_encoded(_filled(body, values), content_type), content_type=content_type)
+
+
 def sign(source: Source, payload: Sample, base_url: str, now: datetime) -> httpx.Request:
     """Return the request that the source's sender would make; posting it twice is a redelivery: the same bytes again.
 
@@ -138,8 +143,7 @@ def _from_file(preset: str, values: Mapping[str, Json], variant: str | None) -> 
     chosen = choices.get(variant or next(iter(choices)))
     if chosen is None:
         raise Problem(f'there is no sample "{variant}" for {preset}; samples: {", ".join(choices)}')
-    content_type = chosen["content_type"]
-    return Sample(body=_encoded(_filled(chosen["body"], values), content_type), content_type=content_type)
+    return filled_sample(chosen["body"], chosen["content_type"], values)
 
 
 def _values(lead: Lead, now: datetime, new_id: Callable[[str], str]) -> dict[str, Json]:
@@ -169,9 +173,8 @@ def _filled(value: Json, values: Mapping[str, Json]) -> Json:
 
 
 def _encoded(body: Json, content_type: str) -> bytes:
-    if content_type != FORM:
-        return json.dumps(body, ensure_ascii=False).encode()
-    return urlencode(list(_form_fields(body))).encode()
+    text = urlencode(_form_fields(body)) if content_type == FORM else json.dumps(body, ensure_ascii=False)
+    return text.encode()
 
 
 def _form_fields(value: Json, name: str = "") -> list[tuple[str, str]]:

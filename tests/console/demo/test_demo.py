@@ -127,7 +127,7 @@ def _processes_of(folder):
 
 
 def _result():
-    posted = webhooks(NOW)
+    posted = webhooks()
     events, tasks, mindhunters, vambe = [], [], [], []
     for webhook in posted:
         for expected in webhook.events:
