@@ -994,9 +994,8 @@ def test_a_bad_script_file_is_a_problem(tmp_path, content) -> None:
 
 def test_memory_is_bounded(monkeypatch) -> None:
     """The oldest tasks and requests are forgotten."""
-    monkeypatch.setattr("worker.sandbox.mindhunters.TASK_LIMIT", 3)
-    monkeypatch.setattr("worker.sandbox.vambe.TASK_LIMIT", 3)
-    monkeypatch.setattr("worker.sandbox.records.REQUEST_LIMIT", 4)
+    monkeypatch.setattr("worker.sandbox.provider.TASK_LIMIT", 3)
+    monkeypatch.setattr("worker.sandbox.server.REQUEST_LIMIT", 4)
     with Sandbox(clock=lambda: NOW) as sandbox:
         for number in range(6):
             mindhunters(sandbox, "POST", "/tasks", but(CALL, title=f"n{number}", contact={"email": f"{number}@x.y"}))

@@ -4,11 +4,6 @@ Written from the vendors' documents alone and sharing no code with `worker/provi
 same mistake. What the documents leave open is a switch, marked as assumed.
 """
 
-from worker.sandbox.server import (
-    MINDHUNTERS_TOKEN,
-    VAMBE_API_KEY,
-    Sandbox,
-    serve,
-)
+from worker.sandbox.server import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox, serve
 
 __all__ = ["MINDHUNTERS_TOKEN", "VAMBE_API_KEY", "Sandbox", "serve"]

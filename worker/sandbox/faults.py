@@ -1,4 +1,4 @@
-"""How the sandbox misbehaves: a script of faults, each for the requests it matches, a number of times.
+"""What a stand-in is asked and answers, and how the sandbox misbehaves: a script of faults, each a number of times.
 
 A fault is `{"provider": "vambe", "match": {"title": "Call Ana"}, "times": 2, "answer": {"status": 503}}`. Every key but `answer`
 may be left out: then it is any provider, any POST, and once (`times: null`: for ever). `match` compares fields of the JSON
@@ -8,16 +8,17 @@ first fault that matches and is not used up acts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from datetime import UTC, datetime
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic_core import PydanticCustomError
 
 from rules.vocabulary import Json
-from worker.sandbox.calls import Call
 from worker.sandbox.switches import SandboxError
 
-_DRIP_SECONDS: Final = 0.2
 _LONGEST_SECONDS: Final = 3600.0
 
 #: Answers with a name of their own.
@@ -26,7 +27,7 @@ NAMED: Final[Mapping[str, Mapping[str, Json]]] = {
     "hang_up_after": {"hang_up": "after"},
     "reset_before": {"hang_up": "before", "reset": True},
     "reset_after": {"hang_up": "after", "reset": True},
-    "drip": {"drip_seconds": _DRIP_SECONDS},
+    "drip": {"drip_seconds": 0.2},
     "html_502": {
         "status": 502,
         "headers": {"Content-Type": "text/html"},
@@ -34,14 +35,72 @@ NAMED: Final[Mapping[str, Mapping[str, Json]]] = {
     },
 }
 
-_FAULT_KEYS: Final = frozenset({"provider", "method", "path", "match", "times", "every", "answer"})
-_ANSWER_KEYS: Final = frozenset(
-    {"status", "headers", "body", "store", "delay_seconds", "hang_up", "reset", "drip_seconds"}
-)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxRequest:
+    """A request to a stand-in. `path` is below the provider's root, header names are lower case, `document` is the decoded body.
+
+    `document` is None for a body that is no JSON (or the JSON null).
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, list[str]] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    document: Json = None
+
+    def last(self, name: str, default: str = "") -> str:
+        """Return a query value; of several the last."""
+        return (self.query.get(name) or [default])[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Misdeed:
+class SandboxResponse:
+    """Its answer: JSON, or text as it stands with its own content type. `why` says what was refused; `task` what was made.
+
+    `silent`: the request was executed, and the connection is closed without an answer.
+    """
+
+    status: int
+    body: Json = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    why: str | None = None
+    task: str | None = None
+    silent: bool = False
+
+
+def stamp(moment: datetime) -> str:
+    """Return a moment as ISO 8601 UTC with milliseconds and `Z`."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _named(answer: Json) -> Json:
+    """Return what a name of `NAMED` stands for, and a mapping as it is."""
+    if isinstance(answer, Mapping):
+        return answer
+    if not isinstance(answer, str):
+        raise PydanticCustomError("answer", "must be a name or a mapping")
+    if answer not in NAMED:
+        raise PydanticCustomError("answer", _answers())
+    return NAMED[answer]
+
+
+def _plain(text: str) -> str:
+    if not (text.isprintable() and text.isascii()):
+        raise ValueError("not plain text")
+    return text
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(seconds, 0.0), _LONGEST_SECONDS)
+
+
+_Plain = Annotated[str, AfterValidator(_plain)]
+_Count = Annotated[int, Field(ge=1)]
+_Seconds = Annotated[float, Field(allow_inf_nan=False, description="a number of seconds"), AfterValidator(_bounded)]
+
+
+class Misbehaviour(BaseModel):
     """What happens instead of, or on top of, the proper answer.
 
     `status` replaces the answer; with `store` the request is executed all the same. `hang_up` closes the connection without
@@ -49,163 +108,122 @@ class Misdeed:
     answering; `drip_seconds` passes before each byte of the answer.
     """
 
-    status: int | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    status: int | None = Field(default=None, ge=200, le=599, description="from 200 to 599")
+    headers: dict[_Plain, _Plain] = Field(default_factory=dict, description="a mapping of name to plain text")
     body: Json = None
-    store: bool = False
-    delay_seconds: float = 0.0
-    hang_up: Literal["before", "after"] | None = None
-    reset: bool = False
-    drip_seconds: float = 0.0
+    store: bool = Field(default=False, description="true or false")
+    delay_seconds: _Seconds = 0.0
+    hang_up: Literal["before", "after"] | None = Field(default=None, description="before or after")
+    reset: bool = Field(default=False, description="true or false")
+    drip_seconds: _Seconds = 0.0
 
     @property
     def executes(self) -> bool:
         """Whether the request is executed at all."""
         return self.hang_up != "before" and (self.status is None or self.store)
 
+    def words(self) -> str:
+        """Return what happens, for the page and the log."""
+        words = [f"hang up {self.hang_up}"] if self.hang_up else []
+        words += [f"status {self.status}{' after storing' if self.store else ''}"] if self.status else []
+        words += [f"delay {self.delay_seconds:g} s"] if self.delay_seconds else []
+        words += ["drip"] if self.drip_seconds else []
+        return ", ".join(words)
 
-@dataclass(slots=True, kw_only=True)
-class Fault:
-    """One line of the script and how often it has acted. `every` lets it act on each nth request it matches."""
 
-    written: Mapping[str, Json]
-    provider: str | None
-    method: str
-    path: str | None
-    match: Mapping[str, Json]
-    times: int | None
-    every: int
-    misdeed: Misdeed
-    matched: int = 0
-    acted: int = 0
+class ScriptedFault(BaseModel):
+    """One line of the script, and how often it has matched and acted. With `every` it acts on each nth match."""
 
-    def takes(self, provider: str, call: Call) -> bool:
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    provider: Literal["mindhunters", "vambe"] | None = Field(default=None, description="mindhunters or vambe")
+    method: str = Field(default="POST", description="an HTTP method, or *")
+    path: str | None = Field(default=None, description="a path such as /tasks")
+    match: dict[str, Json] = Field(default_factory=dict, description="a mapping of field to value")
+    times: _Count | None = Field(default=1, description="a whole number, or null for always")
+    every: _Count = Field(default=1, description="a whole number of 1 or more")
+    answer: Annotated[Misbehaviour, BeforeValidator(_named)]
+    _matched: int = PrivateAttr(default=0)
+    _acted: int = PrivateAttr(default=0)
+
+    def takes(self, provider: str, request: SandboxRequest) -> bool:
         """Say whether it acts on this request, and count it."""
-        if self.times is not None and self.acted >= self.times:
+        if self.times is not None and self._acted >= self.times:
             return False
-        if self.provider not in {None, provider} or self.method not in {"*", call.method}:
+        if self.provider not in {None, provider} or self.method.upper() not in {"*", request.method}:
             return False
-        if self.path not in {None, call.path.removeprefix("/public")} or not all(
-            _agrees(_at(call.document, name), wanted) for name, wanted in self.match.items()
+        if self.path not in {None, request.path.removeprefix("/public")} or not all(
+            _agrees(_at(request.document, name), wanted) for name, wanted in self.match.items()
         ):
             return False
-        self.matched += 1
-        if self.matched % self.every:
+        self._matched += 1
+        if self._matched % self.every:
             return False
-        self.acted += 1
+        self._acted += 1
         return True
+
+    def counts(self) -> dict[str, Json]:
+        """Return how often it has matched and acted."""
+        return {"matched": self._matched, "acted": self._acted}
 
 
 class Script:
     """The faults in force. Not for several threads at once: the sandbox holds its lock."""
 
     def __init__(self) -> None:
-        self._faults: list[Fault] = []
+        self._faults: list[tuple[Json, ScriptedFault]] = []
 
     def add(self, script: Json) -> None:
         """Add a list of faults (or one); raises SandboxError, naming the place, without adding any."""
         entries = [script] if isinstance(script, dict) else script
         if not isinstance(entries, Sequence) or isinstance(entries, str | bytes):
             raise SandboxError("a fault script is a JSON list of faults")
-        self._faults += [_fault(entry, f"fault {number}") for number, entry in enumerate(entries, start=1)]
+        self._faults += [(entry, _fault(entry, f"fault {number}")) for number, entry in enumerate(entries, start=1)]
 
     def clear(self) -> None:
         """Misbehave no more."""
         self._faults.clear()
 
-    def take(self, provider: str, call: Call) -> Misdeed | None:
+    def take(self, provider: str, request: SandboxRequest) -> Misbehaviour | None:
         """Return what shall happen to this request, if anything."""
-        for fault in self._faults:
-            if fault.takes(provider, call):
-                return fault.misdeed
-        return None
+        return next((fault.answer for _, fault in self._faults if fault.takes(provider, request)), None)
 
     def as_json(self) -> list[dict[str, Json]]:
-        """Return the faults as written, with how often each has acted."""
-        return [{**fault.written, "matched": fault.matched, "acted": fault.acted} for fault in self._faults]
+        """Return the faults as written, with how often each has matched and acted."""
+        return [{**written, **fault.counts()} for written, fault in self._faults]
 
 
-def _fault(entry: Json, place: str) -> Fault:
+def _fault(entry: Json, place: str) -> ScriptedFault:
     if not isinstance(entry, dict):
         raise SandboxError(f"{place}: must be a mapping, not {entry!r}")
-    _only(entry, _FAULT_KEYS, place)
-    provider = entry.get("provider")
-    if provider not in {None, "mindhunters", "vambe"}:
-        raise SandboxError(f"{place}: provider must be mindhunters or vambe, not {provider!r}")
-    match = entry.get("match", {})
-    if not isinstance(match, dict):
-        raise SandboxError(f"{place}: match must be a mapping of field to value, not {match!r}")
-    times = entry.get("times", 1)
-    if times is not None and not _is_count(times):
-        raise SandboxError(f"{place}: times must be a whole number, or null for always, not {times!r}")
-    every = entry.get("every", 1)
-    if not _is_count(every):
-        raise SandboxError(f"{place}: every must be a whole number of 1 or more, not {every!r}")
-    if "answer" not in entry:
-        raise SandboxError(f"{place}: answer is missing; it is {', '.join(NAMED)} or a mapping of {_listed()}")
-    return Fault(
-        written=entry,
-        provider=provider,
-        method=str(entry.get("method", "POST")).upper(),
-        path=entry.get("path"),
-        match=match,
-        times=times,
-        every=every,
-        misdeed=_misdeed(entry["answer"], f"{place}: answer"),
-    )
+    try:
+        return ScriptedFault.model_validate(entry)
+    except ValidationError as error:
+        raise SandboxError(_complaint(error, place)) from error
 
 
-def _misdeed(answer: Json, place: str) -> Misdeed:
-    if isinstance(answer, str):
-        if answer not in NAMED:
-            raise SandboxError(f"{place}: must be {', '.join(NAMED)} or a mapping of {_listed()}, not {answer!r}")
-        answer = NAMED[answer]
-    if not isinstance(answer, Mapping):
-        raise SandboxError(f"{place}: must be a name or a mapping, not {answer!r}")
-    _only(answer, _ANSWER_KEYS, place)
-    status = answer.get("status")
-    if status is not None and not (_is_count(status) and 200 <= status <= 599):  # noqa: PLR2004 - final HTTP statuses
-        raise SandboxError(f"{place}: status must be from 200 to 599, not {status!r}")
-    headers = answer.get("headers", {})
-    if not isinstance(headers, dict) or not all(
-        isinstance(value, str) and (name + value).isprintable() and (name + value).isascii()
-        for name, value in headers.items()
-    ):
-        raise SandboxError(f"{place}: headers must be a mapping of name to plain text, not {headers!r}")
-    hang_up = answer.get("hang_up")
-    if hang_up not in {None, "before", "after"}:
-        raise SandboxError(f"{place}: hang_up must be before or after, not {hang_up!r}")
-    return Misdeed(
-        status=status,
-        headers=headers,
-        body=answer.get("body"),
-        store=bool(answer.get("store", False)),
-        delay_seconds=_seconds(answer, "delay_seconds", place),
-        hang_up=hang_up,
-        reset=bool(answer.get("reset", False)),
-        drip_seconds=_seconds(answer, "drip_seconds", place),
-    )
+def _complaint(error: ValidationError, place: str) -> str:
+    """Return the first thing that is wrong, with its place."""
+    first = error.errors(include_url=False)[0]
+    key, *inside = map(str, first["loc"])
+    model: type[BaseModel] = ScriptedFault
+    if key == "answer" and (inside or first["type"] == "answer"):
+        model, place = Misbehaviour, f"{place}: answer"
+        key = inside[0] if inside else key
+    match first["type"]:
+        case "extra_forbidden":
+            return f"{place}: there is no {key!r}; there are: {', '.join(sorted(model.model_fields))}"
+        case "missing":
+            return f"{place}: {key} is missing; it {_answers().replace('must be', 'is', 1)}"
+        case "answer":
+            return f"{place}: {first['msg']}, not {first['input']!r}"
+    return f"{place}: {key} must be {model.model_fields[key].description}, not {first['input']!r}"
 
 
-def _seconds(answer: Mapping[str, Json], key: str, place: str) -> float:
-    value = answer.get(key, 0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise SandboxError(f"{place}: {key} must be a number of seconds, not {value!r}")
-    return min(max(float(value), 0.0), _LONGEST_SECONDS)
-
-
-def _only(entry: Mapping[str, Json], allowed: frozenset[str], place: str) -> None:
-    for key in entry:
-        if key not in allowed:
-            raise SandboxError(f"{place}: there is no {key!r}; there are: {', '.join(sorted(allowed))}")
-
-
-def _listed() -> str:
-    return ", ".join(sorted(_ANSWER_KEYS))
-
-
-def _is_count(value: Json) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _answers() -> str:
+    return f"must be {', '.join(NAMED)} or a mapping of {', '.join(sorted(Misbehaviour.model_fields))}"
 
 
 def _at(document: Json, path: str) -> Json:

@@ -1,40 +1,46 @@
-"""A stand-in for Mindhunters' API: its routes, its envelope, and the life its tasks lead.
+"""A stand-in for Mindhunters' API: its routes, its envelope, which bodies it takes, and the life its tasks lead.
 
 Source: developers.mindhunters.ai, pages on tasks, authentication and errors, read 2026-11; routes beside create and list
-are known from a third party's reference only. The names of the statuses are documented, their order is assumed.
+are known from a third party's reference only. The names of the statuses are documented, their order is assumed. What the
+pages leave open is a switch.
 """
 
 from __future__ import annotations
 
-import json
+import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
 
 from rules.vocabulary import Json
-from worker.sandbox.calls import Call, Said, forget_oldest, stamp
-from worker.sandbox.limits import RateLimit
-from worker.sandbox.listings import Listing
-from worker.sandbox.mindhunters_rules import PRIORITIES, TYPES, Complaint, complaints, moment
+from worker.sandbox.faults import SandboxRequest, SandboxResponse, stamp
+from worker.sandbox.provider import FieldError, ProviderSandbox, forget_oldest, is_uuid
 from worker.sandbox.switches import Switches
+
+TYPES: Final = (
+    "make_call", "send_message", "send_email", "follow_up", "appointment", "survey", "notification", "webhook", "custom",
+)  # fmt: skip
+EXPLAINED_TYPES: Final = frozenset({"make_call", "send_message"})
+KEYS: Final = frozenset({
+    "title", "type", "agent_uuid", "scheduled_at", "description", "contact_uuid", "contact", "campaign_uuid", "timezone",
+    "priority", "expires_at", "max_attempts", "task_data", "auto_queue",
+})  # fmt: skip
+CONTACT_KEYS: Final = frozenset({"phone_number", "email"})
+PRIORITIES: Final = range(1, 11)
+
+_PHONE: Final = re.compile(r"\+[1-9][0-9]{6,14}")
+_MOMENT: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?(?P<offset>Z|[+-][0-9]{2}:?[0-9]{2})?"
+)
 
 #: What a workspace's token looks like; the only one the sandbox takes.
 TOKEN: Final = "sandbox-mindhunters-token"  # noqa: S105 - an obvious fake, printed for everybody
-#: More tasks than these push out the oldest.
-TASK_LIMIT: Final = 50_000
 
 STATUSES: Final = (
-    "pending",
-    "scheduled",
-    "queued",
-    "in_progress",
-    "completed",
-    "failed",
-    "cancelled",
-    "expired",
-    "on_hold",
-)
+    "pending", "scheduled", "queued", "in_progress", "completed", "failed", "cancelled", "expired", "on_hold",
+)  # fmt: skip
 _ENDED: Final = frozenset({"completed", "failed", "cancelled", "expired"})
 _QUEUED_FOR: Final = timedelta(seconds=10)
 _RUNS_FOR: Final = timedelta(seconds=60)
@@ -44,19 +50,20 @@ _EDITABLE: Final = ("title", "description", "priority", "scheduled_at", "status"
 _FILTERS: Final = ("type", "status", "contact_uuid", "campaign_uuid", "agent_uuid", "priority")
 
 
-class Mindhunters:
-    """Answers calls below `/api/v1`. Not for several threads at once: the sandbox holds its lock."""
+_wrong = partial(FieldError, status=422)
+
+
+class MindhuntersSandbox(ProviderSandbox):
+    """Answers requests below `/api/v1`."""
+
+    name = "mindhunters"
 
     def __init__(self, switches: Switches) -> None:
-        self._switches = switches
-        self._limit = RateLimit("mindhunters", switches)
-        self._listing = Listing("mindhunters", switches)
-        self._tasks: dict[str, dict[str, Json]] = {}
+        super().__init__(switches)
         self._contacts: dict[str, dict[str, Json]] = {}
         self._by_address: dict[str, str] = {}
-        self._by_body: dict[str, str] = {}
 
-    def answer(self, call: Call, now: datetime, tasks_now: datetime) -> Said:
+    def answer(self, call: SandboxRequest, now: datetime, tasks_now: datetime) -> SandboxResponse:
         """Answer one call; `now` is what the clock says, `tasks_now` how far the tasks' lives have moved."""
         refused = self._refuse(call, now)
         if refused is not None:
@@ -67,7 +74,7 @@ class Mindhunters:
             case "POST", ["tasks"]:
                 return self._create(call, now)
             case "GET", ["tasks"]:
-                return self._listing.spoiled() or self._list(call, now)
+                return self._spoiled_listing() or self._list(call, now)
             case "GET", ["contacts"]:
                 return self._page(list(self._contacts.values()), call)
             case method, ["tasks", identifier, *rest] if len(rest) <= 1:
@@ -92,7 +99,7 @@ class Mindhunters:
         task |= {"status": status, "_since": tasks_now, "updated_at": stamp(tasks_now)}
         return True
 
-    def _refuse(self, call: Call, now: datetime) -> Said | None:
+    def _refuse(self, call: SandboxRequest, now: datetime) -> SandboxResponse | None:
         header = call.headers.get("authorization")
         if not header:
             return self._error(401, "MISSING_AUTH_TOKEN", "no bearer token")
@@ -104,30 +111,28 @@ class Mindhunters:
         switch = "mindhunters.permission_to_read" if call.method == "GET" else "mindhunters.permission"
         if self._switches.on(switch, "no"):
             return self._error(403, "FORBIDDEN", "the token lacks the permission")
-        headers = self._limit.refuse(now)
+        headers = self._over_limit(now)
         if headers is not None:
             return self._error(429, "RATE_LIMIT_EXCEEDED", "too many requests", headers=headers)
         return None
 
-    def _create(self, call: Call, now: datetime) -> Said:
+    def _create(self, call: SandboxRequest, now: datetime) -> SandboxResponse:
         body = call.document
         if not isinstance(body, dict):
             return self._error(400, "INVALID_JSON", "the body is not a JSON object")
         found = list(complaints(body, self._switches, now))
         contact_uuid = body.get("contact_uuid")
         if not found and contact_uuid is not None and not self._knows_contact(contact_uuid):
-            found = [Complaint(field="contact_uuid", message="no such contact", status=404, code="CONTACT_NOT_FOUND")]
+            found = [_wrong("contact_uuid", "no such contact", status=404, code="CONTACT_NOT_FOUND")]
         return self._complain(found) if found else self._made(body, now)
 
     def _knows_contact(self, contact_uuid: str) -> bool:
         return contact_uuid in self._contacts or self._switches.knows("mindhunters.contacts", contact_uuid)
 
-    def _made(self, body: Mapping[str, Json], now: datetime) -> Said:
+    def _made(self, body: Mapping[str, Json], now: datetime) -> SandboxResponse:
         status = int(self._switches["mindhunters.success_status"])
-        text = json.dumps(body, sort_keys=True)
-        before = self._by_body.get(text)
-        if before in self._tasks and self._switches.on("mindhunters.same_body_twice", "same_task"):
-            return self._success(status, "task exists", _public(self._tasks[before]))
+        if (before := self._made_before(body)) is not None:
+            return self._success(status, "task exists", _public(before))
         scheduled_at = moment(body["scheduled_at"])
         queued = body.get("auto_queue") is True or self._switches.on("mindhunters.unqueued", "runs")
         task: dict[str, Json] = {
@@ -150,10 +155,9 @@ class Mindhunters:
             "updated_at": stamp(now),
             "_since": now,
         }
-        self._tasks[task["uuid"]] = task
-        self._by_body[text] = task["uuid"]
-        for held in (self._tasks, self._by_body, self._contacts, self._by_address):
-            forget_oldest(held, TASK_LIMIT)
+        self._hold(task["uuid"], task, body)
+        forget_oldest(self._contacts)
+        forget_oldest(self._by_address)
         return self._success(status, "task created", _public(task))
 
     def _contact(self, given: Mapping[str, Json]) -> str:
@@ -163,11 +167,7 @@ class Mindhunters:
             if address in self._by_address:
                 return self._by_address[address]
         made = str(uuid.uuid4())
-        self._contacts[made] = {
-            "uuid": made,
-            "phone_number": given.get("phone_number"),
-            "email": given.get("email"),
-        }
+        self._contacts[made] = {"uuid": made, "phone_number": given.get("phone_number"), "email": given.get("email")}
         self._by_address.update(dict.fromkeys(addresses, made))
         return made
 
@@ -187,12 +187,14 @@ class Mindhunters:
     def _step(self, task: dict[str, Json], status: str, at: datetime) -> None:
         task |= {"status": status, "_since": at, "updated_at": stamp(at)}
 
-    def _one(self, method: str, identifier: str, step: str, call: Call, tasks_now: datetime) -> Said:
+    def _one(
+        self, method: str, identifier: str, step: str, call: SandboxRequest, tasks_now: datetime
+    ) -> SandboxResponse:
         task = self._tasks.get(identifier)
         if task is None:
             return self._error(404, "TASK_NOT_FOUND", "no such task")
         self._live(task, tasks_now)
-        steps: Mapping[tuple[str, str], Callable[[], Said]] = {
+        steps: Mapping[tuple[str, str], Callable[[], SandboxResponse]] = {
             ("GET", ""): lambda: self._success(200, "task", _public(task)),
             ("PUT", ""): lambda: self._update(task, call, tasks_now),
             ("DELETE", ""): lambda: self._delete(task),
@@ -205,7 +207,7 @@ class Mindhunters:
             return self._error(404, "NOT_FOUND", f"no endpoint {method} {call.path}")
         return step_taken()
 
-    def _go(self, task: dict[str, Json], status: str, possible: bool, now: datetime) -> Said:
+    def _go(self, task: dict[str, Json], status: str, possible: bool, now: datetime) -> SandboxResponse:
         if not possible:
             refusal = int(self._switches["mindhunters.illegal_transition"])
             return self._error(refusal, "INVALID_TRANSITION", f"a {task['status']} task cannot become {status}")
@@ -214,7 +216,7 @@ class Mindhunters:
         self._step(task, "scheduled" if later else status, now)
         return self._success(200, f"task {status}", _public(task))
 
-    def _update(self, task: dict[str, Json], call: Call, now: datetime) -> Said:
+    def _update(self, task: dict[str, Json], call: SandboxRequest, now: datetime) -> SandboxResponse:
         body = call.document
         if not isinstance(body, dict):
             return self._error(400, "INVALID_JSON", "the body is not a JSON object")
@@ -225,17 +227,17 @@ class Mindhunters:
             ("title", "title" not in changes or (isinstance(changes["title"], str) and changes["title"] != "")),
             ("scheduled_at", "scheduled_at" not in changes or (moment(changes["scheduled_at"]) or now) > now),
         )
-        wrong = [Complaint(field=name, message="is not accepted") for name, good in checks if not good]
+        wrong = [_wrong(name, "is not accepted") for name, good in checks if not good]
         if wrong:
             return self._complain(wrong)
         task |= {**changes, "updated_at": stamp(now), "_since": now}
         return self._success(200, "task updated", _public(task))
 
-    def _delete(self, task: Mapping[str, Json]) -> Said:
+    def _delete(self, task: Mapping[str, Json]) -> SandboxResponse:
         del self._tasks[task["uuid"]]
         return self._success(200, "task deleted", None)
 
-    def _list(self, call: Call, now: datetime) -> Said:
+    def _list(self, call: SandboxRequest, now: datetime) -> SandboxResponse:
         wanted = {name: call.query[name][-1] for name in _FILTERS if call.query.get(name)}
         checks = (
             ("type", wanted.get("type", TYPES[0]) in TYPES),
@@ -245,20 +247,20 @@ class Mindhunters:
         unread = [name for name, bound in bounds.items() if bound is None and call.query.get(name)]
         wrong = [name for name, good in checks if not good] + unread
         if wrong:
-            return self._complain([Complaint(field=name, message="is not accepted") for name in wrong])
+            return self._complain([_wrong(name, "is not accepted") for name in wrong])
         found = [
             task
-            for task in self._listing.shown(self._tasks.values(), now)
+            for task in self._listed(now)
             if all(str(task[name]) == value for name, value in wanted.items()) and _within(task, bounds)
         ]
         return self._page([_public(task) for task in reversed(found)], call)
 
-    def _page(self, rows: list[dict[str, Json]], call: Call) -> Said:
+    def _page(self, rows: list[dict[str, Json]], call: SandboxRequest) -> SandboxResponse:
         page, per_page = _number(call, "page", 1), _number(call, "per_page", _PAGE)
         if page is None or per_page is None:
-            return self._complain([Complaint(field="page" if page is None else "per_page", message="must be positive")])
+            return self._complain([_wrong("page" if page is None else "per_page", "must be positive")])
         if per_page > _LONGEST_PAGE and self._switches.on("mindhunters.per_page_over_100", "refuse"):
-            return self._complain([Complaint(field="per_page", message="must not be over 100")])
+            return self._complain([_wrong("per_page", "must not be over 100")])
         per_page = min(per_page, _LONGEST_PAGE)
         data = {
             "current_page": page,
@@ -270,18 +272,20 @@ class Mindhunters:
         }
         return self._success(200, "list", data)
 
-    def _success(self, status: int, message: str, data: Json) -> Said:
+    def _success(self, status: int, message: str, data: Json) -> SandboxResponse:
         made = data.get("uuid") if isinstance(data, dict) else None
-        return Said(status=status, body={"success": True, "message": message, "data": data}, task=made)
+        return SandboxResponse(status=status, body={"success": True, "message": message, "data": data}, task=made)
 
-    def _complain(self, found: list[Complaint]) -> Said:
+    def _complain(self, found: list[FieldError]) -> SandboxResponse:
         first = found[0]
         why = f"{first.field}: {first.message}"
         if first.status == 422 and self._switches.on("mindhunters.validation_form", "laravel"):  # noqa: PLR2004
             errors: dict[str, list[str]] = {}
             for one in found:
                 errors.setdefault(one.field, []).append(one.message)
-            return Said(status=422, body={"message": "The given data was invalid.", "errors": errors}, why=why)
+            return SandboxResponse(
+                status=422, body={"message": "The given data was invalid.", "errors": errors}, why=why
+            )
         field = first.field if first.status == 422 else None  # noqa: PLR2004 - documented for validation only
         return self._error(first.status, first.code, why, field=field, details=first.message)
 
@@ -294,14 +298,14 @@ class Mindhunters:
         field: str | None = None,
         details: str | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Said:
+    ) -> SandboxResponse:
         error: dict[str, Json] = {
             "code": code.lower() if self._switches.on("mindhunters.code_case", "lower") else code,
             "details": details,
         }
         if field is not None:
             error["field"] = field
-        return Said(
+        return SandboxResponse(
             status=status,
             body={"success": False, "message": message, "error": error},
             headers=headers or {},
@@ -320,6 +324,157 @@ def _within(task: Mapping[str, Json], bounds: Mapping[str, datetime | None]) -> 
     return (first is None or at >= first) and (last is None or at <= last)
 
 
-def _number(call: Call, name: str, default: int) -> int | None:
+def _number(call: SandboxRequest, name: str, default: int) -> int | None:
     written = call.last(name, str(default))
     return int(written) if written.isdecimal() and written.isascii() and 0 < len(written) < 7 and int(written) else None  # noqa: PLR2004
+
+
+def complaints(body: Mapping[str, Json], switches: Switches, now: datetime) -> Iterator[FieldError]:
+    """Yield what is wrong with a body, shapes before ids."""
+    for key in ("title", "type", "agent_uuid", "scheduled_at"):
+        value = body.get(key)
+        if value is None or value == "":
+            yield _wrong(key, "is required")
+        elif not isinstance(value, str):
+            yield _wrong(key, "must be a string")
+    yield from _type(body, switches)
+    yield from _ids(body, switches)
+    yield from _times(body, switches, now)
+    yield from _numbers(body, switches)
+    yield from _contact(body, switches)
+    yield from _message(body, switches)
+    if switches.on("mindhunters.unknown_key", "refuse"):
+        for key in sorted(body.keys() - KEYS):
+            yield _wrong(key, "is not a known key")
+
+
+def moment(value: Json) -> datetime | None:
+    """Return an ISO 8601 date-time, read as UTC where it has no offset; None for anything else."""
+    if not isinstance(value, str) or not _MOMENT.fullmatch(value):
+        return None
+    try:
+        read = datetime.fromisoformat(value)
+        return (read if read.tzinfo else read.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _type(body: Mapping[str, Json], switches: Switches) -> Iterator[FieldError]:
+    value = body.get("type")
+    if not isinstance(value, str) or not value:
+        return
+    if value not in TYPES:
+        yield _wrong("type", f"must be one of {', '.join(TYPES)}")
+    elif value not in EXPLAINED_TYPES and switches.on("mindhunters.unexplained_types", "refuse"):
+        yield _wrong("type", "is not available to this workspace")
+
+
+def _ids(body: Mapping[str, Json], switches: Switches) -> Iterator[FieldError]:
+    agent = body.get("agent_uuid")
+    if isinstance(agent, str) and agent:
+        if not is_uuid(agent) and switches.on("mindhunters.agent_format", "refuse"):
+            yield _wrong("agent_uuid", "must be a UUID")
+        elif not switches.knows("mindhunters.agents", agent):
+            yield _wrong("agent_uuid", "no such agent", status=404, code="AGENT_NOT_FOUND")
+    campaign = body.get("campaign_uuid")
+    if campaign is not None and not is_uuid(campaign):
+        yield _wrong("campaign_uuid", "must be a UUID")
+    for key in ("description", "timezone"):
+        if body.get(key) is not None and not isinstance(body[key], str):
+            yield _wrong(key, "must be a string")
+    if body.get("auto_queue") is not None and not isinstance(body["auto_queue"], bool):
+        yield _wrong("auto_queue", "must be a boolean")
+
+
+def _times(body: Mapping[str, Json], switches: Switches, now: datetime) -> Iterator[FieldError]:
+    written = body.get("scheduled_at")
+    scheduled_at = moment(written)
+    if isinstance(written, str) and written:
+        if scheduled_at is None:
+            yield _wrong("scheduled_at", "must be an ISO 8601 date-time")
+        elif _is_naive(written) and switches.on("mindhunters.naive_scheduled_at", "refuse"):
+            yield _wrong("scheduled_at", "must carry an offset")
+        elif scheduled_at <= now:
+            yield _wrong("scheduled_at", "must be in the future")
+    if body.get("expires_at") is None:
+        return
+    expires_at = moment(body["expires_at"])
+    if expires_at is None:
+        yield _wrong("expires_at", "must be an ISO 8601 date-time")
+    elif scheduled_at and expires_at <= scheduled_at and switches.on("mindhunters.expires_order", "refuse"):
+        yield _wrong("expires_at", "must be after scheduled_at")
+
+
+def _is_naive(written: str) -> bool:
+    found = _MOMENT.fullmatch(written)
+    return found is not None and found["offset"] is None
+
+
+def _numbers(body: Mapping[str, Json], switches: Switches) -> Iterator[FieldError]:
+    priority = body.get("priority")
+    if priority is not None and not (_is_whole(priority) and priority in PRIORITIES):
+        yield _wrong("priority", "must be a whole number from 1 to 10")
+    tries = body.get("max_attempts")
+    if tries is not None and not _is_whole(tries):
+        yield _wrong("max_attempts", "must be a whole number")
+    elif tries is not None and tries < 1 and switches.on("mindhunters.max_attempts", "refuse"):
+        yield _wrong("max_attempts", "must be at least 1")
+
+
+def _is_whole(value: Json) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _contact(body: Mapping[str, Json], switches: Switches) -> Iterator[FieldError]:
+    contact, contact_uuid = body.get("contact"), body.get("contact_uuid")
+    if contact is not None and contact_uuid is not None:
+        yield _wrong("contact_uuid", "cannot be given together with contact")
+        return
+    if contact_uuid is not None:
+        if not is_uuid(contact_uuid):
+            yield _wrong("contact_uuid", "must be a UUID")
+        return
+    if contact is None:
+        yield _wrong("contact", "is required when contact_uuid is not given")
+    elif not isinstance(contact, dict):
+        yield _wrong("contact", "must be an object")
+    else:
+        yield from _contact_object(contact, switches)
+
+
+def _contact_object(contact: Mapping[str, Json], switches: Switches) -> Iterator[FieldError]:
+    phone, email = contact.get("phone_number"), contact.get("email")
+    if not phone and not email and switches.on("mindhunters.empty_contact", "refuse"):
+        yield _wrong("contact", "needs phone_number or email")
+    if phone and not isinstance(phone, str):
+        yield _wrong("contact.phone_number", "must be a string")
+    elif phone and not _PHONE.fullmatch(phone) and switches.on("mindhunters.phone_format", "refuse"):
+        yield _wrong("contact.phone_number", "must be in E.164 form")
+    if email and not isinstance(email, str):
+        yield _wrong("contact.email", "must be a string")
+    if switches.on("mindhunters.unknown_contact_key", "refuse"):
+        for key in sorted(contact.keys() - CONTACT_KEYS):
+            yield _wrong(f"contact.{key}", "is not a registered field")
+
+
+def _message(body: Mapping[str, Json], switches: Switches) -> Iterator[FieldError]:
+    data = body.get("task_data")
+    if data is not None and not isinstance(data, dict):
+        yield _wrong("task_data", "must be an object")
+        return
+    if body.get("type") != "send_message":
+        return
+    given = data or {}
+    if given.get("message_type") != "whatsapp_template":
+        yield _wrong("task_data.message_type", "must be whatsapp_template")
+    template = given.get("template_uuid")
+    if not is_uuid(template):
+        yield _wrong("task_data.template_uuid", "is required and must be a UUID")
+    elif not switches.knows("mindhunters.templates", str(template)):
+        status = int(switches["mindhunters.unknown_template"])
+        yield _wrong(
+            "task_data.template_uuid",
+            message="no such approved template",
+            status=status,
+            code="TEMPLATE_NOT_FOUND" if status == 404 else "VALIDATION_ERROR",  # noqa: PLR2004 - not found
+        )

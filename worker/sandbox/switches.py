@@ -42,8 +42,8 @@ class Switch:
         return self.choices[0] if self.choices else self.free
 
 
-def _switch(name: str, about: str, *choices: str) -> Switch:
-    return Switch(name=name, about=about, choices=choices)
+def _switch(name: str, about: str, *choices: str, basis: Literal["assumed", "documented"] = "assumed") -> Switch:
+    return Switch(name=name, about=about, choices=choices, basis=basis)
 
 
 def _open(name: str, about: str, free: str) -> Switch:
@@ -53,26 +53,13 @@ def _open(name: str, about: str, free: str) -> Switch:
 def _for_both(provider: str) -> tuple[Switch, ...]:
     return (
         _switch(f"{provider}.success_status", "status of a task that was made", "201", "200"),
-        _switch(
-            f"{provider}.same_body_twice",
-            "the same body again makes a second task, or none",
-            "second_task",
-            "same_task",
-        ),
+        _switch(f"{provider}.same_body_twice", "the same body again makes a second task, or none", "second_task", "same_task"),
         _open(f"{provider}.rate_limit", "requests a window takes before it answers 429; 0: no limit", "0"),
         _open(f"{provider}.rate_window_seconds", "length of the rate limit's window", "1"),
         _switch(f"{provider}.retry_after", "whether a 429 carries Retry-After", "seconds", "none"),
-        _switch(
-            f"{provider}.listing",
-            "how a listing of tasks is answered",
-            "whole",
-            "status_500",
-            "garbage",
-            "empty",
-            "silent",
-        ),
+        _switch(f"{provider}.listing", "how a listing of tasks is answered", "whole", "status_500", "garbage", "empty", "silent"),
         _open(f"{provider}.listing_delay_seconds", "how long after it was made a task is listed", "0"),
-    )
+    )  # fmt: skip
 
 
 SWITCHES: Final[Mapping[str, Switch]] = {
@@ -92,11 +79,10 @@ SWITCHES: Final[Mapping[str, Switch]] = {
         _switch("mindhunters.naive_scheduled_at", "a scheduled_at without offset: UTC, or refused", "accept", "refuse"),
         _switch("mindhunters.empty_contact", "a contact with neither phone_number nor email", "refuse", "accept"),
         _switch("mindhunters.phone_format", "a phone_number that is not E.164", "refuse", "accept"),
-        Switch(
-            name="mindhunters.unknown_contact_key",
-            about="a key inside contact that no page shows (422 is documented for POST /contacts)",
-            choices=("ignore", "refuse"),
-            basis="documented",
+        _switch(
+            "mindhunters.unknown_contact_key",
+            "a key inside contact that no page shows (422 is documented for POST /contacts)",
+            "ignore", "refuse", basis="documented",
         ),
         _switch("mindhunters.unknown_key", "a key beside the documented ones", "ignore", "refuse"),
         _switch("mindhunters.max_attempts", "max_attempts below 1", "refuse", "accept"),
@@ -109,11 +95,10 @@ SWITCHES: Final[Mapping[str, Switch]] = {
         *_for_both("vambe"),
         _switch("vambe.key_in_query", "an API key in the query instead of the header", "refuse", "accept"),
         _switch("vambe.blank_title", "a title of spaces only", "accept", "refuse"),
-        Switch(
-            name="vambe.absent_keys",
-            about="a key that may be null but is not there: strict: 400, lenient: null",
-            choices=("strict", "lenient"),
-            basis="documented",
+        _switch(
+            "vambe.absent_keys",
+            "a key that may be null but is not there: strict: 400, lenient: null",
+            "strict", "lenient", basis="documented",
         ),
         _open("vambe.users", "users of the organisation, others: 404", "any"),
         _switch("vambe.responsible_format", "a responsible id that is no UUID: as unknown, or 400", "404", "400"),

@@ -9,8 +9,7 @@ from pathlib import Path
 from tests.faults.chaos.history import Effect
 from tests.faults.chaos.schedule import STORMS
 from worker.sandbox import Sandbox
-from worker.sandbox.calls import Call, Said
-from worker.sandbox.faults import Misdeed
+from worker.sandbox.faults import Misbehaviour, SandboxRequest, SandboxResponse
 
 
 class Providers(Sandbox):
@@ -25,7 +24,7 @@ class Providers(Sandbox):
         self.look_up = look_up
         self._apply()
 
-    def answer(self, provider: str, call: Call) -> tuple[Said | None, Misdeed | None]:
+    def answer(self, provider: str, call: SandboxRequest) -> tuple[SandboxResponse | None, Misbehaviour | None]:
         """Take a call as the sandbox does, and note what it made before anybody hears of it."""
         said, misdeed = super().answer(provider, call)
         if call.method == "POST" and said is not None and said.task is not None:

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from rules.vocabulary import ProviderName
 from worker.providers import Answered, NeverSent, NoAnswer, NotBegun
 from worker.sandbox import mindhunters, vambe
-from worker.sandbox.calls import Call
+from worker.sandbox.faults import SandboxRequest
 from worker.sandbox.switches import Switches
 
 #: A provider that has not made a task this long after the request came makes it no more.
@@ -128,7 +128,11 @@ class Provider:
         self._began_at = began_at
         self._visible_at = {}
         switches = Switches()
-        self._desk = mindhunters.Mindhunters(switches) if name is ProviderName.MINDHUNTERS else vambe.Vambe(switches)
+        self._desk = (
+            mindhunters.MindhuntersSandbox(switches)
+            if name is ProviderName.MINDHUNTERS
+            else vambe.VambeSandbox(switches)
+        )
 
     @property
     def now(self):
@@ -162,7 +166,7 @@ class Provider:
             query.setdefault(name, []).append(value)
         path = request.path if self.name is ProviderName.MINDHUNTERS else f"/public{request.path}"
         headers = {"authorization": f"Bearer {mindhunters.TOKEN}", "x-api-key": vambe.API_KEY}
-        call = Call(method=request.method, path=path, query=query, headers=headers, document=request.json)
+        call = SandboxRequest(method=request.method, path=path, query=query, headers=headers, document=request.json)
         if request.method == "POST":
             return self._answer(call)
         everything = self._desk._tasks
