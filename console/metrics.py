@@ -23,7 +23,7 @@ from ingress.app import RequestOutcome
 from ingress.sources import VerificationFailure
 from rules.vocabulary import TERMINAL_TASK_STATES, EventState, ProviderName, TaskState, TaskType
 from worker.ledger import Due, Measures, PauseKind
-from worker.ledger.counters import BUCKETS, Tally
+from worker.ledger.counters import BUCKETS, CounterName
 
 VERSION: Final = metadata.version("leadwire")
 #: The ends of classes as Prometheus writes numbers.
@@ -91,12 +91,12 @@ def _zeros(*axes: Collection[str]) -> dict[tuple[str, ...], float]:
     return dict.fromkeys(product(*axes), 0.0)
 
 
-def counted(tally: Tally, *axes: Collection[str]) -> Callable[[MetricsSnapshot], Values]:
+def counted(tally: CounterName, *axes: Collection[str]) -> Callable[[MetricsSnapshot], Values]:
     """Return what reads a count from the ledger; combinations of the axes are there from the start."""
     return lambda view: {**_zeros(*axes), **view.measures.tallies[tally]}
 
 
-def spans(tally: Tally, total: Tally) -> Callable[[MetricsSnapshot], Values]:
+def spans(tally: CounterName, total: CounterName) -> Callable[[MetricsSnapshot], Values]:
     """Return what reads the spans of a histogram: how many in each class, and their sum in seconds."""
 
     def values(view: MetricsSnapshot) -> Values:
@@ -109,7 +109,7 @@ def spans(tally: Tally, total: Tally) -> Callable[[MetricsSnapshot], Values]:
 def requests(view: MetricsSnapshot) -> Values:
     """Return webhook requests by source and what they came to."""
     zeros: Values = {(source, *end): 0.0 for source, end in product(sorted(view.sources), _REQUEST_ENDS)}
-    found = dict(view.measures.tallies[Tally.REQUESTS])
+    found = dict(view.measures.tallies[CounterName.REQUESTS])
     for labels, number in view.requests.items():
         found[labels] = found.get(labels, 0) + number
     return {**zeros, **found}
@@ -223,7 +223,7 @@ FAMILIES: Final = (
             "Events recorded, redeliveries not counted; types that are no canonical ones count as other. When it stays flat "
             "while the sender is busy, look at leadwire_webhook_requests_total."
         ),
-        values=counted(Tally.EVENTS_RECEIVED),
+        values=counted(CounterName.EVENTS_RECEIVED),
     ),
     Family(
         name="leadwire_events_ended_total",
@@ -233,7 +233,7 @@ FAMILIES: Final = (
             "Events by what they came to. Unreadable: the sender's format changed, see `leadwire events --state unreadable`. "
             "Failed: `leadwire events --state failed` has the error. Ignored: no rule listens."
         ),
-        values=counted(Tally.EVENTS_ENDED, EVENT_ENDS),
+        values=counted(CounterName.EVENTS_ENDED, EVENT_ENDS),
     ),
     Family(
         name="leadwire_decisions_total",
@@ -243,14 +243,14 @@ FAMILIES: Final = (
             "Decisions of each rule; beyond 500 rules the rest count as other. A rule that never matches, or suddenly always, "
             "is explained by `leadwire explain EVENT`."
         ),
-        values=counted(Tally.DECISIONS),
+        values=counted(CounterName.DECISIONS),
     ),
     Family(
         name="leadwire_tasks_planned_total",
         kind="counter",
         labels=("type",),
         help="Touches that rules asked for. A sudden rise: check which rule matches more than it should before they go out.",
-        values=counted(Tally.TASKS_PLANNED, TYPES),
+        values=counted(CounterName.TASKS_PLANNED, TYPES),
     ),
     Family(
         name="leadwire_tasks_ended_total",
@@ -261,7 +261,7 @@ FAMILIES: Final = (
             "Unknown: it may have been executed; it is looked up at the provider, and `leadwire tasks --state unknown` says what "
             "is left to a person. Suppressed: it was too late, or the failure that it answers was undone."
         ),
-        values=counted(Tally.TASKS_ENDED, TYPES, TASK_ENDS),
+        values=counted(CounterName.TASKS_ENDED, TYPES, TASK_ENDS),
     ),
     Family(
         name="leadwire_attempts_total",
@@ -272,7 +272,7 @@ FAMILIES: Final = (
             "answer that comes after all counts too). Busy: the provider limits or is down. Refused: its message is in "
             "`leadwire show TASK`. Pause: mend its credential or URL."
         ),
-        values=counted(Tally.ATTEMPTS),
+        values=counted(CounterName.ATTEMPTS),
     ),
     Family(
         name="leadwire_provider_pauses_total",
@@ -282,7 +282,7 @@ FAMILIES: Final = (
             "Times that a provider began to be left alone, by cause. Answer: its credential or its URL is wrong. Breaker: tries "
             "in a row failed. Asked: it got too many requests; set LEADWIRE_*_RATE lower. The worker's log has the status."
         ),
-        values=counted(Tally.PAUSES, PROVIDERS, CAUSES),
+        values=counted(CounterName.PAUSES, PROVIDERS, CAUSES),
     ),
     Family(
         name="leadwire_delivery_after_received_seconds",
@@ -292,7 +292,7 @@ FAMILIES: Final = (
             "From the webhook's arrival to the provider's acceptance, waits that the rule asked for (`at`) included. When it "
             "rises, leadwire_due_oldest_age_seconds tells whether Leadwire is late or the provider busy."
         ),
-        values=spans(Tally.AFTER_RECEIVED, Tally.AFTER_RECEIVED_SUM),
+        values=spans(CounterName.AFTER_RECEIVED, CounterName.AFTER_RECEIVED_SUM),
     ),
     Family(
         name="leadwire_delivery_after_occurred_seconds",
@@ -302,7 +302,7 @@ FAMILIES: Final = (
             "The same from the moment that the event says it occurred at. When it rises and the one since the arrival does "
             "not, the sender posts late, or its clock is wrong."
         ),
-        values=spans(Tally.AFTER_OCCURRED, Tally.AFTER_OCCURRED_SUM),
+        values=spans(CounterName.AFTER_OCCURRED, CounterName.AFTER_OCCURRED_SUM),
     ),
     Family(
         name="leadwire_events",

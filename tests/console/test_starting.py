@@ -13,7 +13,7 @@ import pytest
 from console.starting import bind_public_port, build_front_door, check_start
 from rules.vocabulary import RuleError, SettingsError
 from worker.ledger import migrate, open_ledger
-from worker.ledger.counters import Tally
+from worker.ledger.counters import CounterName
 from worker.settings import Settings
 
 GOOD = "rules: [{id: a, when: lead.created, then: [{team_task: {title: Hi, priority: low, assign: [someone]}}]}]\n"
@@ -165,4 +165,4 @@ def test_requests_are_in_the_ledger_when_the_door_is_closed(settings, open_door,
 
     with closing(open_ledger(settings.database_url)) as ledger:
         tallies = ledger.queries.measure(now).tallies
-    assert {("crm", "rejected", "mismatch"): 3} == tallies[Tally.REQUESTS]
+    assert {("crm", "rejected", "mismatch"): 3} == tallies[CounterName.REQUESTS]

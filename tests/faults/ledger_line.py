@@ -31,10 +31,10 @@ from worker.ledger import (
     PendingReconciliation,
     Reaction,
     Settlement,
-    answering,
     migrate,
     open_ledger,
 )
+from worker.ledger.follow_ups import BACK_OFF
 
 LEASE = timedelta(seconds=60)
 GRACE = timedelta(seconds=5)
@@ -133,14 +133,14 @@ def _doubt(ledger, task_id):
     """Return the doubt about a task as the step before took it."""
     moments = {"began_at": at(2), "ended_at": at(3), "due_at": at(130) + LEASE}
     return PendingReconciliation(
-        task=ledger.queries.task(task_id), look_ups=0, absent_at=None, form_works=False, **moments
+        task=ledger.queries.task(task_id), look_ups=0, absent_at=None, query_works=False, **moments
     )
 
 
 def _answer(ledger):
     task = ledger.queries.task("tk_call")
     event = ledger.queries.event("ev_2").event
-    due_at = at(132) + answering.BACK_OFF
+    due_at = at(132) + BACK_OFF
     reaction = Reaction(task=task, event=event, trigger="failure", status=422, tries=1, due_at=due_at)
     ledger.follow_ups.record(reaction, [_task("ev_2", "follow", parent="tk_call", due_at=at(132))], at(132))
 

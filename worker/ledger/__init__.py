@@ -11,25 +11,19 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
-from worker.ledger import probing
-from worker.ledger.by_hand import CANCELLED_STATES, RETRIED_STATES, why_not_cancelled, why_not_retried
+from worker.ledger.admin import CANCELLED_STATES, RETRIED_STATES, AdminQueries, why_not_cancelled, why_not_retried
 from worker.ledger.database import BUSY_TIMEOUT, database_of, reading
-from worker.ledger.groups import (
-    AdminQueries,
-    FollowUps,
-    Inbox,
-    OutcomePolls,
-    ProviderLimits,
-    Queries,
-    Reconciliation,
-    RuleSets,
-    Tasks,
-)
-from worker.ledger.measuring import Due, Measures
+from worker.ledger.follow_ups import FollowUps
+from worker.ledger.inbox import PROBE_WAIT, Inbox, probe
+from worker.ledger.limits import ProviderLimits
 from worker.ledger.migrations import refuse_other_revision, upgrade
-from worker.ledger.replaying import Replayed, never_left, renamed, why_not_replayed
-from worker.ledger.selecting import EventSelection, TaskSelection
+from worker.ledger.queries import Due, EventSelection, Measures, Queries, TaskSelection, Workload
+from worker.ledger.reconciliation import OutcomePolls, Reconciliation
+from worker.ledger.replay import Replayed, never_left, renamed, why_not_replayed
+from worker.ledger.rule_sets import AcceptedRuleSets
+from worker.ledger.tasks import Tasks
 from worker.ledger.types import (
+    UNTIL_RESUMED,
     AttemptRow,
     Claim,
     ClaimTerms,
@@ -50,7 +44,6 @@ from worker.ledger.types import (
     StoredTask,
     TaskRef,
 )
-from worker.ledger.workload import UNTIL_RESUMED, Workload
 from worker.ledger.writer import GATHERING, WAIT, Job, Writer, WriterFileLock
 
 if TYPE_CHECKING:
@@ -124,7 +117,7 @@ class Ledger:
         #: What rules want to follow on the end of a task.
         self.follow_ups = FollowUps(readers, writer)
         #: The rule sets that were in force.
-        self.rule_sets = RuleSets(readers, writer)
+        self.rule_sets = AcceptedRuleSets(readers, writer)
         #: What a person or a page looks at.
         self.queries = Queries(readers, writer)
         #: What a person decides.
@@ -132,7 +125,7 @@ class Ledger:
 
     def check_writable(self) -> None:
         """Commit a write that leaves nothing behind; raises LedgerBusyError when that cannot be done now."""
-        self._writer.write(probing.probe, wait=probing.WAIT)
+        self._writer.write(probe, wait=PROBE_WAIT)
 
     def yield_to_writer(self) -> None:
         """Wait, for milliseconds, while this process holds the write lock: for a thread that is about to compute."""

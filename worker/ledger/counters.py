@@ -1,9 +1,8 @@
-"""What is counted, and how a count never disagrees with what it counts.
+"""What is counted for metrics and status pages, in the very transaction that makes the counted fact: as durable as it.
 
-A count is written in the very transaction that makes the counted fact: undone with it, as durable as it. Each process adds
-to rows of its own (`shard`), so that no two ever wait for each other; whoever asks adds up all shards. What one transaction
-counts is added up first and written once, at its end. With its first count a process takes over the rows of all others: a
-dead one's rows so find an heir, and a live one that lost its rows this way begins new ones, without harm to the sum.
+Each process adds to rows of its own (`shard`), so that no two ever wait for each other; whoever asks adds up all shards. What
+one transaction counts is written once, at its end. On its first write a process merges the shards of others into its own, so
+that those of ended processes do not pile up; a live one that lost its rows this way begins new ones, without harm to the sum.
 
 Labels are few for ever: types that Leadwire does not know itself count as `other`, and so do rules beyond `RULES_LIMIT`.
 Spans are milliseconds.
@@ -12,7 +11,7 @@ Spans are milliseconds.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -25,8 +24,8 @@ from worker.ledger.encoding import dump, label
 from worker.ledger.schema import tallies
 from worker.ledger.statements import Statement, columns_of, upsert
 
-#: Where a connection keeps the tallies of its transaction.
-_KEY: Final = "leadwire.tallies"
+#: Where a connection keeps the counters of its transaction.
+_KEY: Final = "leadwire.counters"
 #: Stands between a key's parts; no label that the ledger takes from outside holds it.
 _SEPARATOR: Final = "\x1f"
 #: What stands for everything that has no label of its own.
@@ -42,7 +41,7 @@ _KNOWN_TYPES: Final = frozenset(CANONICAL_EVENT_TYPES)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
 
-class Tally(StrEnum):
+class CounterName(StrEnum):
     """What is counted; `LABELS` says by what."""
 
     REQUESTS = "requests"
@@ -60,20 +59,20 @@ class Tally(StrEnum):
     AFTER_OCCURRED_SUM = "after_occurred_sum"
 
 
-#: The names of each count's labels, in the order in which `Tallies.count` takes them.
-LABELS: Final[Mapping[Tally, tuple[str, ...]]] = {
-    Tally.REQUESTS: ("source", "outcome", "reason"),
-    Tally.EVENTS_RECEIVED: ("source", "type"),
-    Tally.EVENTS_ENDED: ("state",),
-    Tally.DECISIONS: ("rule", "outcome"),
-    Tally.TASKS_PLANNED: ("type",),
-    Tally.TASKS_ENDED: ("type", "state"),
-    Tally.ATTEMPTS: ("provider", "verdict", "status"),
-    Tally.PAUSES: ("provider", "cause"),
-    Tally.AFTER_RECEIVED: ("type", "le"),
-    Tally.AFTER_RECEIVED_SUM: ("type",),
-    Tally.AFTER_OCCURRED: ("type", "le"),
-    Tally.AFTER_OCCURRED_SUM: ("type",),
+#: The names of each counter's labels, in the order in which `TransactionCounters.count` takes them.
+LABELS: Final[Mapping[CounterName, tuple[str, ...]]] = {
+    CounterName.REQUESTS: ("source", "outcome", "reason"),
+    CounterName.EVENTS_RECEIVED: ("source", "type"),
+    CounterName.EVENTS_ENDED: ("state",),
+    CounterName.DECISIONS: ("rule", "outcome"),
+    CounterName.TASKS_PLANNED: ("type",),
+    CounterName.TASKS_ENDED: ("type", "state"),
+    CounterName.ATTEMPTS: ("provider", "verdict", "status"),
+    CounterName.PAUSES: ("provider", "cause"),
+    CounterName.AFTER_RECEIVED: ("type", "le"),
+    CounterName.AFTER_RECEIVED_SUM: ("type",),
+    CounterName.AFTER_OCCURRED: ("type", "le"),
+    CounterName.AFTER_OCCURRED_SUM: ("type",),
 }
 
 #: Upper ends of the classes that spans are counted in, in seconds and as labels; what is longer counts as `+Inf`.
@@ -82,15 +81,15 @@ BUCKETS: Final = (
 )  # fmt: skip
 _ENDS_MILLISECONDS: Final = [round(float(end) * 1000) for end in BUCKETS[:-1]]
 
-_NEW: Final = upsert(tallies)
+_NEW_COUNTER: Final = upsert(tallies)
 _ADD: Final = Statement(
-    _NEW.on_conflict_do_update(
+    _NEW_COUNTER.on_conflict_do_update(
         index_elements=(tallies.c.shard, tallies.c.name, tallies.c.labels),
-        set_={"value": tallies.c.value + _NEW.excluded.value},
+        set_={"value": tallies.c.value + _NEW_COUNTER.excluded.value},
     ),
     columns_of(tallies),
 )
-#: Rows that somebody writes at this moment are left to the next heir.
+#: Rows that somebody writes at this moment are left to the next process that starts.
 _OF_OTHERS: Final = Statement(
     select(tallies).where(tallies.c.shard != bindparam("own")).with_for_update(skip_locked=True)
 )
@@ -103,7 +102,7 @@ _TAKE_OVER: Final = Statement(
 )
 
 
-class Tallies:
+class TransactionCounters:
     """What the transaction under way has counted; for the one thread that writes."""
 
     def __init__(self, shard: str) -> None:
@@ -111,17 +110,17 @@ class Tallies:
         self._shard = shard
         self._counted: list[tuple[str, int]] = []
         self._rules: dict[str, str] = {}
-        self._is_heir = False
+        self._has_merged = False
 
     def begin(self, connection: Connection) -> None:
         """Count what is done on this connection from now on, beginning with nothing."""
         self._counted.clear()
         connection.info[_KEY] = self
 
-    def count(self, tally: Tally, *labels: str, by: int = 1) -> None:
-        """Count something under labels, as many as `LABELS` names."""
+    def count(self, name: CounterName, *labels: str, by: int = 1) -> None:
+        """Add to a counter under labels, as many as `LABELS` names."""
         # One plain text as key: much cheaper to look up than a tuple of words of closed sets.
-        self._counted.append((_SEPARATOR.join((tally, *labels)), by))
+        self._counted.append((_SEPARATOR.join((name, *labels)), by))
 
     def mark(self) -> int:
         """Return the place up to which `back_to` keeps what was counted."""
@@ -140,42 +139,37 @@ class Tallies:
             added[key] = added.get(key, 0) + by
         self._counted.clear()
         sums = {_columns(key): by for key, by in added.items()}
-        if not self._is_heir:
-            self._is_heir = True
-            for row in _inherit(connection, self._shard):
+        if not self._has_merged:
+            self._has_merged = True
+            for row in _take_over(connection, self._shard):
                 columns = (row.name, row.labels)
                 sums[columns] = sums.get(columns, 0) + row.value
-        _ADD.run_many(
-            connection,
-            [
-                {"shard": self._shard, "name": name, "labels": labels, "value": value}
-                for (name, labels), value in sums.items()
-            ],
-        )
-
-    # What several places count
+        rows = [
+            {"shard": self._shard, "name": name, "labels": labels, "value": value}
+            for (name, labels), value in sums.items()
+        ]
+        _ADD.run_many(connection, rows)
 
     def planned(self, plans: Sequence[Plan], tasks: Sequence[Task]) -> None:
         """Count what events came to, what each rule decided, and the tasks that were made; planning ended some of them."""
         for plan in plans:
-            self.count(Tally.EVENTS_ENDED, plan.state)
+            self.count(CounterName.EVENTS_ENDED, plan.state)
             for decision in plan.decisions:
-                self.count(Tally.DECISIONS, self._rule(decision.rule), decision.outcome)
+                self.count(CounterName.DECISIONS, self._rule(decision.rule), decision.outcome)
         for task in tasks:
-            self.count(Tally.TASKS_PLANNED, task.type)
+            self.count(CounterName.TASKS_PLANNED, task.type)
             if task.state != TaskState.PLANNED:
-                self.count(Tally.TASKS_ENDED, task.type, task.state)
+                self.count(CounterName.TASKS_ENDED, task.type, task.state)
 
     def delivered(self, type_: TaskType, since_received_micros: int, since_occurred_micros: int) -> None:
-        """Count how long it took from an event to a delivery."""
-        self._took(Tally.AFTER_RECEIVED, Tally.AFTER_RECEIVED_SUM, type_, since_received_micros)
-        self._took(Tally.AFTER_OCCURRED, Tally.AFTER_OCCURRED_SUM, type_, since_occurred_micros)
-
-    def _took(self, tally: Tally, total: Tally, type_: TaskType, span_micros: int) -> None:
-        """Count a span in its class and in the total; what was delivered before its event's date took no time."""
-        milliseconds = min(max(span_micros // 1000, 0), LONGEST // _MILLISECOND)
-        self.count(tally, type_, BUCKETS[bisect_left(_ENDS_MILLISECONDS, milliseconds)])
-        self.count(total, type_, by=milliseconds)
+        """Count how long it took from an event to a delivery; a delivery before its event's date took no time."""
+        for name, total, span_micros in (
+            (CounterName.AFTER_RECEIVED, CounterName.AFTER_RECEIVED_SUM, since_received_micros),
+            (CounterName.AFTER_OCCURRED, CounterName.AFTER_OCCURRED_SUM, since_occurred_micros),
+        ):
+            milliseconds = min(max(span_micros // 1000, 0), LONGEST // _MILLISECOND)
+            self.count(name, type_, BUCKETS[bisect_left(_ENDS_MILLISECONDS, milliseconds)])
+            self.count(total, type_, by=milliseconds)
 
     def _rule(self, name: str) -> str:
         known = self._rules.get(name)
@@ -186,21 +180,10 @@ class Tallies:
         return self._rules.setdefault(name, label(name))
 
 
-def of(connection: Connection) -> Tallies:
-    """Return what counts the transaction that is open on this connection."""
-    found: Tallies = connection.info[_KEY]
+def counters_of(connection: Connection) -> TransactionCounters:
+    """Return the counters of the transaction that is open on this connection."""
+    found: TransactionCounters = connection.info[_KEY]
     return found
-
-
-def count_requests(requests: Mapping[tuple[str, str, str], int]) -> Callable[[Connection], None]:
-    """Return the work that adds so many requests by source, outcome and reason."""
-
-    def work(connection: Connection) -> None:
-        counted = of(connection)
-        for (source, outcome, reason), number in requests.items():
-            counted.count(Tally.REQUESTS, label(source), outcome, reason, by=number)
-
-    return work
 
 
 def type_label(type_: str) -> str:
@@ -213,7 +196,7 @@ def status_label(status: int | None) -> str:
     return "none" if status is None else f"{status // 100}xx"
 
 
-def _inherit(connection: Connection, own: str) -> list[Any]:
+def _take_over(connection: Connection, own: str) -> list[Any]:
     rows = _OF_OTHERS.rows(connection, {"own": own})
     if rows:
         taken = [{"of_shard": row.shard, "of_name": row.name, "of_labels": row.labels} for row in rows]
@@ -225,4 +208,4 @@ def _inherit(connection: Connection, own: str) -> list[Any]:
 def _columns(key: str) -> tuple[str, str]:
     """Return the name and the labels of a key as they are stored."""
     name, *labels = key.split(_SEPARATOR)
-    return name, dump(dict(zip(LABELS[Tally(name)], labels, strict=True)))
+    return name, dump(dict(zip(LABELS[CounterName(name)], labels, strict=True)))

@@ -1,34 +1,47 @@
-"""How much a provider may get, and when it is left alone: the decisions, without a clock and without the ledger.
+"""How much each provider may get and when it is left alone: rate limiter, concurrency, daily cap, circuit breaker, pauses.
 
-Rate is the generic cell rate algorithm (ITU-T I.371): one moment, that of the next place in line, holds all of it. What
-finds no place now is given the next one to come, at once and for itself, so that nobody asks twice for the same place. A
-place that was missed by more than `SLOT_HOLDS` is lost: places that piled up while nothing moved would let a flood through.
+First the decisions, pure functions of a state and a moment; then the rows of `providers` in which all workers share that
+state; then `ledger.limits`, the methods.
 
-The moment is believed only as far as tasks that wait in the line explain it. What else is ahead of now are places whose
-tasks wait no more (cancelled, paused), or the word of a clock that is wrong: the line ends after the last task in it, and
-places between tasks that nobody has are given first. In the same way no pause lasts longer than its kind can.
+Rate is the generic cell rate algorithm (ITU-T I.371): one moment, `next_slot_at`, holds all of it. A task that finds no slot
+now is given the next one to come, for itself, so that nobody asks twice for the same slot. A slot that was missed by more
+than `SLOT_HOLDS` is lost: slots that piled up while nothing moved would let a flood through.
+
+`next_slot_at` is clamped to what waiting tasks explain: cancelled tasks and clocks that were wrong can leave it too far ahead.
+The line then ends after the last reserved slot, and free slots between reserved ones are given first. In the same way no pause
+lasts longer than its kind can.
 
 The breaker counts tries in a row that met no provider at work. It opens for a span that doubles with each probe that fails,
-and closes with any answer to the point. What began before a pause did says nothing about how the pause stands.
+and closes with any answer to the point. What began before a pause did says nothing about how the pause stands. A pause that
+attempts brought about ends when the provider answers a task to the point; at its moment one claim is let through as a probe
+while the others wait for another span. One that a person ordered (`held`) ends at its moment or by `resume`. Tasks that meet
+a pause wait for exactly its end, which is how they are found when it ends early.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
-from rules.vocabulary import Verdict, instant
-from worker.ledger.types import Held, Limits, PauseKind
+from sqlalchemy import Connection, bindparam, func, or_, select, update
 
-#: How long a task may come after the place in line that it was given.
+from rules.vocabulary import ProviderName, Verdict, instant
+from worker.ledger.counters import CounterName, counters_of
+from worker.ledger.encoding import micros, micros_or_none, moment, moment_or_none, sentence_or_none
+from worker.ledger.schema import TASK_SENDING, TASK_TIMED, attempts, providers, tasks
+from worker.ledger.statements import Statement, upsert
+from worker.ledger.types import Claim, Held, Limits, PauseKind, ProviderState, Settlement
+from worker.ledger.writer import LedgerGroup
+
+#: How long a task may come after the slot that it was given.
 SLOT_HOLDS: Final = timedelta(seconds=5)
-#: So many places may be ahead without a task in them: those of look-ups and polls that are on their way.
+#: So many slots may be ahead without a task in them: those of look-ups and polls that are on their way.
 UNSEEN: Final = 8
-#: So many of the next places in line are looked at, for those that nobody has.
-PLACES: Final = 1000
+#: So many of the next reserved slots are looked at, for free ones between them.
+LINE_LIMIT: Final = 1000
 #: What finds all requests on their way comes again after this, and spread over as long again.
 CONCURRENCY_REST: Final = timedelta(seconds=1)
 #: So many failures in a row open the breaker.
@@ -44,13 +57,18 @@ LONGEST_REST: Final = timedelta(hours=1)
 _SECOND: Final = timedelta(seconds=1)
 _TOO_MANY_REQUESTS: Final = 429
 _SERVER_FAULTS: Final = range(500, 600)
+_UNLIMITED: Final = Limits()
+
+
+# Rate, concurrency, daily cap: decisions -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
-    """What one provider has had: its line's end, requests on their way, those refused a place just now, and the day's sum.
+class LimiterState:
+    """What one provider has had: the end of its line of slots, requests on their way, and attempts on `day` (UTC).
 
-    `free` are the places before the line's end that nobody has, as far as they were looked for.
+    `free` are slots before `next_slot_at` that nobody has, as far as they were looked for. `turned_away` counts those refused
+    for concurrency just now.
     """
 
     next_slot_at: datetime | None = None
@@ -62,8 +80,8 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Why a task may not begin now, when it is worth asking again, and the place in line that is kept for it, if any."""
+class Deferral:
+    """Why a task may not begin now, when it is worth asking again, and the slot that is kept for it, if any."""
 
     held: Held
     due_at: datetime
@@ -71,162 +89,153 @@ class Refusal:
     slot_at: datetime | None = None
 
 
-def room(use: Use, limits: Limits, now: datetime, slot_at: datetime | None) -> tuple[Use, Refusal | None]:
-    """Say whether day and concurrency leave room for one more request; a place in line is kept meanwhile."""
-    today = day_of(now)
-    if limits.daily_cap and use.day == today and use.sent_today >= limits.daily_cap:
+def check_room(
+    state: LimiterState, limits: Limits, now: datetime, slot_at: datetime | None
+) -> tuple[LimiterState, Deferral | None]:
+    """Say whether daily cap and concurrency leave room for one more request; a slot is kept meanwhile."""
+    if limits.daily_cap and state.day == day_of(now) and state.sent_today >= limits.daily_cap:
         tomorrow_at = datetime.combine(now.astimezone(UTC).date() + timedelta(days=1), datetime.min.time(), UTC)
         why = f"the day's {limits.daily_cap} attempts are made: again at {instant(tomorrow_at)}"
-        return use, Refusal(held=Held.CAP, due_at=tomorrow_at, why=why)
-    if limits.concurrency and use.sending >= limits.concurrency:
-        spread = CONCURRENCY_REST * (use.turned_away % limits.concurrency) / limits.concurrency
-        why = f"{use.sending} requests are on their way, as many as may be at once"
-        refusal = Refusal(held=Held.CONCURRENCY, due_at=now + CONCURRENCY_REST + spread, why=why, slot_at=slot_at)
-        return replace(use, turned_away=use.turned_away + 1), refusal
-    return use, None
+        return state, Deferral(held=Held.CAP, due_at=tomorrow_at, why=why)
+    if limits.concurrency and state.sending >= limits.concurrency:
+        spread = CONCURRENCY_REST * (state.turned_away % limits.concurrency) / limits.concurrency
+        why = f"{state.sending} requests are on their way, as many as may be at once"
+        deferral = Deferral(held=Held.CONCURRENCY, due_at=now + CONCURRENCY_REST + spread, why=why, slot_at=slot_at)
+        return replace(state, turned_away=state.turned_away + 1), deferral
+    return state, None
 
 
-def place(use: Use, limits: Limits, now: datetime, slot_at: datetime | None) -> tuple[Use, Refusal | None]:
-    """Say whether the rate lets one more request begin now; else it is given its own place in line.
+def reserve_slot(
+    state: LimiterState, limits: Limits, now: datetime, slot_at: datetime | None
+) -> tuple[LimiterState, Deferral | None]:
+    """Say whether the rate lets one more request begin now; else give it a slot of its own.
 
-    `slot_at` is the place it was given before: one that has come is its right, without another charge.
+    `slot_at` is the slot it was given before: one that has come is its right, without another charge.
     """
     if not limits.rate_per_second or (slot_at is not None and slot_at <= now <= slot_at + SLOT_HOLDS):
-        return use, None
-    use, own_at = taken(use, limits, now)
+        return state, None
+    state, own_at = take_slot(state, limits, now)
     if own_at <= now:
-        return use, None
+        return state, None
     why = f"{limits.rate_per_second:g} requests a second: its own place is at {instant(own_at)}"
-    return use, Refusal(held=Held.RATE, due_at=own_at, why=why, slot_at=own_at)
+    return state, Deferral(held=Held.RATE, due_at=own_at, why=why, slot_at=own_at)
 
 
-def taken(use: Use, limits: Limits, now: datetime) -> tuple[Use, datetime]:
-    """Return the use with one more place taken, and the moment of that place: now, or one to come."""
-    if use.free:
-        return replace(use, free=use.free[1:]), max(now, use.free[0])
-    own_at = max(now, (use.next_slot_at or now) - interval(limits) * (limits.burst - 1))
-    return charged(use, limits, now), own_at
+def take_slot(state: LimiterState, limits: Limits, now: datetime) -> tuple[LimiterState, datetime]:
+    """Return the state with one more slot taken, and that slot's moment: now, or one to come."""
+    if state.free:
+        return replace(state, free=state.free[1:]), max(now, state.free[0])
+    own_at = max(now, (state.next_slot_at or now) - slot_interval(limits) * (limits.burst - 1))
+    return replace(state, next_slot_at=max(now, state.next_slot_at or now) + slot_interval(limits)), own_at
 
 
-def is_far(use: Use, limits: Limits, now: datetime) -> bool:
-    """Whether the line's end is so far ahead that only tasks in it explain that."""
-    if use.next_slot_at is None or not limits.rate_per_second:
+def is_far_ahead(state: LimiterState, limits: Limits, now: datetime) -> bool:
+    """Whether the line's end is so far ahead that only tasks with slots in it explain that."""
+    if state.next_slot_at is None or not limits.rate_per_second:
         return False
-    return use.next_slot_at - now > interval(limits) * (limits.burst + UNSEEN)
+    return state.next_slot_at - now > slot_interval(limits) * (limits.burst + UNSEEN)
 
 
-def believed(use: Use, limits: Limits, now: datetime, slots: Sequence[datetime], last_at: datetime | None) -> Use:
-    """Return the use with as much of its line as the places of waiting tasks explain: the next `slots`, the last of all.
+def clamp_line(
+    state: LimiterState, limits: Limits, now: datetime, slots: Sequence[datetime], last_at: datetime | None
+) -> LimiterState:
+    """Return the state with the line cut to what waiting tasks explain: their next `slots`, and the last one of all.
 
-    Whether something began just now is not known of a line that is not believed: the burst counts as used.
+    Whether something began just now is not known of a line that was cut: the burst counts as used.
     """
-    step = interval(limits)
+    step = slot_interval(limits)
     end_at = max(now, last_at or now) + step * limits.burst
-    if use.next_slot_at is not None and use.next_slot_at <= end_at + step * UNSEEN:
-        end_at = use.next_slot_at
-    found: list[datetime] = []
+    if state.next_slot_at is not None and state.next_slot_at <= end_at + step * UNSEEN:
+        end_at = state.next_slot_at
+    free: list[datetime] = []
     number, free_at = 0, now + step
     known = [*slots, end_at - step * (limits.burst - 1)] if not slots or slots[-1] == last_at else slots
     for slot_at in known:
-        places = max((slot_at - free_at) // step, 0)
-        found += [free_at + step * place for place in range(min(places, PLACES - len(found)))]
-        number += places
+        gaps = max((slot_at - free_at) // step, 0)
+        free += [free_at + step * gap for gap in range(min(gaps, LINE_LIMIT - len(free)))]
+        number += gaps
         free_at = max(free_at, slot_at + step)
-    return replace(use, next_slot_at=end_at, free=tuple(found) if number > UNSEEN else ())
+    return replace(state, next_slot_at=end_at, free=tuple(free) if number > UNSEEN else ())
 
 
-def charged(use: Use, limits: Limits, now: datetime) -> Use:
-    """Return the use with one more place in line taken."""
-    return replace(use, next_slot_at=max(now, use.next_slot_at or now) + interval(limits))
-
-
-def begun(use: Use, limits: Limits, now: datetime) -> Use:
-    """Return the use with one more request on its way."""
-    use = replace(use, sending=use.sending + 1)
+def count_begun(state: LimiterState, limits: Limits, now: datetime) -> LimiterState:
+    """Return the state with one more request on its way."""
     if not limits.daily_cap:
-        return use
+        return replace(state, sending=state.sending + 1)
     today = day_of(now)
-    return replace(use, day=today, sent_today=use.sent_today + 1 if use.day == today else 1)
+    sent_today = state.sent_today + 1 if state.day == today else 1
+    return replace(state, sending=state.sending + 1, day=today, sent_today=sent_today)
 
 
-def interval(limits: Limits) -> timedelta:
-    """Return how far places in line are apart."""
+def slot_interval(limits: Limits) -> timedelta:
+    """Return how far slots are apart."""
     return max(_SECOND / limits.rate_per_second, timedelta.resolution)
 
 
 def day_of(now: datetime) -> str:
-    """Return the day that a moment is counted for."""
+    """Return the day (UTC) that a moment is counted for."""
     return now.astimezone(UTC).date().isoformat()
 
 
-class Sign(StrEnum):
-    """What an outcome says about its provider, the task aside."""
-
-    LIFE = "life"
-    FAILURE = "failure"
-    NOTHING = "nothing"
+# Circuit breaker and pauses: decisions ---------------------------------------------------------------------------------
 
 
-def sign_of(verdict: Verdict, status: int | None) -> Sign:
-    """Say what an outcome shows: life when the provider spoke about the task itself, failure when it could not serve it."""
+class Health(StrEnum):
+    """What an attempt's outcome says about its provider, the task aside."""
+
+    ALIVE = "alive"
+    FAILING = "failing"
+    UNCLEAR = "unclear"
+
+
+def health_of(verdict: Verdict, status: int | None) -> Health:
+    """Return ALIVE when the provider spoke about the task itself, FAILING when it could not serve the request."""
     match verdict:
         case Verdict.DELIVERED:
-            return Sign.LIFE
+            return Health.ALIVE
         case Verdict.REFUSED:  # without a status nothing was sent
-            return Sign.NOTHING if status is None else Sign.LIFE
+            return Health.UNCLEAR if status is None else Health.ALIVE
         case Verdict.BUSY:
-            return Sign.NOTHING if status == _TOO_MANY_REQUESTS else Sign.FAILURE
+            return Health.UNCLEAR if status == _TOO_MANY_REQUESTS else Health.FAILING
         case Verdict.UNKNOWN:
-            return Sign.FAILURE if status is None or status in _SERVER_FAULTS else Sign.NOTHING
+            return Health.FAILING if status is None or status in _SERVER_FAULTS else Health.UNCLEAR
         case Verdict.PAUSE:
-            return Sign.NOTHING
+            return Health.UNCLEAR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class HealthSignal:
     """What an attempt that began at `claimed_at` means for its provider; `kind` and `until_at` when it asks for a pause."""
 
-    sign: Sign
+    health: Health
     claimed_at: datetime
     reason: str | None = None
     kind: PauseKind | None = None
     until_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """How a provider stands: its pause, if any, which is in force `since_at`; failures in a row, openings of the breaker."""
-
-    kind: PauseKind | None = None
-    until_at: datetime | None = None
-    reason: str | None = None
-    since_at: datetime | None = None
-    failures: int = 0
-    openings: int = 0
-
-
 def probe_interval(kind: PauseKind | None, openings: int) -> timedelta:
     """Return how long the others wait while one task probes a provider whose pause is over."""
     match kind:
         case PauseKind.BREAKER:
-            return span(openings)
+            return breaker_span(openings)
         case PauseKind.ASKED:
             return FIRST_SPAN
         case _:
             return ANSWER_SPAN
 
 
-def span(openings: int) -> timedelta:
+def breaker_span(openings: int) -> timedelta:
     """Return how long the breaker is open for the `openings`-th time in a row."""
     doublings = min(max(openings - 1, 0), 16)
     return min(FIRST_SPAN * (1 << doublings), LONGEST_SPAN)
 
 
-def longest(kind: PauseKind | None, openings: int) -> timedelta | None:
+def longest_pause(kind: PauseKind | None, openings: int) -> timedelta | None:
     """Return how far ahead of now the end of such a pause can be; None for a person's, who may say any moment."""
     match kind:
         case PauseKind.BREAKER:
-            return span(openings)
+            return breaker_span(openings)
         case PauseKind.ASKED:
             return LONGEST_REST
         case PauseKind.ANSWER:
@@ -235,65 +244,486 @@ def longest(kind: PauseKind | None, openings: int) -> timedelta | None:
             return None
 
 
-def after(standing: Standing, outcome: Outcome, now: datetime) -> Standing:
+def next_state(state: ProviderState, signal: HealthSignal, now: datetime) -> ProviderState:
     """Return how a provider stands after an outcome; a person's order that still holds stands whatever comes."""
-    if standing.kind is PauseKind.PERSON and standing.until_at is not None:
-        if standing.until_at > now:
-            return standing
-        standing = _open(standing)
-    if outcome.kind is PauseKind.ASKED:
-        return _asked(standing, outcome, now)
-    if outcome.until_at is not None:
-        answer, until_at = PauseKind.ANSWER, outcome.until_at
-        return replace(standing, kind=answer, until_at=until_at, reason=outcome.reason, since_at=now)
-    match outcome.sign:
-        case Sign.LIFE:
-            alive = replace(standing, failures=0, openings=0)
-            return alive if standing.kind is PauseKind.ASKED and _before(outcome, standing) else _open(alive)
-        case Sign.FAILURE:
-            return _failed(standing, outcome, now)
-        case Sign.NOTHING:
-            return standing
+    if state.held:
+        if not is_over(state, now):
+            return state
+        state = _resumed(state)
+    if signal.kind is PauseKind.ASKED:
+        return _rested(state, signal, now)
+    if signal.until_at is not None:
+        return _paused(state, PauseKind.ANSWER, signal.until_at, signal.reason, now)
+    match signal.health:
+        case Health.ALIVE:
+            alive = replace(state, failures=0, openings=0)
+            return alive if state.kind is PauseKind.ASKED and _began_before(signal, state) else _resumed(alive)
+        case Health.FAILING:
+            return _failed(state, signal, now)
+        case Health.UNCLEAR:
+            return state
 
 
-def _open(standing: Standing) -> Standing:
-    return replace(standing, kind=None, until_at=None, reason=None)
+def is_over(state: ProviderState, now: datetime) -> bool:
+    """Whether a pause's moment has come, or there is none."""
+    return state.paused_until_at is None or state.paused_until_at <= now
 
 
-def _before(outcome: Outcome, standing: Standing) -> bool:
+def _paused(
+    state: ProviderState, kind: PauseKind, until_at: datetime, reason: str | None, now: datetime
+) -> ProviderState:
+    return replace(state, kind=kind, paused_until_at=until_at, reason=reason, updated_at=now)
+
+
+def _resumed(state: ProviderState) -> ProviderState:
+    return replace(state, kind=None, paused_until_at=None, reason=None)
+
+
+def _began_before(signal: HealthSignal, state: ProviderState) -> bool:
     """Whether an attempt began before the pause did, so that it says nothing about how the pause stands."""
-    return standing.since_at is not None and outcome.claimed_at < standing.since_at
+    return signal.claimed_at < state.updated_at
 
 
-def _asked(standing: Standing, outcome: Outcome, now: datetime) -> Standing:
+def _rested(state: ProviderState, signal: HealthSignal, now: datetime) -> ProviderState:
     """Leave a provider alone as long as it asks to be; what is worse than that goes on."""
-    if standing.kind is PauseKind.ANSWER or (standing.kind is PauseKind.BREAKER and _before(outcome, standing)):
-        return standing
-    until_at = outcome.until_at or now
-    if standing.kind is PauseKind.ASKED and standing.until_at is not None and standing.until_at >= until_at:
-        return standing
-    return replace(standing, kind=PauseKind.ASKED, until_at=until_at, reason=outcome.reason, since_at=now)
+    if state.kind is PauseKind.ANSWER or (state.kind is PauseKind.BREAKER and _began_before(signal, state)):
+        return state
+    until_at = signal.until_at or now
+    if state.kind is PauseKind.ASKED and state.paused_until_at is not None and state.paused_until_at >= until_at:
+        return state
+    return _paused(state, PauseKind.ASKED, until_at, signal.reason, now)
 
 
-def _failed(standing: Standing, outcome: Outcome, now: datetime) -> Standing:
-    standing = replace(standing, failures=standing.failures + 1)
-    until_at = now + span(standing.openings + 1)
-    match standing.kind:
+def _failed(state: ProviderState, signal: HealthSignal, now: datetime) -> ProviderState:
+    """Count a failure; open the breaker with enough of them, or again when its probe failed."""
+    state = replace(state, failures=state.failures + 1)
+    until_at = now + breaker_span(state.openings + 1)
+    match state.kind:
         case PauseKind.BREAKER:
-            opens = not _before(outcome, standing)
+            opens = not _began_before(signal, state)
         case PauseKind.ANSWER:
             opens = False
         case _:
-            sooner = standing.until_at is None or standing.until_at < until_at
-            opens = standing.failures >= FAILURES_TO_OPEN and sooner
+            sooner = state.paused_until_at is None or state.paused_until_at < until_at
+            opens = state.failures >= FAILURES_TO_OPEN and sooner
     if not opens:
-        return standing
-    reason = f"{standing.failures} tries in a row failed; the last one: {outcome.reason or 'no reason given'}"
-    return replace(
-        standing,
-        kind=PauseKind.BREAKER,
-        until_at=until_at,
-        reason=reason,
-        since_at=now,
-        openings=standing.openings + 1,
+        return state
+    reason = f"{state.failures} tries in a row failed; the last one: {signal.reason or 'no reason given'}"
+    return _paused(replace(state, openings=state.openings + 1), PauseKind.BREAKER, until_at, reason, now)
+
+
+# The limiter over the rows of `providers`: locked by whoever claims under limits ---------------------------------------
+
+_OF_PROVIDER: Final = providers.c.name == bindparam("provider")
+_LOCK_PROVIDER: Final = Statement(select(providers).where(_OF_PROVIDER).with_for_update(key_share=True))
+_MAKE_PROVIDER: Final = Statement(upsert(providers).on_conflict_do_nothing(), ("name", "held", "updated_at"))
+_COUNT_SENDING: Final = Statement(
+    select(func.count()).select_from(tasks).where(tasks.c.provider == bindparam("provider"), TASK_SENDING)
+)
+_STORE_LIMITER: Final = Statement(
+    update(providers)
+    .where(_OF_PROVIDER)
+    .values(next_slot_at=bindparam("new_slot"), day=bindparam("new_day"), sent_today=bindparam("new_sum"))
+)
+_RESERVED_SLOTS: Final = (
+    select(tasks.c.slot_at)
+    .where(
+        tasks.c.provider == bindparam("provider"),
+        TASK_TIMED,
+        tasks.c.due_at > bindparam("now"),
+        tasks.c.due_at <= bindparam("line_end"),
+        tasks.c.slot_at > bindparam("now"),
     )
+    .limit(bindparam("most"))
+)
+_NEXT_SLOTS: Final = Statement(_RESERVED_SLOTS.order_by(tasks.c.due_at))
+_LAST_SLOT: Final = Statement(_RESERVED_SLOTS.order_by(tasks.c.due_at.desc()))
+_BEGUN_AT: Final = Statement(
+    select(attempts.c.started_at, tasks.c.provider)
+    .select_from(attempts.join(tasks, tasks.c.id == attempts.c.task_id))
+    .where(attempts.c.task_id == bindparam("this_id"), attempts.c.epoch == bindparam("held_epoch"))
+)
+_UNCOUNT: Final = Statement(
+    update(providers)
+    .where(_OF_PROVIDER, providers.c.day == bindparam("of_day"), providers.c.sent_today >= bindparam("number"))
+    .values(sent_today=providers.c.sent_today - bindparam("number", type_=providers.c.sent_today.type))
+)
+
+
+class RateLimiter:
+    """Rate, concurrency and daily cap of the providers in one transaction; `store` writes what was taken.
+
+    One row for each provider is locked before any task, in the order of the providers' names, and held to the commit: each
+    process sees what the one before it took. Providers without limits are neither read nor locked here.
+    """
+
+    def __init__(self, connection: Connection, limited: Iterable[Mapping[ProviderName, Limits]], now: datetime) -> None:
+        """Lock the providers that are limited at all; `limited` has the limits of every caller."""
+        self._connection = connection
+        wanted: dict[ProviderName, bool] = {}
+        for each in limited:
+            for provider, limits in each.items():
+                if limits.rate_per_second or limits.concurrency or limits.daily_cap:
+                    wanted[provider] = wanted.get(provider, False) or bool(limits.concurrency)
+        self._found = {name: _locked_state(connection, name, now, counted=wanted[name]) for name in sorted(wanted)}
+        self._states = dict(self._found)
+        self._clamped: set[ProviderName] = set()
+
+    def check_room(
+        self, provider: ProviderName, slot_at: datetime | None, limits: Mapping[ProviderName, Limits], now: datetime
+    ) -> Deferral | None:
+        """Say why the provider's day or concurrency leaves no room for one more task, which may have a slot."""
+        state = self._states.get(provider)
+        if state is None:
+            return None
+        self._states[provider], deferral = check_room(state, limits.get(provider, _UNLIMITED), now, slot_at)
+        return deferral
+
+    def begin(
+        self,
+        provider: ProviderName,
+        slot_at: datetime | None,
+        limits: Mapping[ProviderName, Limits],
+        now: datetime,
+        *,
+        whatever_the_rate: bool,
+    ) -> Deferral | None:
+        """Count a task as begun, or give it its slot and say when that is; `whatever_the_rate` lets it begin anyway."""
+        before = self._states.get(provider)
+        if before is None:
+            return None
+        own = limits.get(provider, _UNLIMITED)
+        state, deferral = reserve_slot(before, own, now, slot_at)
+        if whatever_the_rate:
+            deferral = None
+        elif deferral is not None and provider not in self._clamped:
+            self._clamped.add(provider)
+            if is_far_ahead(before, own, now):
+                state, deferral = reserve_slot(
+                    _clamped(self._connection, provider, before, own, now), own, now, slot_at
+                )
+        self._states[provider] = state if deferral else count_begun(state, own, now)
+        return deferral
+
+    def store(self) -> None:
+        """Write what was taken."""
+        for provider, state in self._states.items():
+            found = self._found[provider]
+            if (state.next_slot_at, state.day, state.sent_today) != (found.next_slot_at, found.day, found.sent_today):
+                _store_state(self._connection, provider, state)
+
+
+def uncount_claim(connection: Connection, task_id: str, epoch: int) -> None:
+    """Take a claim that was given back out of its day's sum."""
+    row = _BEGUN_AT.first(connection, {"this_id": task_id, "held_epoch": epoch})
+    if row is not None:
+        _uncount(connection, ProviderName(row.provider), day_of(moment(row.started_at)), 1)
+
+
+def _uncount(connection: Connection, provider: ProviderName, day: str, number: int) -> None:
+    """Take attempts that cost the provider nothing out of its day's sum, unless another day has begun."""
+    _UNCOUNT.run(connection, {"provider": provider, "of_day": day, "number": number})
+
+
+def _lock(connection: Connection, provider: ProviderName, now: datetime) -> Any:
+    """Return a provider's row, locked; it is made when it is not there."""
+    row = _LOCK_PROVIDER.first(connection, {"provider": provider})
+    if row is None:
+        _MAKE_PROVIDER.run(connection, {"name": provider, "held": False, "updated_at": micros(now)})
+        row = _LOCK_PROVIDER.first(connection, {"provider": provider})
+    return row
+
+
+def _locked_state(connection: Connection, provider: ProviderName, now: datetime, *, counted: bool) -> LimiterState:
+    row = _lock(connection, provider, now)
+    sending = _COUNT_SENDING.value(connection, {"provider": provider}) if counted else 0
+    return LimiterState(
+        next_slot_at=moment_or_none(row.next_slot_at), sending=sending or 0, day=row.day, sent_today=row.sent_today
+    )
+
+
+def _clamped(
+    connection: Connection, provider: ProviderName, state: LimiterState, limits: Limits, now: datetime
+) -> LimiterState:
+    """Clamp a line that is far ahead to the slots of tasks that wait."""
+    asked = {
+        "provider": provider,
+        "now": micros(now),
+        "line_end": micros_or_none(state.next_slot_at),
+        "most": LINE_LIMIT,
+    }
+    slots = _NEXT_SLOTS.values(connection, asked)
+    last = max(slots, default=None)
+    if len(slots) == LINE_LIMIT:
+        last = _LAST_SLOT.value(connection, asked | {"most": 1})
+    return clamp_line(state, limits, now, sorted(moment(slot) for slot in slots), moment_or_none(last))
+
+
+def _store_state(connection: Connection, provider: ProviderName, state: LimiterState) -> None:
+    slot = micros_or_none(state.next_slot_at)
+    row = {"provider": provider, "new_slot": slot, "new_day": state.day, "new_sum": state.sent_today}
+    _STORE_LIMITER.run(connection, row)
+
+
+# Pauses over the rows of `providers` -----------------------------------------------------------------------------------
+
+_STATES: Final = Statement(select(providers).order_by(providers.c.name))
+_PAUSED: Final = Statement(select(providers).where(providers.c.paused_until_at.is_not(None)))
+#: One that an answer to the point changes something about.
+_LOCK_TROUBLED: Final = Statement(
+    select(providers)
+    .where(_OF_PROVIDER, or_(providers.c.paused_until_at.is_not(None), providers.c.failures > 0))
+    .with_for_update(key_share=True)
+)
+_MOVE_PAUSE: Final = Statement(
+    update(providers)
+    .where(_OF_PROVIDER, providers.c.paused_until_at == bindparam("seen"))
+    .values(paused_until_at=bindparam("until"), updated_at=bindparam("since"))
+)
+_STORE_BREAKER: Final = Statement(
+    update(providers)
+    .where(_OF_PROVIDER)
+    .values(
+        paused_until_at=bindparam("until"),
+        reason=bindparam("new_reason"),
+        held=bindparam("is_held"),
+        kind=bindparam("new_kind"),
+        failures=bindparam("new_failures"),
+        openings=bindparam("new_openings"),
+        updated_at=bindparam("since"),
+    )
+)
+_MOVE_TASKS: Final = Statement(
+    update(tasks)
+    .where(tasks.c.provider == bindparam("of"), TASK_TIMED, tasks.c.due_at == bindparam("until"))
+    .values(due_at=bindparam("new_due_at"), updated_at=bindparam("now"))
+)
+
+
+def pauses_in_force(connection: Connection, now: datetime) -> dict[ProviderName, ProviderState]:
+    """Return the pauses that stand: those that hold at this moment, and those whose end no probe has confirmed yet."""
+    found = [_provider_state(row) for row in _PAUSED.rows(connection)]
+    return {state.name: state for state in found if not (state.held and is_over(state, now))}
+
+
+def pauses_for_claim(connection: Connection, now: datetime) -> dict[ProviderName, ProviderState]:
+    """Return the pauses in force; one whose end is further ahead than its kind can be is cut to that, and stored so.
+
+    It was written under a clock that was ahead of this one. The tasks that wait for its end wait for the new one.
+    """
+    found = pauses_in_force(connection, now)
+    for name, state in sorted(found.items()):
+        longest = longest_pause(state.kind, state.openings)
+        if longest is None or state.paused_until_at is None or state.paused_until_at <= now + longest:
+            continue
+        cut = replace(state, paused_until_at=now + longest, updated_at=min(state.updated_at, now))
+        if _move_pause(connection, state, cut):
+            _move_tasks(connection, name, state.paused_until_at, now + longest, now)
+        found[name] = cut
+    return found
+
+
+def take_probe(connection: Connection, state: ProviderState, now: datetime) -> ProviderState | None:
+    """Let one claim through as the probe of a pause whose moment has come; return the pause that the next claims meet.
+
+    None: another process has the probe, or the moment has not come. Its tasks are due again at once, and meet what it left.
+    """
+    if state.paused_until_at is None or not is_over(state, now):
+        return None
+    probed = replace(state, paused_until_at=now + probe_interval(state.kind, state.openings))
+    return probed if _move_pause(connection, state, probed) else None
+
+
+def note_outcomes(connection: Connection, settled: Sequence[tuple[Claim, Settlement, datetime]]) -> list[ProviderState]:
+    """Let attempts' outcomes, each with its moment, move their providers' breakers; return the pauses that begin."""
+    signals: dict[ProviderName, list[tuple[HealthSignal, datetime]]] = {}
+    free: dict[ProviderName, list[str]] = {}
+    for claim, settlement, now in settled:
+        provider = claim.task.provider
+        if not settlement.counted or (settlement.verdict is Verdict.BUSY and settlement.status is None):
+            free.setdefault(provider, []).append(day_of(claim.claimed_at))
+        signal = _signal_of(claim, settlement)
+        if signal.health is not Health.UNCLEAR or signal.until_at is not None:
+            signals.setdefault(provider, []).append((signal, now))
+    began = [_note_signals(connection, name, each, free.get(name, ())) for name, each in sorted(signals.items())]
+    return [pause for pause in began if pause is not None]
+
+
+def _signal_of(claim: Claim, settlement: Settlement) -> HealthSignal:
+    if settlement.pause_until_at is None:
+        health = health_of(settlement.verdict, settlement.status)
+        return HealthSignal(health=health, claimed_at=claim.claimed_at, reason=settlement.reason)
+    return HealthSignal(
+        health=Health.UNCLEAR,
+        claimed_at=claim.claimed_at,
+        reason=settlement.pause_reason or settlement.reason or "its answer asked for a pause",
+        kind=settlement.pause_kind,
+        until_at=settlement.pause_until_at,
+    )
+
+
+def _note_signals(
+    connection: Connection,
+    provider: ProviderName,
+    signals: Sequence[tuple[HealthSignal, datetime]],
+    free: Sequence[str],
+) -> ProviderState | None:
+    """Move a provider's breaker; `free` are the days of attempts that do not count among their day's."""
+    latest_at = signals[-1][1]
+    if all(signal.health is Health.ALIVE for signal, _ in signals):
+        row = _LOCK_TROUBLED.first(connection, {"provider": provider})
+        if row is None:
+            return None
+    else:
+        row = _lock(connection, provider, latest_at)
+    if row.day in free:  # only where a cap counts days
+        _uncount(connection, provider, row.day, free.count(row.day))
+    found = state = _provider_state(row)
+    for signal, now in signals:
+        state = next_state(state, signal, now)
+    return state if state != found and _store(connection, found, state, latest_at) else None
+
+
+def _store(connection: Connection, found: ProviderState, new: ProviderState, now: datetime) -> bool:
+    """Write how a provider stands now; return whether a pause began that was not there before."""
+    began = new.kind is not None and (found.kind is None or (found.held and is_over(found, now)))
+    if began:
+        counters_of(connection).count(CounterName.PAUSES, new.name, str(new.kind))
+    row = {
+        "provider": new.name,
+        "until": micros_or_none(new.paused_until_at),
+        "new_reason": sentence_or_none(new.reason),
+        "is_held": new.held,
+        "new_kind": new.kind,
+        "new_failures": new.failures,
+        "new_openings": new.openings,
+        # What began before this moment says nothing about a pause that begins with it; one that goes on keeps its moment.
+        "since": micros(now if new.kind is None else new.updated_at),
+    }
+    _STORE_BREAKER.run(connection, row)
+    if found.paused_until_at is not None and found.paused_until_at > now:
+        until_at = new.paused_until_at or now
+        if until_at < found.paused_until_at:
+            _move_tasks(connection, new.name, found.paused_until_at, until_at, now)
+    return began
+
+
+def _clear(connection: Connection, found: ProviderState, now: datetime) -> None:
+    _store(connection, found, replace(_resumed(found), failures=0, openings=0), now)
+
+
+def _move_pause(connection: Connection, seen: ProviderState, moved: ProviderState) -> bool:
+    """Write a pause's new end; False when somebody else has moved it meanwhile."""
+    row = {
+        "provider": seen.name,
+        "seen": micros_or_none(seen.paused_until_at),
+        "until": micros_or_none(moved.paused_until_at),
+        "since": micros(moved.updated_at),
+    }
+    return _MOVE_PAUSE.run(connection, row) == 1
+
+
+def _move_tasks(
+    connection: Connection, provider: ProviderName, until_at: datetime, due_at: datetime, now: datetime
+) -> None:
+    """Make the tasks that wait for a pause's end due at another moment."""
+    row = {"of": provider, "until": micros(until_at), "new_due_at": micros(due_at), "now": micros(now)}
+    _MOVE_TASKS.run(connection, row)
+
+
+def _provider_state(row: Any) -> ProviderState:
+    return ProviderState(
+        name=ProviderName(row.name),
+        paused_until_at=moment_or_none(row.paused_until_at),
+        reason=row.reason,
+        updated_at=moment(row.updated_at),
+        kind=_kind(row),
+        failures=row.failures,
+        openings=row.openings,
+        day=row.day,
+        sent_today=row.sent_today,
+    )
+
+
+def _kind(row: Any) -> PauseKind | None:
+    if row.paused_until_at is None:
+        return None
+    if row.kind is None:  # written by a release that knew two kinds
+        return PauseKind.PERSON if row.held else PauseKind.ANSWER
+    return PauseKind(row.kind)
+
+
+# The methods -----------------------------------------------------------------------------------------------------------
+
+
+class ProviderLimits(LedgerGroup):
+    """`ledger.limits`: pauses of providers, and requests that no task's claim stands for."""
+
+    def pause(self, provider: ProviderName, until_at: datetime, reason: str, now: datetime) -> None:
+        """Hold a provider's tasks until then or until `resume`, on a person's order; no success of an attempt lifts this."""
+
+        def work(connection: Connection) -> None:
+            found = _provider_state(_lock(connection, provider, now))
+            _store(connection, found, _paused(found, PauseKind.PERSON, until_at, reason, now), now)
+
+        self._writer.write(work)
+
+    def resume(self, provider: ProviderName, now: datetime) -> None:
+        """Lift any pause of a provider and forget its failures; the tasks that waited for its end are due now."""
+
+        def work(connection: Connection) -> None:
+            row = _LOCK_TROUBLED.first(connection, {"provider": provider})
+            if row is not None:
+                _clear(connection, _provider_state(row), now)
+
+        self._writer.write(work)
+
+    def resume_rejected(self, now: datetime) -> None:
+        """Lift the pauses by a credential or address that was not taken: at a start the settings may be mended."""
+
+        def work(connection: Connection) -> None:
+            for paused in _PAUSED.rows(connection):
+                row = _LOCK_TROUBLED.first(connection, {"provider": paused.name})
+                if row is not None and _kind(row) is PauseKind.ANSWER:
+                    _clear(connection, _provider_state(row), now)
+
+        self._writer.write(work)
+
+    def pause_on_answer(
+        self,
+        provider: ProviderName,
+        kind: PauseKind,
+        until_at: datetime,
+        reason: str,
+        asked_at: datetime,
+        now: datetime,
+    ) -> ProviderState | None:
+        """Pause a provider whose answer to a look-up, sent at `asked_at`, asks for it, as an attempt's answer would.
+
+        Return the pause if it begins with this.
+        """
+        signal = HealthSignal(health=Health.UNCLEAR, claimed_at=asked_at, reason=reason, kind=kind, until_at=until_at)
+        return self._writer.write(lambda connection: _note_signals(connection, provider, [(signal, now)], ()))
+
+    def charge(self, provider: ProviderName, limits: Limits, now: datetime) -> datetime:
+        """Count a request that no claim stands for (a look-up, a poll) against a provider's rate; it is never refused.
+
+        Return the moment of its slot, before which it should not be sent. A slot between those of tasks leaves no trace:
+        whoever asks next may get it too.
+        """
+        if not limits.rate_per_second:
+            return now
+
+        def work(connection: Connection) -> datetime:
+            state = _locked_state(connection, provider, now, counted=False)
+            if is_far_ahead(state, limits, now):
+                state = _clamped(connection, provider, state, limits, now)
+            state, own_at = take_slot(state, limits, now)
+            _store_state(connection, provider, state)
+            return own_at
+
+        return self._writer.write(work)
+
+    def states(self) -> list[ProviderState]:
+        """Return what is kept of each provider: its pause and the kind of it, its failures, what the day has seen."""
+        return self._read(lambda connection: [_provider_state(row) for row in _STATES.rows(connection)])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import bindparam, select
 
 from worker.ledger.encoding import dump, load, micros
 from worker.ledger.schema import rule_sets
 from worker.ledger.statements import Statement, columns_of, upsert
+from worker.ledger.writer import LedgerGroup
 
 _NEW: Final = upsert(rule_sets)
 _STORE: Final = Statement(
@@ -25,23 +26,20 @@ _LATEST: Final = Statement(
 _FIND: Final = Statement(select(rule_sets.c.files).where(rule_sets.c.version == bindparam("wanted")))
 
 
-def store(version: str, files: Mapping[str, str], now: datetime) -> Callable[[Connection], None]:
-    """Return the work that keeps a rule set, or notes that it was accepted again."""
-    row = {"version": version, "files": dump(dict(files)), "accepted_at": micros(now)}
+class AcceptedRuleSets(LedgerGroup):
+    """`ledger.rule_sets`: the rule sets that were accepted."""
 
-    def work(connection: Connection) -> None:
-        _STORE.run(connection, row)
+    def store(self, version: str, files: Mapping[str, str], now: datetime) -> None:
+        """Keep an accepted rule set, its files' texts by name; accepting one again makes it the latest."""
+        row = {"version": version, "files": dump(dict(files)), "accepted_at": micros(now)}
+        self._writer.write(lambda connection: _STORE.run(connection, row))
 
-    return work
+    def latest(self) -> tuple[str, Mapping[str, str]] | None:
+        """Return version and files of the rule set that was accepted last."""
+        row = self._read(_LATEST.first)
+        return (row.version, load(row.files)) if row else None
 
-
-def latest(connection: Connection) -> tuple[str, Mapping[str, str]] | None:
-    """Return version and files of the rule set accepted last."""
-    row = _LATEST.first(connection)
-    return (row.version, load(row.files)) if row else None
-
-
-def find(connection: Connection, version: str) -> Mapping[str, str] | None:
-    """Return the files of one rule set."""
-    text = _FIND.value(connection, {"wanted": version})
-    return None if text is None else dict(load(text))
+    def get(self, version: str) -> Mapping[str, str] | None:
+        """Return the files of one rule set, name to text."""
+        text = self._read(lambda connection: _FIND.value(connection, {"wanted": version}))
+        return None if text is None else dict(load(text))

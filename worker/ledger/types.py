@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 from rules.vocabulary import (
     Contact,
@@ -23,6 +23,9 @@ from rules.vocabulary import (
     TaskType,
     Verdict,
 )
+
+#: The moment of a pause that a person ordered without an end: only `ledger.limits.resume` ends it.
+UNTIL_RESUMED: Final = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +230,7 @@ class PendingReconciliation:
     """A task in state unknown that is to be looked up at its provider, held by one process until `due_at`.
 
     Requests that may have executed it were under way from `began_at` to `ended_at`. `look_ups` could not tell so far,
-    `absent_at` is when the first complete listing without it was asked for. `form_works`: the provider was seen to
+    `absent_at` is when the first complete listing without it was asked for. `query_works`: the provider was seen to
     understand how it is asked.
     """
 
@@ -237,7 +240,7 @@ class PendingReconciliation:
     due_at: datetime
     look_ups: int
     absent_at: datetime | None
-    form_works: bool
+    query_works: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,7 +308,7 @@ class AttemptRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderState:
-    """Whether a provider is paused, until when and why. `held`: by `pause_provider`, so that no success lifts it.
+    """Whether a provider is paused, until when and why; its circuit breaker; and what its day has seen.
 
     `kind` is None without a pause, `updated_at` when the pause began, was renewed or ended. `failures` counts tries in a row
     that met no provider at work, `openings` how often the breaker opened since one did; `sent_today` attempts on `day`
@@ -313,15 +316,19 @@ class ProviderState:
     """
 
     name: ProviderName
-    paused_until_at: datetime | None
-    reason: str | None
-    held: bool
     updated_at: datetime
+    paused_until_at: datetime | None = None
+    reason: str | None = None
     kind: PauseKind | None = None
     failures: int = 0
     openings: int = 0
     day: str | None = None
     sent_today: int = 0
+
+    @property
+    def held(self) -> bool:
+        """Whether a person paused it, so that no success lifts the pause."""
+        return self.kind is PauseKind.PERSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ from typing import Any, Final, Generic, TypeVar
 from sqlalchemy import Connection, Engine
 
 from rules.vocabulary import LedgerBusyError, LedgerError, LedgerInDoubtError
-from worker.ledger.counters import Tallies
+from worker.ledger.counters import TransactionCounters
 from worker.ledger.database import (
     BEGIN_WRITE,
     SAVEPOINT,
@@ -41,6 +41,7 @@ from worker.ledger.database import (
     has_gone,
     may_have_gone,
     one_line,
+    reading,
 )
 
 P = TypeVar("P")
@@ -212,7 +213,7 @@ class Writer:
         self._queue: SimpleQueue[Job[Any] | None] = SimpleQueue()
         self._gate = threading.Lock()
         self._closed = False
-        self._tallies = Tallies(token_hex(6))
+        self._counters = TransactionCounters(token_hex(6))
         self._connection: Connection | None = None
         self._thread = threading.Thread(target=self._run, name="leadwire-ledger-writer", daemon=True)
         self._thread.start()
@@ -347,7 +348,7 @@ class Writer:
         """Run and commit jobs, each kind in a savepoint; `hurry` bounds the wait for what others hold."""
         connection = self._connected()
         connection.begin()
-        self._tallies.begin(connection)
+        self._counters.begin(connection)
         driver: Any = connection.connection.driver_connection
         if hurry:
             _hurry(driver)
@@ -357,7 +358,7 @@ class Writer:
             self._do(connection, driver, batch)
         if not _can_commit(driver):
             raise LedgerBusyError("the storage rolled the transaction back")
-        self._tallies.write(connection)
+        self._counters.write(connection)
         try:
             connection.commit()
         except self._faults as error:
@@ -375,13 +376,13 @@ class Writer:
         driver: Any = connection.connection.driver_connection
         if _is_sqlite(driver) or not all(isinstance(job.work, Batchable) for job in group):
             return False
-        self._tallies.begin(connection)
+        self._counters.begin(connection)
         committing = False
         try:
             with _pipeline(driver):
                 for batch in _batches(group):
                     _run(connection, batch)
-                self._tallies.write(connection)
+                self._counters.write(connection)
                 committing = True
         except Exception as error:
             if _is_lost(driver, error):
@@ -398,14 +399,14 @@ class Writer:
 
     def _do(self, connection: Connection, driver: Any, batch: list[Job[Any]]) -> None:
         """Do jobs of one kind together, and when that fails each by itself."""
-        counted = self._tallies.mark()
+        counted = self._counters.mark()
         try:
             _run(connection, batch)
         except BaseException as error:  # it belongs to its caller, not to its neighbours
             if _is_passing(error) or not _is_open(driver):
                 raise  # a fault that ended the transaction of all, such as a full disk
             driver.execute(f"ROLLBACK TO SAVEPOINT {SAVEPOINT}").close()
-            self._tallies.back_to(counted)
+            self._counters.back_to(counted)
             if len(batch) == 1:
                 batch[0].fault = as_ledger_error(error) if isinstance(error, self._faults) else error
                 return
@@ -438,6 +439,19 @@ class Writer:
         with suppress(Exception):  # it is thrown away because it is broken, or because all is done
             connection.invalidate()
             connection.close()
+
+
+class LedgerGroup:
+    """Some of the ledger's methods: they read with `readers`, and write by the process's one writer."""
+
+    def __init__(self, readers: Engine, writer: Writer) -> None:
+        self._readers = readers
+        self._writer = writer
+
+    def _read(self, read: Callable[[Connection], T]) -> T:
+        """Return what `read` finds on a connection that cannot write."""
+        with reading(self._readers) as connection:
+            return read(connection)
 
 
 def _size_of(job: Job[Any]) -> int:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from rules.vocabulary import Contact, EventState, ProviderName, RetryPolicy, Rotation, TaskState, TaskType, Verdict
-from worker.ledger import Claim, ClaimTerms, Held, Limits, NotClaimed, PauseKind, open_ledger, planning
-from worker.ledger.claiming import Taken
-from worker.ledger.counters import Tally
+from worker.ledger import Claim, ClaimTerms, Held, Limits, NotClaimed, PauseKind, open_ledger
+from worker.ledger.counters import CounterName
 from worker.ledger.schema import metadata
+from worker.ledger.tasks import Taken, insert_plans
 
 VAMBE, MINDHUNTERS = ProviderName.VAMBE, ProviderName.MINDHUNTERS
 TEAM, CALL = TaskType.TEAM_TASK, TaskType.MAKE_CALL
@@ -256,17 +256,17 @@ def test_callers_of_one_transaction_keep_their_own_terms(desk):
         return desk.plan(*tasks, call(desk, f"tk_{number}c", event_id=f"ev_{number}"), event_id=f"ev_{number}")
 
     works = [
-        planning.record_plans([plan(0)], desk.at(1), terms(desk, 2, owner="a", concurrency=3)),
-        planning.record_plans([plan(1)], desk.at(2)),
-        planning.record_plans([plan(2), plan(0)], desk.at(3), terms(desk, 9, owner="b", concurrency=3)),
-        planning.record_plans([plan(3)], desk.at(4), terms(desk, 9, owner="c", type_=CALL)),
+        insert_plans([plan(0)], desk.at(1), terms(desk, 2, owner="a", concurrency=3)),
+        insert_plans([plan(1)], desk.at(2)),
+        insert_plans([plan(2), plan(0)], desk.at(3), terms(desk, 9, owner="b", concurrency=3)),
+        insert_plans([plan(3)], desk.at(4), terms(desk, 9, owner="c", type_=CALL)),
     ]
     kept = desk.ledger._writer.write(lambda connection: works[0].run_all(connection, [work.part for work in works]))
     assert [["tk_02", "tk_0c"], ["tk_10", "tk_11", "tk_12", "tk_1c"], ["tk_2c"], ["tk_30", "tk_31", "tk_32"]] == [
         [ref.id for ref in each.due] for each in kept
     ]
     assert [["tk_00", "tk_01"], [], ["tk_20", "tk_21", "tk_22"], ["tk_3c"]] == [
-        [answer.task_id for answer in each.taken] for each in kept
+        [answer.task_id for answer in each.claimed] for each in kept
     ]
     sending = {
         task.id: (task.owner, task.first_attempt_at) for task in desk.ledger.queries.list_tasks(state=TaskState.SENDING)
@@ -287,10 +287,10 @@ def test_what_became_due_after_a_neighbours_moment_is_claimed(desk):
         desk.record(desk.incoming(f"ev_{number}"))
         task = desk.task(f"tk_{number}", f"ev_{number}", due_at=desk.at(number))
         plan = desk.plan(task, event_id=f"ev_{number}")
-        works.append(planning.record_plans([plan], desk.at(number), terms(desk, owner=f"w/{number}")))
+        works.append(insert_plans([plan], desk.at(number), terms(desk, owner=f"w/{number}")))
     kept = desk.ledger._writer.write(lambda connection: works[0].run_all(connection, [work.part for work in works]))
     assert [[], []] == [each.due for each in kept]
-    assert [[True], [True]] == [[isinstance(answer, Taken) for answer in each.taken] for each in kept]
+    assert [[True], [True]] == [[isinstance(answer, Taken) for answer in each.claimed] for each in kept]
     assert [desk.at(61), desk.at(60)] == [task.lease_until_at for task in desk.ledger.queries.list_tasks()]
     assert {TaskState.SENDING: 2} == desk.ledger.queries.counts().tasks
 
@@ -499,7 +499,7 @@ def test_counts_are_those_of_two_steps(desk):
             {tally: dict(counted) for tally, counted in desk.ledger.queries.measure(desk.now).tallies.items()}
         )
     assert counts[0] == counts[1]
-    assert {(TEAM,): 4} == counts[1][Tally.TASKS_PLANNED]
-    assert {(VAMBE, "delivered", "2xx"): 1, (VAMBE, "busy", "5xx"): 1} == counts[1][Tally.ATTEMPTS]
-    assert {(TEAM, "delivered"): 1, (TEAM, "dead"): 1} == counts[1][Tally.TASKS_ENDED]
-    assert {(TEAM, "10"): 1} == counts[1][Tally.AFTER_RECEIVED]
+    assert {(TEAM,): 4} == counts[1][CounterName.TASKS_PLANNED]
+    assert {(VAMBE, "delivered", "2xx"): 1, (VAMBE, "busy", "5xx"): 1} == counts[1][CounterName.ATTEMPTS]
+    assert {(TEAM, "delivered"): 1, (TEAM, "dead"): 1} == counts[1][CounterName.TASKS_ENDED]
+    assert {(TEAM, "10"): 1} == counts[1][CounterName.AFTER_RECEIVED]

@@ -18,7 +18,7 @@ from rules.vocabulary import (
     Verdict,
 )
 from worker.ledger import NotClaimed, Settlement, open_ledger
-from worker.ledger.counters import LOST, OTHER, RULES_LIMIT, Tally
+from worker.ledger.counters import LOST, OTHER, RULES_LIMIT, CounterName
 
 TEAM = TaskType.TEAM_TASK
 VAMBE = ProviderName.VAMBE
@@ -36,8 +36,8 @@ def test_events_are_counted_when_they_are_kept(desk):
     desk.record(desk.incoming("ev_3", **unreadable))
     desk.record(desk.incoming("ev_1"), id="dl_again")
     desk.record(desk.incoming("ev_4", key="ev_1", content="other"))
-    assert {("crm", "lead.created"): 3, ("crm", OTHER): 1} == counted(desk, Tally.EVENTS_RECEIVED)
-    assert {("unreadable",): 1, ("ignored",): 1} == counted(desk, Tally.EVENTS_ENDED)
+    assert {("crm", "lead.created"): 3, ("crm", OTHER): 1} == counted(desk, CounterName.EVENTS_RECEIVED)
+    assert {("unreadable",): 1, ("ignored",): 1} == counted(desk, CounterName.EVENTS_ENDED)
 
 
 def test_plans_are_counted_once(desk):
@@ -48,10 +48,10 @@ def test_plans_are_counted_once(desk):
     plan = desk.plan(desk.task(), desk.task("tk_2", state=TaskState.DEAD, reason="no phone"), decisions=(no, yes))
     for _ in range(2):
         desk.ledger.tasks.insert([plan], desk.now)
-    assert {("processed",): 1} == counted(desk, Tally.EVENTS_ENDED)
-    assert {("other", "not_matched"): 1, ("follow-up", "matched"): 1} == counted(desk, Tally.DECISIONS)
-    assert {(TEAM,): 2} == counted(desk, Tally.TASKS_PLANNED)
-    assert {(TEAM, "dead"): 1} == counted(desk, Tally.TASKS_ENDED)
+    assert {("processed",): 1} == counted(desk, CounterName.EVENTS_ENDED)
+    assert {("other", "not_matched"): 1, ("follow-up", "matched"): 1} == counted(desk, CounterName.DECISIONS)
+    assert {(TEAM,): 2} == counted(desk, CounterName.TASKS_PLANNED)
+    assert {(TEAM, "dead"): 1} == counted(desk, CounterName.TASKS_ENDED)
 
 
 def test_rules_have_labels_up_to_a_limit(desk):
@@ -62,7 +62,7 @@ def test_rules_have_labels_up_to_a_limit(desk):
         for number in range(RULES_LIMIT + 7)
     ]
     desk.ledger.tasks.insert([desk.plan(decisions=tuple(decisions))], desk.now)
-    found = counted(desk, Tally.DECISIONS)
+    found = counted(desk, CounterName.DECISIONS)
     assert RULES_LIMIT + 1 == len(found)
     assert 7 == found[OTHER, "matched"]
     assert 1 == found["rule-0", "matched"]
@@ -78,7 +78,7 @@ def test_an_event_that_is_given_up_counts_as_failed(desk):
         desk.ledger.inbox.dispatch_overdue(at, timedelta(seconds=1), 10)
         desk.ledger.inbox.events_to_process(["ev_2"], at)
     assert [EventState.FAILED] * 2 == [event.state for event in desk.ledger.queries.list_events()]
-    assert {("failed",): 2} == counted(desk, Tally.EVENTS_ENDED)
+    assert {("failed",): 2} == counted(desk, CounterName.EVENTS_ENDED)
 
 
 def test_a_delivery_counts_attempt_end_and_time(desk):
@@ -88,12 +88,12 @@ def test_a_delivery_counts_attempt_end_and_time(desk):
     desk.ledger.tasks.insert([desk.plan(desk.task())], desk.now)
     claim = desk.claim()
     assert desk.ledger.tasks.settle(claim, desk.delivered(), desk.at(7))
-    assert {(VAMBE, "delivered", "2xx"): 1} == counted(desk, Tally.ATTEMPTS)
-    assert {(TEAM, "delivered"): 1} == counted(desk, Tally.TASKS_ENDED)
-    assert {(TEAM, "10"): 1} == counted(desk, Tally.AFTER_RECEIVED)
-    assert {(TEAM,): 7_000} == counted(desk, Tally.AFTER_RECEIVED_SUM)
-    assert {(TEAM, "14400"): 1} == counted(desk, Tally.AFTER_OCCURRED)
-    assert {(TEAM,): 3_607_000} == counted(desk, Tally.AFTER_OCCURRED_SUM)
+    assert {(VAMBE, "delivered", "2xx"): 1} == counted(desk, CounterName.ATTEMPTS)
+    assert {(TEAM, "delivered"): 1} == counted(desk, CounterName.TASKS_ENDED)
+    assert {(TEAM, "10"): 1} == counted(desk, CounterName.AFTER_RECEIVED)
+    assert {(TEAM,): 7_000} == counted(desk, CounterName.AFTER_RECEIVED_SUM)
+    assert {(TEAM, "14400"): 1} == counted(desk, CounterName.AFTER_OCCURRED)
+    assert {(TEAM,): 3_607_000} == counted(desk, CounterName.AFTER_OCCURRED_SUM)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_odd_dates_stay_in_bounds(desk, occurred_seconds, end, total):
     desk.record(desk.incoming(event=desk.event(occurred_at=desk.at(occurred_seconds))))
     desk.ledger.tasks.insert([desk.plan(desk.task())], desk.now)
     desk.ledger.tasks.settle(desk.claim(), desk.delivered(), desk.now)
-    assert {(TEAM, end): 1} == counted(desk, Tally.AFTER_OCCURRED)
-    assert {(TEAM,): total} == counted(desk, Tally.AFTER_OCCURRED_SUM)
+    assert {(TEAM, end): 1} == counted(desk, CounterName.AFTER_OCCURRED)
+    assert {(TEAM,): total} == counted(desk, CounterName.AFTER_OCCURRED_SUM)
 
 
 def test_a_settlement_written_again_counts_once(desk):
@@ -123,24 +123,24 @@ def test_a_settlement_written_again_counts_once(desk):
         (VAMBE, "busy", "5xx"): 1,
         (VAMBE, "unknown", "4xx"): 1,
         (VAMBE, "refused", "4xx"): 1,
-    } == counted(desk, Tally.ATTEMPTS)
-    assert {(TEAM, "delivered"): 1, (TEAM, "unknown"): 1, (TEAM, "dead"): 1} == counted(desk, Tally.TASKS_ENDED)
+    } == counted(desk, CounterName.ATTEMPTS)
+    assert {(TEAM, "delivered"): 1, (TEAM, "unknown"): 1, (TEAM, "dead"): 1} == counted(desk, CounterName.TASKS_ENDED)
 
 
 def test_a_lost_attempt_whose_answer_comes_after_all(desk):
     """A given-up attempt counts as lost and its task as unknown; the late answer counts as well, the doubt only once."""
     first = desk.claimed()
     desk.ledger.tasks.release("w", desk.at(5))
-    assert {(VAMBE, "unknown", LOST): 1} == counted(desk, Tally.ATTEMPTS)
-    assert {(TEAM, "unknown"): 1} == counted(desk, Tally.TASKS_ENDED)
+    assert {(VAMBE, "unknown", LOST): 1} == counted(desk, CounterName.ATTEMPTS)
+    assert {(TEAM, "unknown"): 1} == counted(desk, CounterName.TASKS_ENDED)
 
     no_answer = Settlement(verdict=Verdict.UNKNOWN, state=TaskState.UNKNOWN, reason="no answer")
     desk.ledger.tasks.settle(first, no_answer, desk.at(6))
-    assert {(TEAM, "unknown"): 1} == counted(desk, Tally.TASKS_ENDED)
+    assert {(TEAM, "unknown"): 1} == counted(desk, CounterName.TASKS_ENDED)
 
     desk.ledger.tasks.settle(first, desk.delivered(), desk.at(7))
-    assert {(VAMBE, "unknown", LOST): 1, (VAMBE, "delivered", "2xx"): 1} == counted(desk, Tally.ATTEMPTS)
-    assert {(TEAM, "unknown"): 1, (TEAM, "delivered"): 1} == counted(desk, Tally.TASKS_ENDED)
+    assert {(VAMBE, "unknown", LOST): 1, (VAMBE, "delivered", "2xx"): 1} == counted(desk, CounterName.ATTEMPTS)
+    assert {(TEAM, "unknown"): 1, (TEAM, "delivered"): 1} == counted(desk, CounterName.TASKS_ENDED)
 
 
 def test_a_late_success_counts_where_it_counts(desk):
@@ -151,9 +151,9 @@ def test_a_late_success_counts_where_it_counts(desk):
     new = desk.claim(now=desk.at(3))
     desk.ledger.tasks.settle(old, desk.delivered("x-1"), desk.at(4))
     desk.ledger.tasks.settle(new, desk.delivered("x-2"), desk.at(5))
-    assert {(TEAM, "unknown"): 1, (TEAM, "delivered"): 1} == counted(desk, Tally.TASKS_ENDED)
-    assert {(VAMBE, "unknown", LOST): 1, (VAMBE, "delivered", "2xx"): 2} == counted(desk, Tally.ATTEMPTS)
-    assert {(TEAM, "5"): 1} == counted(desk, Tally.AFTER_RECEIVED)
+    assert {(TEAM, "unknown"): 1, (TEAM, "delivered"): 1} == counted(desk, CounterName.TASKS_ENDED)
+    assert {(VAMBE, "unknown", LOST): 1, (VAMBE, "delivered", "2xx"): 2} == counted(desk, CounterName.ATTEMPTS)
+    assert {(TEAM, "5"): 1} == counted(desk, CounterName.AFTER_RECEIVED)
 
 
 def test_what_expires_counts_as_suppressed(desk):
@@ -161,8 +161,8 @@ def test_what_expires_counts_as_suppressed(desk):
     desk.planned(desk.task(expires_at=desk.at(60)))
     (answer,) = desk.ledger.tasks.claim(["tk_1"], desk.at(61), desk.lease, "w-1")
     assert isinstance(answer, NotClaimed)
-    assert {(TEAM, "suppressed"): 1} == counted(desk, Tally.TASKS_ENDED)
-    assert {} == counted(desk, Tally.ATTEMPTS)
+    assert {(TEAM, "suppressed"): 1} == counted(desk, CounterName.TASKS_ENDED)
+    assert {} == counted(desk, CounterName.ATTEMPTS)
 
 
 def test_a_person_who_settles_counts(desk):
@@ -171,8 +171,8 @@ def test_a_person_who_settles_counts(desk):
     desk.ledger.admin.settle("tk_1", True, "x-9", desk.at(99))
     with pytest.raises(LedgerError):
         desk.ledger.admin.settle("tk_1", True, "x-9", desk.at(99))
-    assert {(TEAM, "unknown"): 1, (TEAM, "delivered"): 1} == counted(desk, Tally.TASKS_ENDED)
-    assert {} == counted(desk, Tally.AFTER_RECEIVED)
+    assert {(TEAM, "unknown"): 1, (TEAM, "delivered"): 1} == counted(desk, CounterName.TASKS_ENDED)
+    assert {} == counted(desk, CounterName.AFTER_RECEIVED)
 
 
 def test_a_pause_counts_when_it_begins(desk):
@@ -182,18 +182,18 @@ def test_a_pause_counts_when_it_begins(desk):
         at = desk.at(100 * number)
         pause = desk.busy(at, verdict=Verdict.PAUSE, status=401, pause_until_at=at + timedelta(seconds=60))
         desk.ledger.tasks.settle(desk.claimed(now=at, **ids), pause, at)
-    assert {(VAMBE, "answer"): 1} == counted(desk, Tally.PAUSES)
+    assert {(VAMBE, "answer"): 1} == counted(desk, CounterName.PAUSES)
     desk.ledger.limits.resume(VAMBE, desk.at(300))
     desk.ledger.limits.pause(VAMBE, desk.at(900), "a break", desk.at(400))
     desk.ledger.limits.pause(VAMBE, desk.at(999), "a longer one", desk.at(401))
-    assert {(VAMBE, "answer"): 1, (VAMBE, "person"): 1} == counted(desk, Tally.PAUSES)
+    assert {(VAMBE, "answer"): 1, (VAMBE, "person"): 1} == counted(desk, CounterName.PAUSES)
 
 
 def test_requests_are_added_up(desk):
     """Requests come in sums by source, outcome and reason."""
     desk.ledger.inbox.count_requests({("crm", "rejected", "mismatch"): 3, ("crm", "accepted", ""): 2})
     desk.ledger.inbox.count_requests({("crm", "rejected", "mismatch"): 4})
-    assert {("crm", "rejected", "mismatch"): 7, ("crm", "accepted", ""): 2} == counted(desk, Tally.REQUESTS)
+    assert {("crm", "rejected", "mismatch"): 7, ("crm", "accepted", ""): 2} == counted(desk, CounterName.REQUESTS)
 
 
 def test_counts_of_several_processes_add_up(desk):
@@ -204,7 +204,7 @@ def test_counts_of_several_processes_add_up(desk):
         ledger.inbox.count_requests({("crm", "accepted", ""): 100})
         ledger.close()
     desk.ledger.inbox.count_requests({("crm", "accepted", ""): 1000})
-    assert {("crm", "accepted", ""): 1510} == counted(desk, Tally.REQUESTS)
+    assert {("crm", "accepted", ""): 1510} == counted(desk, CounterName.REQUESTS)
     assert 1 == desk.ledger._writer.write(rows_of)
 
 
@@ -236,5 +236,5 @@ def test_processes_that_count_at_the_same_time(desk):
     for thread in threads:
         thread.join(30)
     total = sum(added) + 10
-    assert {("crm", "accepted", ""): total, ("crm", "busy", "x"): total} == counted(desk, Tally.REQUESTS)
+    assert {("crm", "accepted", ""): total, ("crm", "busy", "x"): total} == counted(desk, CounterName.REQUESTS)
     assert min(added) > 0

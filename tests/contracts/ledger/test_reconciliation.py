@@ -7,8 +7,8 @@ import pytest
 from rules.vocabulary import ProviderName, TaskState, TaskType, Verdict
 from worker.delivery import ATTEMPT_SECONDS
 from worker.ledger import Limits, PauseKind, Settlement
-from worker.ledger.counters import Tally
-from worker.ledger.settling import STILL_SENDING
+from worker.ledger.counters import CounterName
+from worker.ledger.tasks import STILL_SENDING
 
 VAMBE, MINDHUNTERS = ProviderName.VAMBE, ProviderName.MINDHUNTERS
 HOLD = timedelta(seconds=45)
@@ -45,7 +45,7 @@ def decided(state, **changes):
 def ended(desk, state):
     """Return how often a task was counted as having come to this state."""
     counted = desk.ledger.queries.measure(desk.at(9999)).tallies
-    return counted.get(Tally.TASKS_ENDED, {}).get((TaskType.TEAM_TASK, state), 0)
+    return counted.get(CounterName.TASKS_ENDED, {}).get((TaskType.TEAM_TASK, state), 0)
 
 
 def test_what_its_own_worker_settled_is_looked_up_at_once(desk):
@@ -59,7 +59,7 @@ def test_what_its_own_worker_settled_is_looked_up_at_once(desk):
         doubt.ended_at,
         doubt.look_ups,
         doubt.absent_at,
-        doubt.form_works,
+        doubt.query_works,
     )
 
 
@@ -291,10 +291,10 @@ def test_a_form_that_found_something_is_known_by_all(desk):
     unknown(desk)
     desk.ledger.reconciliation.note_query_works(VAMBE, desk.at(5))
     desk.ledger.reconciliation.note_query_works(VAMBE, desk.at(6))
-    assert taken(desk).form_works
+    assert taken(desk).query_works
     unknown(desk, "tk_2", event_id="ev_2", provider=MINDHUNTERS, type=TaskType.MAKE_CALL)
     (other,) = due(desk, 100, MINDHUNTERS)
-    assert not other.form_works
+    assert not other.query_works
 
 
 def test_a_form_is_known_beside_a_pause(desk):
@@ -304,4 +304,4 @@ def test_a_form_is_known_beside_a_pause(desk):
     desk.ledger.limits.pause(VAMBE, desk.at(55), "maintenance", desk.at(6))
     desk.ledger.limits.resume(VAMBE, desk.at(7))
     unknown(desk)
-    assert taken(desk).form_works
+    assert taken(desk).query_works

@@ -6,7 +6,7 @@ import pytest
 
 from rules.vocabulary import EventState, Rotation, TaskState
 from worker.ledger import renamed, why_not_replayed
-from worker.ledger.counters import Tally
+from worker.ledger.counters import CounterName
 
 GRACE = timedelta(seconds=5)
 
@@ -242,7 +242,7 @@ def test_a_task_that_was_never_complete_is_planned_again(desk):
     assert (TaskState.QUEUED, None, "checked", ()) == (task.state, task.reason, task.note, task.reactions)
     assert (desk.at(600), desk.at(61)) == (task.expires_at, task.created_at)
     assert (TaskState.QUEUED, "rs_1", desk.now) == (other.state, other.rule_set, other.created_at)
-    assert {("team_task",): 2} == tallied(desk, Tally.TASKS_PLANNED)
+    assert {("team_task",): 2} == tallied(desk, CounterName.TASKS_PLANNED)
     desk.ledger.tasks.settle(desk.claim(now=desk.at(62)), desk.delivered(), desk.at(62))
     assert TaskState.DELIVERED is desk.state()
 
@@ -258,7 +258,7 @@ def test_a_task_that_is_still_incomplete_stays_dead(desk):
     task = desk.ledger.queries.task("tk_1")
     assert (TaskState.DEAD, "title: data.age is missing", "rs_2") == (task.state, task.reason, task.rule_set)
     assert [] == desk.ledger.follow_ups.claim(desk.at(62), 10)
-    assert {("team_task", "dead"): 1} == tallied(desk, Tally.TASKS_ENDED)
+    assert {("team_task", "dead"): 1} == tallied(desk, CounterName.TASKS_ENDED)
 
 
 def test_a_failure_that_a_replay_undid_is_not_answered(desk):

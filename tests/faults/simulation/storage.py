@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.pool import StaticPool
 
 from worker.ledger import Ledger, migrate
-from worker.ledger.counters import Tallies
+from worker.ledger.counters import TransactionCounters
 from worker.ledger.database import sqlite_module
 
 
@@ -81,7 +81,7 @@ class _InPlace:
 
     def __init__(self, connection):
         self._connection = connection
-        self._tallies = Tallies("simulation")
+        self._tallies = TransactionCounters("simulation")
 
     def write(self, work, *, wait=None):
         with self._connection.begin():

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from rules.vocabulary import LedgerBusyError
 from worker.ledger import counters, migrate, open_ledger
-from worker.ledger.counters import BUCKETS, LABELS, Tallies, Tally
+from worker.ledger.counters import BUCKETS, LABELS, CounterName, TransactionCounters
 from worker.ledger.database import database_of
 from worker.ledger.migrations import FOLDER
 
@@ -23,7 +23,7 @@ ROWS = "SELECT name, labels, sum(value) FROM tallies GROUP BY name, labels ORDER
 
 def counts(number):
     """Return a work that counts planned tasks."""
-    return lambda connection: counters.of(connection).count(Tally.TASKS_PLANNED, "make_call", by=number)
+    return lambda connection: counters.of(connection).count(CounterName.TASKS_PLANNED, "make_call", by=number)
 
 
 def test_a_job_that_fails_counts_nothing(ledger, elsewhere):
@@ -75,14 +75,14 @@ def test_what_a_group_counts_is_written_once(url):
     with closing(engine.connect()) as connection:
         statements = []
         driver = connection.connection.driver_connection
-        tallies = Tallies("me")
+        tallies = TransactionCounters("me")
         for number in (0, 300):
             connection.begin()
             driver.set_trace_callback(statements.append)
             tallies.begin(connection)
             for _ in range(number):
-                counters.of(connection).count(Tally.DECISIONS, "a rule", "matched")
-                counters.of(connection).count(Tally.TASKS_PLANNED, "make_call")
+                counters.of(connection).count(CounterName.DECISIONS, "a rule", "matched")
+                counters.of(connection).count(CounterName.TASKS_PLANNED, "make_call")
             tallies.write(connection)
             driver.set_trace_callback(None)
             connection.commit()
@@ -94,7 +94,7 @@ def test_what_a_group_counts_is_written_once(url):
 
 def test_every_count_has_labels():
     """Whatever can be counted says by what, and buckets rise."""
-    assert set(Tally) == set(LABELS)
+    assert set(CounterName) == set(LABELS)
     assert [float(end) for end in BUCKETS] == sorted(float(end) for end in BUCKETS)
 
 
@@ -104,8 +104,8 @@ def test_rows_of_another_version_are_left_out(ledger, elsewhere, post):
     elsewhere.execute("INSERT INTO tallies VALUES ('x', 'from_the_future', '{\"a\":\"b\"}', 7)")
     elsewhere.execute("INSERT INTO tallies VALUES ('x', 'tasks_ended', '{\"type\":\"make_call\"}', 7)")
     tallies = ledger.queries.measure(NOW).tallies
-    assert {("crm", "lead.created"): 1} == tallies[Tally.EVENTS_RECEIVED]
-    assert {("make_call", ""): 7} == tallies[Tally.TASKS_ENDED]
+    assert {("crm", "lead.created"): 1} == tallies[CounterName.EVENTS_RECEIVED]
+    assert {("make_call", ""): 7} == tallies[CounterName.TASKS_ENDED]
 
 
 def test_a_ledger_of_the_first_revision_goes_forward(tmp_path):
@@ -124,4 +124,4 @@ def test_a_ledger_of_the_first_revision_goes_forward(tmp_path):
         ledger._writer.write(counts(1))
         measures = ledger.queries.measure(NOW)
     assert ("rs_1", 5) == (measures.rule_set[0], measures.rule_set[1].microsecond)
-    assert {("make_call",): 1} == measures.tallies[Tally.TASKS_PLANNED]
+    assert {("make_call",): 1} == measures.tallies[CounterName.TASKS_PLANNED]

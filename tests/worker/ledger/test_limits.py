@@ -8,28 +8,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.vocabulary import Verdict
-from worker.ledger import Held, Limits, PauseKind
+from worker.ledger import Held, Limits, PauseKind, ProviderState
 from worker.ledger.limits import (
     FIRST_SPAN,
     LONGEST_SPAN,
     SLOT_HOLDS,
     UNSEEN,
-    Outcome,
-    Sign,
-    Standing,
-    Use,
-    after,
-    begun,
-    believed,
-    charged,
-    interval,
-    is_far,
-    longest,
-    place,
-    room,
-    sign_of,
-    span,
-    taken,
+    Health,
+    HealthSignal,
+    LimiterState,
+    breaker_span,
+    check_room,
+    clamp_line,
+    count_begun,
+    health_of,
+    is_far_ahead,
+    longest_pause,
+    next_state,
+    reserve_slot,
+    slot_interval,
+    take_slot,
 )
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -41,12 +39,17 @@ def at(seconds):
     return NOW + seconds * SECOND
 
 
+def standing_of(**parts):
+    """Return how a provider stands, without a pause unless told otherwise."""
+    return ProviderState(**({"name": "vambe", "updated_at": at(-1000)} | parts))
+
+
 def failure(claimed_at, reason="503"):
     """Return an outcome that met no provider at work."""
-    return Outcome(sign=Sign.FAILURE, claimed_at=claimed_at, reason=reason)
+    return HealthSignal(health=Health.FAILING, claimed_at=claimed_at, reason=reason)
 
 
-LIFE = Outcome(sign=Sign.LIFE, claimed_at=NOW)
+LIFE = HealthSignal(health=Health.ALIVE, claimed_at=NOW)
 
 
 @given(
@@ -58,10 +61,10 @@ LIFE = Outcome(sign=Sign.LIFE, claimed_at=NOW)
 def test_what_begins_never_exceeds_burst_and_rate(rate, burst, gaps, span_seconds):
     """Whoever comes when, in any span begin at most the burst and what the rate gives: also those with a place in line."""
     limits = Limits(rate_per_second=rate, burst=burst)
-    use, now, begins = Use(), NOW, []
+    use, now, begins = LimiterState(), NOW, []
     for gap in gaps:
         now += gap * SECOND
-        use, refusal = place(use, limits, now, None)
+        use, refusal = reserve_slot(use, limits, now, None)
         begins.append(refusal.slot_at if refusal else now)
         assert refusal is None or refusal.due_at == refusal.slot_at > now
     for begin_at in begins:
@@ -71,9 +74,9 @@ def test_what_begins_never_exceeds_burst_and_rate(rate, burst, gaps, span_second
 
 def test_a_burst_goes_at_once_and_the_rest_in_line():
     """Of five that come together two begin; each other has its own place, one interval after the one before."""
-    use, slots = Use(), []
+    use, slots = LimiterState(), []
     for _ in range(5):
-        use, refusal = place(use, Limits(rate_per_second=2, burst=2), NOW, None)
+        use, refusal = reserve_slot(use, Limits(rate_per_second=2, burst=2), NOW, None)
         slots.append(refusal.slot_at if refusal else None)
     assert [None, None, at(0.5), at(1), at(1.5)] == slots
 
@@ -81,18 +84,18 @@ def test_a_burst_goes_at_once_and_the_rest_in_line():
 def test_a_place_that_has_come_is_not_charged_again():
     """It is good from its moment on for a while; too early or too late it is none."""
     limits = Limits(rate_per_second=1, burst=1)
-    use = Use(next_slot_at=at(100))
-    assert (use, None) == place(use, limits, at(10), at(10))
-    assert (use, None) == place(use, limits, at(10) + SLOT_HOLDS, at(10))
+    use = LimiterState(next_slot_at=at(100))
+    assert (use, None) == reserve_slot(use, limits, at(10), at(10))
+    assert (use, None) == reserve_slot(use, limits, at(10) + SLOT_HOLDS, at(10))
     for missed_at in (at(10) + SLOT_HOLDS + SECOND, at(9)):
-        assert at(100) == place(use, limits, missed_at, at(10))[1].slot_at
+        assert at(100) == reserve_slot(use, limits, missed_at, at(10))[1].slot_at
 
 
 def test_a_charge_without_a_claim_moves_the_line():
     """What is never refused takes its place all the same."""
     limits = Limits(rate_per_second=4, burst=1)
-    assert timedelta(seconds=0.25) == interval(limits)
-    assert at(0.5) == charged(charged(Use(), limits, NOW), limits, NOW).next_slot_at
+    assert timedelta(seconds=0.25) == slot_interval(limits)
+    assert at(0.5) == take_slot(take_slot(LimiterState(), limits, NOW)[0], limits, NOW)[0].next_slot_at
 
 
 LINES = st.builds(
@@ -109,15 +112,15 @@ LINES = st.builds(
 def test_a_line_is_believed_as_far_as_its_tasks_explain_it(line):
     """However far ahead a line's end was put, nobody waits longer than its tasks explain, and none gets another's place."""
     limits, ahead, kept, number = line
-    step = interval(limits)
+    step = slot_interval(limits)
     slots = sorted(NOW + step * (place + 1) for place in kept)
     last_at = slots[-1] if slots else NOW
-    use = Use(next_slot_at=last_at + step * limits.burst + ahead * SECOND)
+    use = LimiterState(next_slot_at=last_at + step * limits.burst + ahead * SECOND)
     given_at = []
     for done in range(number):
-        if is_far(use, limits, NOW):
-            use = believed(use, limits, NOW, slots, slots[-1] if slots else None)
-        use, own_at = taken(use, limits, NOW)
+        if is_far_ahead(use, limits, NOW):
+            use = clamp_line(use, limits, NOW, slots, slots[-1] if slots else None)
+        use, own_at = take_slot(use, limits, NOW)
         assert own_at - NOW <= step * (2 * (len(kept) + done + UNSEEN) + 2)
         slots = sorted([*slots, own_at])
         given_at.append(own_at)
@@ -130,33 +133,33 @@ def test_a_line_is_believed_as_far_as_its_tasks_explain_it(line):
 def test_a_line_that_is_full_is_believed():
     """Places of tasks that wait, and a few of look-ups between them, are not given again."""
     limits = Limits(rate_per_second=10, burst=5)
-    step = interval(limits)
+    step = slot_interval(limits)
     slots = [NOW + step * place for place in range(1, 101) if place % 15]
-    use = Use(next_slot_at=NOW + step * 105)
-    assert is_far(use, limits, NOW)
-    assert use == believed(use, limits, NOW, slots, slots[-1])
-    assert use == believed(use, limits, NOW, slots[:50], slots[-1])
-    assert not is_far(Use(next_slot_at=NOW + step * (5 + UNSEEN)), limits, NOW)
+    use = LimiterState(next_slot_at=NOW + step * 105)
+    assert is_far_ahead(use, limits, NOW)
+    assert use == clamp_line(use, limits, NOW, slots, slots[-1])
+    assert use == clamp_line(use, limits, NOW, slots[:50], slots[-1])
+    assert not is_far_ahead(LimiterState(next_slot_at=NOW + step * (5 + UNSEEN)), limits, NOW)
 
 
 def test_no_pause_lasts_longer_than_its_kind_can():
     """The breaker's opening bounds its end, a rest an hour; what a person said has no bound."""
-    assert FIRST_SPAN == longest(PauseKind.BREAKER, 1)
-    assert LONGEST_SPAN == longest(PauseKind.BREAKER, 99)
-    assert timedelta(hours=1) == longest(PauseKind.ASKED, 0)
-    assert LONGEST_SPAN == longest(PauseKind.ANSWER, 0)
-    assert longest(PauseKind.PERSON, 0) is None
+    assert FIRST_SPAN == longest_pause(PauseKind.BREAKER, 1)
+    assert LONGEST_SPAN == longest_pause(PauseKind.BREAKER, 99)
+    assert timedelta(hours=1) == longest_pause(PauseKind.ASKED, 0)
+    assert LONGEST_SPAN == longest_pause(PauseKind.ANSWER, 0)
+    assert longest_pause(PauseKind.PERSON, 0) is None
 
 
 def test_concurrency_turns_away_what_is_too_much_and_spreads_it():
     """What finds no room comes again after a second, spread over another one, its place in line kept."""
     limits = Limits(concurrency=2)
-    use, free = room(Use(sending=1), limits, NOW, None)
+    use, free = check_room(LimiterState(sending=1), limits, NOW, None)
     assert free is None
-    use = begun(use, limits, NOW)
+    use = count_begun(use, limits, NOW)
     moments = []
     for _ in range(3):
-        use, refusal = room(use, limits, NOW, at(-1))
+        use, refusal = check_room(use, limits, NOW, at(-1))
         moments.append((refusal.held, refusal.due_at, refusal.slot_at))
     assert [(Held.CONCURRENCY, at(n), at(-1)) for n in (1, 1.5, 1)] == moments
 
@@ -164,87 +167,90 @@ def test_concurrency_turns_away_what_is_too_much_and_spreads_it():
 def test_the_days_sum_ends_with_the_day():
     """With the cap reached all wait for midnight UTC; a new day begins with nothing."""
     limits = Limits(daily_cap=2)
-    use = begun(begun(Use(), limits, NOW), limits, NOW)
-    _, refusal = room(use, limits, NOW, None)
+    use = count_begun(count_begun(LimiterState(), limits, NOW), limits, NOW)
+    _, refusal = check_room(use, limits, NOW, None)
     midnight_at = datetime(2026, 3, 3, tzinfo=UTC)
     assert (Held.CAP, midnight_at, None) == (refusal.held, refusal.due_at, refusal.slot_at)
-    assert room(use, limits, midnight_at, None)[1] is None
-    assert ("2026-03-03", 1) == (begun(use, limits, midnight_at).day, begun(use, limits, midnight_at).sent_today)
+    assert check_room(use, limits, midnight_at, None)[1] is None
+    assert ("2026-03-03", 1) == (
+        count_begun(use, limits, midnight_at).day,
+        count_begun(use, limits, midnight_at).sent_today,
+    )
 
 
 @pytest.mark.parametrize(
     ("verdict", "status", "sign"),
     [
-        (Verdict.DELIVERED, 201, Sign.LIFE),
-        (Verdict.REFUSED, 422, Sign.LIFE),
-        (Verdict.REFUSED, None, Sign.NOTHING),
-        (Verdict.BUSY, None, Sign.FAILURE),
-        (Verdict.BUSY, 408, Sign.FAILURE),
-        (Verdict.BUSY, 425, Sign.FAILURE),
-        (Verdict.BUSY, 503, Sign.FAILURE),
-        (Verdict.BUSY, 429, Sign.NOTHING),
-        (Verdict.UNKNOWN, None, Sign.FAILURE),
-        (Verdict.UNKNOWN, 502, Sign.FAILURE),
-        (Verdict.UNKNOWN, 200, Sign.NOTHING),
-        (Verdict.PAUSE, 401, Sign.NOTHING),
+        (Verdict.DELIVERED, 201, Health.ALIVE),
+        (Verdict.REFUSED, 422, Health.ALIVE),
+        (Verdict.REFUSED, None, Health.UNCLEAR),
+        (Verdict.BUSY, None, Health.FAILING),
+        (Verdict.BUSY, 408, Health.FAILING),
+        (Verdict.BUSY, 425, Health.FAILING),
+        (Verdict.BUSY, 503, Health.FAILING),
+        (Verdict.BUSY, 429, Health.UNCLEAR),
+        (Verdict.UNKNOWN, None, Health.FAILING),
+        (Verdict.UNKNOWN, 502, Health.FAILING),
+        (Verdict.UNKNOWN, 200, Health.UNCLEAR),
+        (Verdict.PAUSE, 401, Health.UNCLEAR),
     ],
 )
 def test_what_an_outcome_says_of_its_provider(verdict, status, sign):
     """An answer about the task is life, no service is failure, all else says nothing."""
-    assert sign is sign_of(verdict, status)
+    assert sign is health_of(verdict, status)
 
 
 def test_five_failures_in_a_row_open_the_breaker():
     """Four do not, and a success between begins the count anew."""
-    standing = Standing()
+    standing = standing_of()
     for outcome in [failure(NOW)] * 4 + [LIFE] + [failure(NOW)] * 4:
-        standing = after(standing, outcome, NOW)
+        standing = next_state(standing, outcome, NOW)
         assert standing.kind is None
-    standing = after(standing, failure(NOW, "504 gone"), NOW)
-    assert (PauseKind.BREAKER, NOW + FIRST_SPAN, 1) == (standing.kind, standing.until_at, standing.openings)
+    standing = next_state(standing, failure(NOW, "504 gone"), NOW)
+    assert (PauseKind.BREAKER, NOW + FIRST_SPAN, 1) == (standing.kind, standing.paused_until_at, standing.openings)
     assert "5 tries in a row failed; the last one: 504 gone" == standing.reason
 
 
 def test_each_probe_that_fails_doubles_the_span():
     """What was on its way when it opened changes nothing; each probe's failure opens it for twice as long, to a bound."""
-    standing = Standing(failures=4)
-    standing = after(standing, failure(at(-1)), NOW)
-    assert standing.until_at == after(standing, failure(at(-1)), at(3)).until_at
+    standing = standing_of(failures=4)
+    standing = next_state(standing, failure(at(-1)), NOW)
+    assert standing.paused_until_at == next_state(standing, failure(at(-1)), at(3)).paused_until_at
     spans, now = [], NOW
     for _ in range(8):
-        now = standing.until_at
-        standing = after(standing, failure(now), now)
-        spans.append((standing.until_at - now).total_seconds())
+        now = standing.paused_until_at
+        standing = next_state(standing, failure(now), now)
+        spans.append((standing.paused_until_at - now).total_seconds())
     assert [10, 20, 40, 80, 160, 300, 300, 300] == spans
-    assert LONGEST_SPAN == span(10**9)
-    closed = after(standing, LIFE, now)
+    assert LONGEST_SPAN == breaker_span(10**9)
+    closed = next_state(standing, LIFE, now)
     assert (None, 0, 0) == (closed.kind, closed.failures, closed.openings)
 
 
 def asked(seconds, claimed_at=NOW):
     """Return a 429 that asks for a rest until this moment."""
     kind, reason = PauseKind.ASKED, "429"
-    return Outcome(sign=Sign.NOTHING, claimed_at=claimed_at, kind=kind, until_at=at(seconds), reason=reason)
+    return HealthSignal(health=Health.UNCLEAR, claimed_at=claimed_at, kind=kind, until_at=at(seconds), reason=reason)
 
 
 def test_a_rest_that_was_asked_for_outlives_what_was_on_its_way():
     """Successes of requests that began before say nothing; one that began after ends it; the longest wish counts."""
-    standing = after(after(Standing(), asked(30), at(1)), asked(20), at(1))
-    assert (PauseKind.ASKED, at(30)) == (standing.kind, standing.until_at)
-    assert standing.kind is after(standing, LIFE, at(2)).kind
-    assert after(standing, Outcome(sign=Sign.LIFE, claimed_at=at(31)), at(32)).kind is None
+    standing = next_state(next_state(standing_of(), asked(30), at(1)), asked(20), at(1))
+    assert (PauseKind.ASKED, at(30)) == (standing.kind, standing.paused_until_at)
+    assert standing.kind is next_state(standing, LIFE, at(2)).kind
+    assert next_state(standing, HealthSignal(health=Health.ALIVE, claimed_at=at(31)), at(32)).kind is None
 
 
 def test_a_worse_pause_stays():
     """A rest does not take the place of a rejected credential; a person's order that holds stands whatever comes."""
-    rejected = Outcome(sign=Sign.NOTHING, claimed_at=NOW, kind=PauseKind.ANSWER, until_at=at(60), reason="401")
-    standing = after(Standing(), rejected, NOW)
-    assert standing == after(standing, asked(900), NOW)
-    assert PauseKind.ANSWER is after(standing, failure(at(70)), at(70)).kind
-    ordered = Standing(kind=PauseKind.PERSON, until_at=at(100), since_at=NOW)
+    rejected = HealthSignal(health=Health.UNCLEAR, claimed_at=NOW, kind=PauseKind.ANSWER, until_at=at(60), reason="401")
+    standing = next_state(standing_of(), rejected, NOW)
+    assert standing == next_state(standing, asked(900), NOW)
+    assert PauseKind.ANSWER is next_state(standing, failure(at(70)), at(70)).kind
+    ordered = standing_of(kind=PauseKind.PERSON, paused_until_at=at(100), updated_at=NOW)
     for outcome in (LIFE, rejected, asked(900), failure(NOW)):
-        assert ordered == after(ordered, outcome, at(99))
-    assert PauseKind.ANSWER is after(ordered, rejected, at(100)).kind
+        assert ordered == next_state(ordered, outcome, at(99))
+    assert PauseKind.ANSWER is next_state(ordered, rejected, at(100)).kind
 
 
 steps = st.tuples(
@@ -255,14 +261,14 @@ steps = st.tuples(
 @given(st.lists(steps, max_size=40))
 def test_life_after_a_pause_always_ends_it(course):
     """After any course of outcomes, a success of a request that begins now leaves no pause, no failure, no opening."""
-    standing, now = Standing(), NOW
+    standing, now = standing_of(), NOW
     for what, gap, age, wish in course:
         now += gap * SECOND
         kind = {"asked": PauseKind.ASKED, "answer": PauseKind.ANSWER}.get(what)
-        sign = {"life": Sign.LIFE, "failure": Sign.FAILURE}.get(what, Sign.NOTHING)
+        sign = {"life": Health.ALIVE, "failure": Health.FAILING}.get(what, Health.UNCLEAR)
         until_at = now + wish * SECOND if kind else None
-        outcome = Outcome(sign=sign, claimed_at=now - age * SECOND, kind=kind, until_at=until_at, reason="r")
-        standing = after(standing, outcome, now)
-        assert (standing.kind is None) == (standing.until_at is None)
-    closed = after(standing, Outcome(sign=Sign.LIFE, claimed_at=now), now)
-    assert (None, None, 0, 0) == (closed.kind, closed.until_at, closed.failures, closed.openings)
+        outcome = HealthSignal(health=sign, claimed_at=now - age * SECOND, kind=kind, until_at=until_at, reason="r")
+        standing = next_state(standing, outcome, now)
+        assert (standing.kind is None) == (standing.paused_until_at is None)
+    closed = next_state(standing, HealthSignal(health=Health.ALIVE, claimed_at=now), now)
+    assert (None, None, 0, 0) == (closed.kind, closed.paused_until_at, closed.failures, closed.openings)

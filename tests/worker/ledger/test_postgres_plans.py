@@ -9,23 +9,23 @@ from sqlalchemy.dialects.postgresql.psycopg import dialect
 from worker.ledger.statements import ForIds, _compile
 
 SWEEPS = {
-    "dispatching._ANY_OVERDUE": "ix_events_open",
-    "dispatching._OVERDUE_EVENTS": "ix_events_open",
-    "dispatching._ANY_TASK[0]": "ix_tasks_timed",
-    "dispatching._ANY_TASK[1]": "ix_tasks_queued",
-    "dispatching._DUE_TASKS": "ix_tasks_timed",
-    "dispatching._STALE_TASKS": "ix_tasks_queued",
-    "dispatching._DISPATCH_EVENTS": "events_id_key",
-    "dispatching._DISPATCH_TASKS": "tasks_id_key",
-    "claiming._FOUND": "tasks_id_key",
-    "planning._OPEN": "events_id_key",
-    "planning._LOCK_OPEN": "events_id_key",
-    "settling._SETTLE": "tasks_id_key",
-    "settling._ANY_EXPIRED": "ix_tasks_state",
-    "settling._EXPIRED": "ix_tasks_state",
-    "pauses._MOVE": "ix_tasks_timed",
-    "gates._ON_THEIR_WAY": "ix_tasks_state",
-    "front_door._HOLDER": "seen_pkey",
+    "inbox._ANY_OVERDUE": "ix_events_open",
+    "inbox._OLDEST_OVERDUE": "ix_events_open",
+    "tasks._ANY_DUE[0]": "ix_tasks_timed",
+    "tasks._ANY_DUE[1]": "ix_tasks_queued",
+    "tasks._OLDEST_DUE": "ix_tasks_timed",
+    "tasks._OLDEST_STALE": "ix_tasks_queued",
+    "inbox._DISPATCH": "events_id_key",
+    "tasks._DISPATCH": "tasks_id_key",
+    "tasks._LOCK_TASKS": "tasks_id_key",
+    "inbox._OPEN_EVENTS": "events_id_key",
+    "inbox.LOCK_OPEN_EVENTS": "events_id_key",
+    "tasks._SETTLE": "tasks_id_key",
+    "tasks._ANY_EXPIRED": "ix_tasks_state",
+    "tasks._EXPIRED": "ix_tasks_state",
+    "limits._MOVE_TASKS": "ix_tasks_timed",
+    "limits._COUNT_SENDING": "ix_tasks_state",
+    "inbox._HOLDER": "seen_pkey",
 }
 
 
@@ -87,13 +87,13 @@ def test_what_runs_all_the_time_passes_by_what_is_finished(grown, name, index):
     assert "Seq Scan" not in plan
 
 
-@pytest.mark.parametrize("name", ["dispatching._DUE_TASKS", "dispatching._OVERDUE_EVENTS"])
+@pytest.mark.parametrize("name", ["tasks._OLDEST_DUE", "inbox._OLDEST_OVERDUE"])
 def test_the_oldest_are_found_without_sorting(grown, name):
     """The index has what is due in its order, so that a large backlog costs a sweep no more than a small one."""
     assert "Sort" not in explained(grown, statement_of(name))
 
 
-@pytest.mark.parametrize("name", ["claiming._FOUND", "dispatching._DUE_TASKS", "dispatching._OVERDUE_EVENTS"])
+@pytest.mark.parametrize("name", ["tasks._LOCK_TASKS", "tasks._OLDEST_DUE", "inbox._OLDEST_OVERDUE"])
 def test_nobody_waits_for_a_row_that_another_takes(grown, name):
     """Claims and sweeps lock rows, pass by locked ones, and leave room for rows that only refer to them."""
     text = _compile(statement_of(name).statement, None, dialect()).text

@@ -12,7 +12,7 @@ made of. The first keeps its decisions and its tasks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -29,18 +29,16 @@ from worker.ledger.types import StoredEvent, StoredTask
 _DOT: Final = "."
 #: An event that was made anew from another one.
 IS_GENERATION: Final = events.c.id.contains(_DOT, autoescape=True)
-#: The number of the first generation after the event itself.
-_SECOND: Final = 2
 
-_FOUND: Final = ForIds(
+_LOCK_EVENTS: Final = ForIds(
     lambda among: select(events).where(among(events.c.id)).order_by(events.c.id).with_for_update(key_share=True)
 )
-_STATES: Final = ForIds(lambda among: select(events.c.id, events.c.state).where(among(events.c.id)))
-_THIS: Final = events.c.id == bindparam("event_id")
+_EVENT_STATES: Final = ForIds(lambda among: select(events.c.id, events.c.state).where(among(events.c.id)))
+_THIS_EVENT: Final = events.c.id == bindparam("event_id")
 #: `dispatched_at` 0: no message is on its way, so that the next sweep sends one.
-_OPEN: Final = Statement(
+_OPEN_AGAIN: Final = Statement(
     update(events)
-    .where(_THIS)
+    .where(_THIS_EVENT)
     .values(
         state=EventState.RECEIVED,
         reason=bindparam("new_reason"),
@@ -50,12 +48,12 @@ _OPEN: Final = Statement(
         dispatched_at=0,
     )
 )
-_ADD: Final = Statement(insert(events), columns_of(events))
-_TELL: Final = Statement(update(events).where(_THIS).values(reason=bindparam("new_reason")))
+_ADD_GENERATION: Final = Statement(insert(events), columns_of(events))
+_SET_REASON: Final = Statement(update(events).where(_THIS_EVENT).values(reason=bindparam("new_reason")))
 _REFUSE: Final = Statement(
-    update(events).where(_THIS).values(state=EventState.PROCESSED, reason=bindparam("new_reason"))
+    update(events).where(_THIS_EVENT).values(state=EventState.PROCESSED, reason=bindparam("new_reason"))
 )
-_TASKS: Final = ForIds(
+_TASKS_OF: Final = ForIds(
     lambda among: select(
         tasks.c.event_id, tasks.c.rule, tasks.c.name, tasks.c.type, tasks.c.state, tasks.c.epoch
     ).where(among(tasks.c.event_id), tasks.c.parent.is_(None))
@@ -100,6 +98,11 @@ def never_left(task: StoredTask) -> bool:
     return _never_left(task.state, task.epoch)
 
 
+def _never_left(state: str, epoch: int) -> bool:
+    """Whether a task has ended dead and never been claimed: each claim counts the epoch on."""
+    return state == TaskState.DEAD and epoch == 0
+
+
 def renamed(planned: Iterable[Name], existing: Iterable[Name]) -> str | None:
     """Return which touches go by other names now than those under which they were made, in words; None when none do.
 
@@ -107,10 +110,6 @@ def renamed(planned: Iterable[Name], existing: Iterable[Name]) -> str | None:
     new where none is gone that made a task of the same type.
     """
     now, then = _by_rule(planned), _by_rule(existing)
-    return _renamed_tasks(now, then) or _renamed_rule(now, then)
-
-
-def _renamed_tasks(now: _ByRule, then: _ByRule) -> str | None:
     for rule in sorted(now.keys() & then.keys()):
         new, gone = now[rule].keys() - then[rule].keys(), then[rule].keys() - now[rule].keys()
         if new and gone:
@@ -119,41 +118,23 @@ def _renamed_tasks(now: _ByRule, then: _ByRule) -> str | None:
                 "so that they would be made a second time: give them their old names by `id`, "
                 "or make all tasks anew with --new-keys"
             )
-    return None
-
-
-def _renamed_rule(now: _ByRule, then: _ByRule) -> str | None:
-    for gone in sorted(then.keys() - now.keys()):
-        for new in sorted(now.keys() - then.keys()):
-            types = set(then[gone].values()) & set(now[new].values())
+    for gone_rule in sorted(then.keys() - now.keys()):
+        for new_rule in sorted(now.keys() - then.keys()):
+            types = set(then[gone_rule].values()) & set(now[new_rule].values())
             if types:
                 return (
-                    f"rule {gone} made a {min(types)} and plans nothing now, rule {new} made nothing and plans one now, "
-                    f"so that it would be made a second time: if {new} is {gone} renamed, give it back its old `id`; "
-                    "or make all tasks anew with --new-keys"
+                    f"rule {gone_rule} made a {min(types)} and plans nothing now, rule {new_rule} made nothing and plans one "
+                    f"now, so that it would be made a second time: if {new_rule} is {gone_rule} renamed, give it back its old "
+                    "`id`; or make all tasks anew with --new-keys"
                 )
     return None
 
 
-def replay(ids: Sequence[str], now: datetime, *, failed_too: bool) -> Callable[[Connection], list[Replayed]]:
-    """Return the work that has events decided again; its result has one answer for each that is there, by id."""
-
-    def work(connection: Connection) -> list[Replayed]:
-        return [_replay(connection, row, now, failed_too) for row in _FOUND.rows(connection, sorted(ids))]
-
-    return work
-
-
-def renew(ids: Sequence[str], now: datetime, *, failed_too: bool) -> Callable[[Connection], list[Replayed]]:
-    """Return the work that makes events anew under their next generation; its result is as that of `replay`."""
-
-    def work(connection: Connection) -> list[Replayed]:
-        firsts = sorted({event_id.partition(_DOT)[0] for event_id in ids})
-        found = _FOUND.rows(connection, firsts)
-        numbers, undecided = _next_numbers(connection, [row.id for row in found])
-        return [_renew(connection, row, numbers[row.id], undecided, now, failed_too) for row in found]
-
-    return work
+def _by_rule(names: Iterable[Name]) -> _ByRule:
+    found: dict[str, dict[str, str]] = {}
+    for rule, name, type_ in names:
+        found.setdefault(rule, {})[name] = type_
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,19 +144,19 @@ class Standing:
     Tasks go by event, rule and name; `unsent` are those that never left, and that are planned again.
     """
 
-    made: Collection[tuple[str, str, str]]
-    unsent: Collection[tuple[str, str, str]]
-    refused: Collection[str]
+    made: Collection[tuple[str, str, str]] = ()
+    unsent: Collection[tuple[str, str, str]] = ()
+    refused: Collection[str] = ()
 
 
-def standing(connection: Connection, plans: Mapping[str, Collection[Name]]) -> Standing:
+def find_standing(connection: Connection, plans: Mapping[str, Collection[Name]]) -> Standing:
     """Look for what exists of events decided before, `plans` naming their tasks now; refuse where names changed.
 
     A refused event is as it was, and its reason says why.
     """
     made: dict[str, list[Any]] = {event_id: [] for event_id in plans}
     unsent, refused = set(), []
-    for row in _TASKS.rows(connection, list(plans)):
+    for row in _TASKS_OF.rows(connection, list(plans)):
         if _never_left(row.state, row.epoch):
             unsent.add((row.event_id, row.rule, row.name))
         else:
@@ -189,9 +170,16 @@ def standing(connection: Connection, plans: Mapping[str, Collection[Name]]) -> S
     return Standing(stands, unsent, refused)
 
 
-def _never_left(state: str, epoch: int) -> bool:
-    """Whether a task has ended dead and never been claimed: each claim counts the epoch on."""
-    return state == TaskState.DEAD and epoch == 0
+def replay_events(connection: Connection, ids: Sequence[str], now: datetime, *, failed_too: bool) -> list[Replayed]:
+    """Have events decided again; return one answer for each that is there, in the order of ids."""
+    return [_replay(connection, row, now, failed_too) for row in _LOCK_EVENTS.rows(connection, sorted(ids))]
+
+
+def renew_events(connection: Connection, ids: Sequence[str], now: datetime, *, failed_too: bool) -> list[Replayed]:
+    """Make events anew under their next generation; returns what `replay_events` does."""
+    found = _LOCK_EVENTS.rows(connection, sorted({event_id.partition(_DOT)[0] for event_id in ids}))
+    numbers, undecided = _next_numbers(connection, [row.id for row in found])
+    return [_renew(connection, row, numbers[row.id], undecided, now, failed_too) for row in found]
 
 
 def _replay(connection: Connection, row: Any, now: datetime, failed_too: bool) -> Replayed:
@@ -206,7 +194,7 @@ def _replay(connection: Connection, row: Any, now: datetime, failed_too: bool) -
         "new_dispatches": _dispatches(stored),
         "now": micros(now),
     }
-    _OPEN.run(connection, changed)
+    _OPEN_AGAIN.run(connection, changed)
     return Replayed(event_id=stored.id, again_as=stored.id)
 
 
@@ -231,10 +219,10 @@ def _renew(
         "dispatched_at": 0,
         "rule_set": None,
     }
-    _ADD.run(connection, {name: getattr(row, name) for name in columns_of(events)} | new)
+    _ADD_GENERATION.run(connection, {name: getattr(row, name) for name in columns_of(events)} | new)
     told = f"made anew under new keys as {again_as} by a person at {instant(now)}"
     kept = f"{stored.reason}; {told}" if stored.state == EventState.FAILED and stored.reason else told
-    _TELL.run(connection, {"event_id": stored.id, "new_reason": sentence(kept)})
+    _SET_REASON.run(connection, {"event_id": stored.id, "new_reason": sentence(kept)})
     return Replayed(event_id=stored.id, again_as=again_as)
 
 
@@ -247,19 +235,12 @@ def _next_numbers(connection: Connection, firsts: Sequence[str]) -> tuple[dict[s
     """Return the number of each event's next generation, and the ids of the generations that are still to be decided."""
     numbers: dict[str, int] = {}
     undecided: set[str] = set()
-    left, number = list(firsts), _SECOND
+    left, number = list(firsts), 2
     while left:
-        found = _STATES.rows(connection, [f"{first}{_DOT}{number}" for first in left])
+        found = _EVENT_STATES.rows(connection, [f"{first}{_DOT}{number}" for first in left])
         there = {row.id for row in found}
         undecided |= {row.id for row in found if row.state == EventState.RECEIVED}
         numbers |= {first: number for first in left if f"{first}{_DOT}{number}" not in there}
         left = [first for first in left if first not in numbers]
         number += 1
     return numbers, undecided
-
-
-def _by_rule(names: Iterable[Name]) -> _ByRule:
-    found: dict[str, dict[str, str]] = {}
-    for rule, name, type_ in names:
-        found.setdefault(rule, {})[name] = type_
-    return found
