@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
-from worker.ledger.admin import CANCELLED_STATES, RETRIED_STATES, AdminQueries, why_not_cancelled, why_not_retried
+from worker.ledger.admin import CANCELLED_STATES, RETRIED_STATES, LedgerAdmin, why_not_cancelled, why_not_retried
 from worker.ledger.database import BUSY_TIMEOUT, database_of, reading
-from worker.ledger.follow_ups import FollowUps
-from worker.ledger.inbox import PROBE_WAIT, Inbox, probe
-from worker.ledger.limits import ProviderLimits
+from worker.ledger.follow_ups import LedgerFollowUps
+from worker.ledger.inbox import PROBE_WAIT, LedgerInbox, probe
+from worker.ledger.limits import LedgerLimits
 from worker.ledger.migrations import refuse_other_revision, upgrade
-from worker.ledger.queries import Due, EventSelection, Measures, Queries, TaskSelection, Workload
-from worker.ledger.reconciliation import OutcomePolls, Reconciliation
+from worker.ledger.queries import Due, EventSelection, LedgerQueries, Measures, TaskSelection, Workload
+from worker.ledger.reconciliation import LedgerOutcomes, LedgerReconciliation
 from worker.ledger.replay import Replayed, never_left, renamed, why_not_replayed
-from worker.ledger.rule_sets import AcceptedRuleSets
-from worker.ledger.tasks import Tasks
+from worker.ledger.rule_sets import LedgerRuleSets
+from worker.ledger.tasks import LedgerTasks
 from worker.ledger.types import (
     UNTIL_RESUMED,
     AttemptRow,
@@ -105,23 +105,23 @@ class Ledger:
         self._readers = readers
         self._writer = writer
         #: Deliveries and events.
-        self.inbox = Inbox(readers, writer)
+        self.inbox = LedgerInbox(readers, writer)
         #: Tasks from their plan to their end.
-        self.tasks = Tasks(readers, writer)
+        self.tasks = LedgerTasks(readers, writer)
         #: How much each provider may get, and when it is left alone.
-        self.limits = ProviderLimits(readers, writer)
+        self.limits = LedgerLimits(readers, writer)
         #: Tasks of which nobody knows whether they were executed.
-        self.reconciliation = Reconciliation(readers, writer)
+        self.reconciliation = LedgerReconciliation(readers, writer)
         #: What became of delivered tasks at their provider.
-        self.outcomes = OutcomePolls(readers, writer)
+        self.outcomes = LedgerOutcomes(readers, writer)
         #: What rules want to follow on the end of a task.
-        self.follow_ups = FollowUps(readers, writer)
+        self.follow_ups = LedgerFollowUps(readers, writer)
         #: The rule sets that were in force.
-        self.rule_sets = AcceptedRuleSets(readers, writer)
+        self.rule_sets = LedgerRuleSets(readers, writer)
         #: What a person or a page looks at.
-        self.queries = Queries(readers, writer)
+        self.queries = LedgerQueries(readers, writer)
         #: What a person decides.
-        self.admin = AdminQueries(readers, writer)
+        self.admin = LedgerAdmin(readers, writer)
 
     def check_writable(self) -> None:
         """Commit a write that leaves nothing behind; raises LedgerBusyError when that cannot be done now."""

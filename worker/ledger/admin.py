@@ -95,7 +95,7 @@ def why_not_cancelled(task: StoredTask) -> str | None:
     return f"task {task.id} is {task.state}: {refusal.format(id=task.id)}" if refusal else None
 
 
-class AdminQueries(LedgerGroup):
+class LedgerAdmin(LedgerGroup):
     """`ledger.admin`: what a person decides. Ids may be given by their beginning, where one task is meant."""
 
     def settle(self, task_id: str, delivered: bool, external_id: str | None, now: datetime) -> StoredTask:

@@ -94,7 +94,7 @@ _RENEW: Final = Statement(
 )
 
 
-class FollowUps(LedgerGroup):
+class LedgerFollowUps(LedgerGroup):
     """`ledger.follow_ups`: ends of tasks that rules follow."""
 
     def claim(self, now: datetime, limit: int) -> list[Reaction]:

@@ -4,7 +4,7 @@ Recording: the unique row of `seen` decides whether an event is new, in the tran
 content under a key is the event. The same content again changes nothing. Another content under the same key is kept once, as
 `ignored`, under a key of its own (the key and the content's hash, with a separator that no key can hold).
 
-Deciding: `Tasks.insert` records what follows of an event that it finds `received`. An event that was dispatched before may
+Deciding: `ledger.tasks.insert` records what follows of an event that it finds `received`. An event that was dispatched before may
 have crashed the process that decided it, so its try is counted, on disk, before it is handed out again; until
 `PLANNING_LEASE` is over it is then handed to nobody else, so that messages which come twice do not count twice.
 `event_failed` counts only what was not counted so.
@@ -252,7 +252,7 @@ def probe(connection: Connection) -> None:
     _TAKE_PROBES_OUT.run(connection)
 
 
-class Inbox(LedgerGroup):
+class LedgerInbox(LedgerGroup):
     """`ledger.inbox`: deliveries and events, until they are decided."""
 
     def record(self, delivery: Delivery, events: Sequence[IncomingEvent]) -> Recorded:

@@ -656,7 +656,7 @@ def _kind(row: Any) -> PauseKind | None:
 # The methods -----------------------------------------------------------------------------------------------------------
 
 
-class ProviderLimits(LedgerGroup):
+class LedgerLimits(LedgerGroup):
     """`ledger.limits`: pauses of providers, and requests that no task's claim stands for."""
 
     def pause(self, provider: ProviderName, until_at: datetime, reason: str, now: datetime) -> None:

@@ -167,7 +167,7 @@ class Measures:
     size_bytes: int
 
 
-class Queries(LedgerGroup):
+class LedgerQueries(LedgerGroup):
     """`ledger.queries`: what a person or a page looks at."""
 
     def list_events(

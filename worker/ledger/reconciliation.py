@@ -93,7 +93,7 @@ _RESOLVE: Final = Statement(
 )
 
 
-class Reconciliation(LedgerGroup):
+class LedgerReconciliation(LedgerGroup):
     """`ledger.reconciliation`: tasks of which nobody knows whether they were executed."""
 
     def claim(self, provider: ProviderName, now: datetime, hold: timedelta, limit: int) -> list[PendingReconciliation]:
@@ -123,7 +123,7 @@ class Reconciliation(LedgerGroup):
         """End a reconciliation: the task is delivered, due again or dead, or it stays unknown and waits for a person.
 
         False, and nothing has changed, when somebody else has decided meanwhile; that the provider has the task (DELIVERED)
-        is taken all the same, as a late success is by `Tasks.settle`.
+        is taken all the same, as a late success is by `ledger.tasks.settle`.
         """
         external_id = None if settlement.external_id is None else label(settlement.external_id)
         row = {
@@ -247,7 +247,7 @@ _MISSED: Final = Statement(
 )
 
 
-class OutcomePolls(LedgerGroup):
+class LedgerOutcomes(LedgerGroup):
     """`ledger.outcomes`: what became of delivered tasks at their provider."""
 
     def claim(self, provider: ProviderName, now: datetime, pause: Callable[[int], timedelta], limit: int) -> list[Poll]:

@@ -138,7 +138,7 @@ def _by_rule(names: Iterable[Name]) -> _ByRule:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class StandingTasks:
     """What stands of events that are being decided again: their tasks, and the events whose plan was refused.
 
     Tasks go by event, rule and name; `unsent` are those that never left, and that are planned again.
@@ -149,7 +149,7 @@ class Standing:
     refused: Collection[str] = ()
 
 
-def find_standing(connection: Connection, plans: Mapping[str, Collection[Name]]) -> Standing:
+def find_standing(connection: Connection, plans: Mapping[str, Collection[Name]]) -> StandingTasks:
     """Look for what exists of events decided before, `plans` naming their tasks now; refuse where names changed.
 
     A refused event is as it was, and its reason says why.
@@ -167,7 +167,7 @@ def find_standing(connection: Connection, plans: Mapping[str, Collection[Name]])
             refused.append(event_id)
             _REFUSE.run(connection, {"event_id": event_id, "new_reason": sentence(f"not decided again: {why}")})
     stands = {(event_id, row.rule, row.name) for event_id, rows in made.items() for row in rows}
-    return Standing(stands, unsent, refused)
+    return StandingTasks(stands, unsent, refused)
 
 
 def replay_events(connection: Connection, ids: Sequence[str], now: datetime, *, failed_too: bool) -> list[Replayed]:

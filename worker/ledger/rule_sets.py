@@ -26,7 +26,7 @@ _LATEST: Final = Statement(
 _FIND: Final = Statement(select(rule_sets.c.files).where(rule_sets.c.version == bindparam("wanted")))
 
 
-class AcceptedRuleSets(LedgerGroup):
+class LedgerRuleSets(LedgerGroup):
     """`ledger.rule_sets`: the rule sets that were accepted."""
 
     def store(self, version: str, files: Mapping[str, str], now: datetime) -> None:

@@ -7,13 +7,14 @@ compiles its conflict clauses too, and not the other way round.
 
 Every call waits for its answer once, however many rows it is about: over a network the waits are what costs. psycopg sends
 the rows of `run_each` and `run_many` one behind the other without waiting between them (its pipeline mode). In a transaction
-that is itself sent so (`transactions.in_a_row`), `run_many` does not wait at all: its faults come up at the next wait.
+that is itself a pipeline (see `writer.py`), `run_many` does not wait at all: its faults come up at the next wait.
 """
 
 from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 from operator import itemgetter
@@ -70,24 +71,18 @@ class Statement:
     def rows(self, connection: Connection, parameters: Parameters = _NO_PARAMETERS) -> list[Any]:
         """Run it and return its rows, named tuples after its columns."""
         compiled = self._for(connection.dialect)
-        cursor = _driver(connection).cursor()
-        try:
+        with closing(_driver(connection).cursor()) as cursor:
             cursor.execute(compiled.text, compiled.shape(parameters))
             return [compiled.row(row) for row in cursor.fetchall()]
-        finally:
-            cursor.close()
 
     def rows_each(self, connection: Connection, many: Sequence[Parameters]) -> list[list[Any]]:
         """Run it once for each of the rows of parameters, in order, and return the rows of each run."""
         compiled = self._for(connection.dialect)
         if connection.dialect.name != "postgresql" or len(many) == 1:
             return [self.rows(connection, parameters) for parameters in many]
-        cursor = _driver(connection).cursor()
-        try:
+        with closing(_driver(connection).cursor()) as cursor:
             cursor.executemany(compiled.text, [compiled.shape(row) for row in many], returning=True)
             return [[compiled.row(row) for row in each.fetchall()] for each in cursor.results()]
-        finally:
-            cursor.close()
 
     def first(self, connection: Connection, parameters: Parameters = _NO_PARAMETERS) -> Any | None:
         """Run it and return its first row."""
@@ -105,30 +100,26 @@ class Statement:
 
     def run(self, connection: Connection, parameters: Parameters = _NO_PARAMETERS) -> int:
         """Run it and return how many rows it changed."""
-        compiled = self._for(connection.dialect)
-        cursor = _driver(connection).cursor()
-        try:
-            return _changed(cursor, connection, compiled, [parameters])[0]
-        finally:
-            cursor.close()
+        return self.run_each(connection, [parameters])[0]
 
     def run_each(self, connection: Connection, rows: Sequence[Parameters]) -> list[int]:
         """Run it once for each of the rows of parameters, in order, and return how many rows each run changed."""
         compiled = self._for(connection.dialect)
-        cursor = _driver(connection).cursor()
-        try:
-            return _changed(cursor, connection, compiled, rows)
-        finally:
-            cursor.close()
+        with closing(_driver(connection).cursor()) as cursor:
+            if connection.dialect.name == "postgresql":
+                cursor.executemany(compiled.text, [compiled.shape(row) for row in rows], returning=True)
+                return [each.rowcount for each in cursor.results()]
+            changed = []
+            for row in rows:
+                cursor.execute(compiled.text, compiled.shape(row))
+                changed.append(cursor.rowcount)
+            return changed
 
     def run_many(self, connection: Connection, rows: Sequence[Parameters]) -> None:
         """Run it once for each of the rows of parameters."""
         compiled = self._for(connection.dialect)
-        cursor = _driver(connection).cursor()
-        try:
+        with closing(_driver(connection).cursor()) as cursor:
             cursor.executemany(compiled.text, [compiled.shape(row) for row in rows])
-        finally:
-            cursor.close()
 
     def _for(self, dialect: Dialect) -> _Compiled:
         compiled = self._compiled.get(dialect.name)
@@ -181,24 +172,13 @@ class ForIds:
         return self._of_any_length
 
 
-def _changed(cursor: Any, connection: Connection, compiled: _Compiled, rows: Sequence[Parameters]) -> list[int]:
-    if connection.dialect.name != "postgresql":
-        changed = []
-        for row in rows:
-            cursor.execute(compiled.text, compiled.shape(row))
-            changed.append(cursor.rowcount)
-        return changed
-    cursor.executemany(compiled.text, [compiled.shape(row) for row in rows], returning=True)
-    return [each.rowcount for each in cursor.results()]
+def columns_of(table: Table, *without: str) -> tuple[str, ...]:
+    """Return the names of a table's columns but these and `seq`, which counts by itself."""
+    return tuple(column.name for column in table.c if column.name not in {"seq", *without})
 
 
 def _driver(connection: Connection) -> Any:
     return connection.connection.driver_connection
-
-
-def columns_of(table: Table, *without: str) -> tuple[str, ...]:
-    """Return the names of a table's columns but these and `seq`, which counts by itself."""
-    return tuple(column.name for column in table.c if column.name not in {"seq", *without})
 
 
 def _compile(statement: Any, columns: Sequence[str] | None, dialect: Dialect) -> _Compiled:

@@ -210,7 +210,7 @@ def _insert_plans(connection: Connection, parts: Sequence[_Insertion]) -> list[I
             ours.setdefault(planned.plan.event_id, (caller, planned))
     found = {row.id: row.rule_set for row in LOCK_OPEN_EVENTS.rows(connection, list(ours))}
     ours = {event_id: each for event_id, each in ours.items() if event_id in found}
-    standing = replay.Standing()
+    standing = replay.StandingTasks()
     decided_before = [event_id for event_id in ours if found[event_id] is not None]
     if decided_before:
         names = {
@@ -959,7 +959,7 @@ def _give_up(connection: Connection, held: Sequence[Any], why: str, at: int, sti
 # The methods -----------------------------------------------------------------------------------------------------------
 
 
-class Tasks(LedgerGroup):
+class LedgerTasks(LedgerGroup):
     """`ledger.tasks`: tasks from their plan to their end."""
 
     def insert(self, plans: Sequence[Plan], now: datetime) -> tuple[TaskRef, ...]:

@@ -12,8 +12,8 @@ from alembic.config import Config
 from sqlalchemy import text
 
 from rules.vocabulary import LedgerBusyError
-from worker.ledger import counters, migrate, open_ledger
-from worker.ledger.counters import BUCKETS, LABELS, CounterName, TransactionCounters
+from worker.ledger import migrate, open_ledger
+from worker.ledger.counters import BUCKETS, LABELS, CounterName, TransactionCounters, counters_of
 from worker.ledger.database import database_of
 from worker.ledger.migrations import FOLDER
 
@@ -23,7 +23,7 @@ ROWS = "SELECT name, labels, sum(value) FROM tallies GROUP BY name, labels ORDER
 
 def counts(number):
     """Return a work that counts planned tasks."""
-    return lambda connection: counters.of(connection).count(CounterName.TASKS_PLANNED, "make_call", by=number)
+    return lambda connection: counters_of(connection).count(CounterName.TASKS_PLANNED, "make_call", by=number)
 
 
 def test_a_job_that_fails_counts_nothing(ledger, elsewhere):
@@ -81,8 +81,8 @@ def test_what_a_group_counts_is_written_once(url):
             driver.set_trace_callback(statements.append)
             tallies.begin(connection)
             for _ in range(number):
-                counters.of(connection).count(CounterName.DECISIONS, "a rule", "matched")
-                counters.of(connection).count(CounterName.TASKS_PLANNED, "make_call")
+                counters_of(connection).count(CounterName.DECISIONS, "a rule", "matched")
+                counters_of(connection).count(CounterName.TASKS_PLANNED, "make_call")
             tallies.write(connection)
             driver.set_trace_callback(None)
             connection.commit()
