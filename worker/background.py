@@ -31,7 +31,7 @@ from worker.broker import EVENTS_QUEUE, QUEUE_OF, QueueDepths
 from worker.context import WORKER_SECTIONS, WorkerContext, utc_now
 from worker.delivery import DeliveryOutcome
 from worker.ledger import Poll, Reaction
-from worker.ledger.answering import TRIES_LIMIT
+from worker.ledger.follow_ups import TRIES_LIMIT
 from worker.providers import CannotTell, ReportsOutcomes
 from worker.publisher import DEPTH_LIMIT
 from worker.reconciler import Reconciler, ThrottledClient, reconcilers

@@ -234,7 +234,7 @@ class Reconciler:
         self._client = ThrottledClient(ledger, provider, sender, clock=clock, charge=charge, is_over=is_over)
         self._rest_seconds = rest_seconds
         self._steadiness = steadiness
-        self._form_works = False
+        self._query_works = False
 
     def once(self) -> int:
         """Look up what is due now; return how many pending tasks that was. Raises LedgerError."""
@@ -255,7 +255,7 @@ class Reconciler:
             if listing is None:
                 self._let_go(group)
                 continue
-            if isinstance(listing, WholeListing) and listing.form_works:
+            if isinstance(listing, WholeListing) and listing.query_works:
                 self._remember_form(group[0][0], asked_at)
             for each, sought in group:
                 self._conclude(each, result_for(listing, held, sought), asked_at)
@@ -289,7 +289,7 @@ class Reconciler:
                 return CannotTell(reason=why), seen.held
             request = self._provider.listing_request(sought, page)
             sent, hindrance = self._client.ask(request, min(left_seconds, self._timing.request_seconds))
-            listing = self._provider.read_listing(sent, sought, page, seen, form_works=group[0][0].form_works)
+            listing = self._provider.read_listing(sent, sought, page, seen, query_works=group[0][0].query_works)
             if hindrance is not None and isinstance(listing, CannotTell):
                 listing = replace(listing, passes=True, retry_after_at=hindrance.retry_after_at)
             if not isinstance(listing, NextPage):
@@ -364,9 +364,9 @@ class Reconciler:
                 log.info("task %s was looked up at %s: it is %s", task_id, name, step.state)
 
     def _remember_form(self, pending: PendingReconciliation, now: datetime) -> None:
-        if not (self._form_works or pending.form_works):
+        if not (self._query_works or pending.query_works):
             self._ledger.reconciliation.note_query_works(self._provider.name, now)
-        self._form_works = True
+        self._query_works = True
 
     def _is_steady(self, since_attempt: timedelta) -> bool:
         """Whether what the ledger says of an attempt that began so long ago can be trusted.

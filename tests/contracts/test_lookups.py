@@ -84,19 +84,19 @@ class Line:
         assert Verdict.DELIVERED is reading.verdict, reading
         return str(reading.external_id)
 
-    def list(self, *many: LookupTarget, form_works: bool = False) -> WholeListing | CannotTell:
+    def list(self, *many: LookupTarget, query_works: bool = False) -> WholeListing | CannotTell:
         """Read the listing that holds these, page by page."""
         page, seen = 1, None
         while True:
             sent = self.transport.send(self.provider.listing_request(many, page), deadline_seconds=5)
-            said = self.provider.read_listing(sent, many, page, seen, form_works=form_works)
+            said = self.provider.read_listing(sent, many, page, seen, query_works=query_works)
             if not isinstance(said, NextPage):
                 return said
             page, seen = said.page, said.seen
 
-    def look(self, one: LookupTarget, *, form_works: bool = False) -> TaskFound | TaskAbsent | CannotTell:
+    def look(self, one: LookupTarget, *, query_works: bool = False) -> TaskFound | TaskAbsent | CannotTell:
         """Look up one task."""
-        listing = self.list(one, form_works=form_works)
+        listing = self.list(one, query_works=query_works)
         return result_for(listing, listing.held if isinstance(listing, WholeListing) else {}, one)
 
 
@@ -139,15 +139,15 @@ def test_an_empty_listing_proves_something_only_where_its_form_is_known(line) ->
     one = sought(line.type)
     first = line.look(one)
     assert isinstance(first, CannotTell if line.type is TaskType.TEAM_TASK else TaskAbsent)
-    assert TaskAbsent() == line.look(one, form_works=True)
+    assert TaskAbsent() == line.look(one, query_works=True)
 
 
 def test_a_listing_shows_that_its_form_works(line) -> None:
     """A listing with a task that was asked for says so; an empty one does not."""
     one = sought(line.type)
-    assert not getattr(line.list(one, form_works=True), "form_works", None)
+    assert not getattr(line.list(one, query_works=True), "form_works", None)
     line.make(sought(line.type, mark="[lw:000000000001]"))
-    assert line.list(one).form_works
+    assert line.list(one).query_works
 
 
 def test_a_form_that_is_not_understood_proves_nothing(line) -> None:
@@ -197,7 +197,7 @@ def test_a_broken_listing_cannot_tell(line, listing) -> None:
     one = sought(line.type)
     line.make(one)
     line.sandbox.turn({f"{line.provider.name}.listing": listing})
-    said = line.look(one, form_works=True)
+    said = line.look(one, query_works=True)
     assert isinstance(said, CannotTell)
     assert (listing != "silent") == said.answered
 
@@ -208,7 +208,7 @@ def test_any_answer_but_200_cannot_tell(line, status) -> None:
     one = sought(line.type)
     line.make(one)
     line.sandbox.script([{"method": "GET", "answer": {"status": status, "store": True, "body": []}}])
-    assert CannotTell(reason=f"the look-up was answered with {status}") == line.look(one, form_works=True)
+    assert CannotTell(reason=f"the look-up was answered with {status}") == line.look(one, query_works=True)
 
 
 def test_a_task_that_is_shown_late_is_not_found_at_first(line) -> None:
@@ -216,14 +216,14 @@ def test_a_task_that_is_shown_late_is_not_found_at_first(line) -> None:
     one = sought(line.type)
     line.make(one)
     line.sandbox.turn({f"{line.provider.name}.listing_delay_seconds": "3600"})
-    assert TaskAbsent() == line.look(one, form_works=True)
+    assert TaskAbsent() == line.look(one, query_works=True)
 
 
 @pytest.mark.parametrize("sent", [NeverSent(error="x"), NoAnswer(error="x")])
 def test_no_answer_is_told_apart(line, sent) -> None:
     """A provider that does not answer need not be asked for each task in turn."""
     one = sought(line.type)
-    said = line.provider.read_listing(sent, [one], 1, None, form_works=True)
+    said = line.provider.read_listing(sent, [one], 1, None, query_works=True)
     assert isinstance(said, CannotTell)
     assert not said.answered
 
@@ -244,7 +244,7 @@ def test_an_odd_listing_is_never_an_absence(line, body) -> None:
     """What is not as documented cannot tell; only Vambe's bare array of well-formed tasks may be empty."""
     one = sought(line.type)
     answer = Answered(status=200, body=json.dumps(body).encode())
-    said = line.provider.read_listing(answer, [one], 1, None, form_works=True)
+    said = line.provider.read_listing(answer, [one], 1, None, query_works=True)
     if line.type is TaskType.TEAM_TASK and body == []:
         assert isinstance(said, WholeListing)
     else:
@@ -254,7 +254,7 @@ def test_an_odd_listing_is_never_an_absence(line, body) -> None:
 def test_a_cut_listing_cannot_tell(line) -> None:
     """A body that was longer than what is read proves nothing."""
     said = line.provider.read_listing(
-        Answered(status=200, body=b"[]", truncated=True), [sought(line.type)], 1, None, form_works=True
+        Answered(status=200, body=b"[]", truncated=True), [sought(line.type)], 1, None, query_works=True
     )
     assert isinstance(said, CannotTell)
 
@@ -330,7 +330,7 @@ def read(states: Any, one: LookupTarget, per_page: int) -> WholeListing | Cannot
     """Read a listing whose state changes from request to request."""
     page, seen = 1, None
     for requests in range(PAGES_LIMIT * PASSES_LIMIT + 1):
-        said = MINDHUNTERS.read_listing(page_of(states(requests), page, per_page), [one], page, seen, form_works=False)
+        said = MINDHUNTERS.read_listing(page_of(states(requests), page, per_page), [one], page, seen, query_works=False)
         if not isinstance(said, NextPage):
             return said
         page, seen = said.page, said.seen
@@ -400,7 +400,7 @@ def test_a_provider_that_knows_no_pages_cannot_tell() -> None:
     rows = [row(number) for number in range(10)]
     page, seen, said = 1, None, None
     for _ in range(99):
-        said = MINDHUNTERS.read_listing(page_of(rows, 1, 4), [one], page, seen, form_works=False)
+        said = MINDHUNTERS.read_listing(page_of(rows, 1, 4), [one], page, seen, query_works=False)
         if not isinstance(said, NextPage):
             break
         page, seen = said.page, said.seen

@@ -771,7 +771,7 @@ _GIVE_UP_ATTEMPT: Final = Statement(
 )
 
 #: A lease that merely ran out may have done so by the wrong clock of whoever looks, with its claim just made: its request
-#: may be under way for as long as an attempt takes (`worker/attempt.py`).
+#: may be under way for as long as an attempt takes (`worker/delivery.py`).
 STILL_SENDING: Final = timedelta(seconds=30)
 
 #: What a task comes to, for now or for good.

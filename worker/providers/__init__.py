@@ -170,12 +170,12 @@ class NextPage:
 class WholeListing:
     """A listing that was read whole; `held` and `unmarked` as in `ListingProgress`.
 
-    `form_works`: it shows that the provider understood the question itself.
+    `query_works`: it shows that the provider understood the question itself.
     """
 
     held: Mapping[str, str]
     unmarked: frozenset[str]
-    form_works: bool
+    query_works: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,11 +239,11 @@ class Provider(Protocol):
         """Return the request for one page (from 1) of the listing that holds each of these if it was made."""
 
     def read_listing(
-        self, sent: Sent, sought: Sequence[LookupTarget], page: int, seen: ListingProgress | None, *, form_works: bool
+        self, sent: Sent, sought: Sequence[LookupTarget], page: int, seen: ListingProgress | None, *, query_works: bool
     ) -> NextPage | WholeListing | CannotTell:
         """Say what that page tells. Never raises.
 
-        `seen` is what the page before handed on, None before the first. `form_works`: a listing asked for in this form
+        `seen` is what the page before handed on, None before the first. `query_works`: a listing asked for in this form
         has found something before, so that an empty one means what it says.
         """
 

@@ -330,7 +330,7 @@ def continue_listing(
     least = paging.total if seen.least_total is None else min(seen.least_total, paging.total)
     fits = paging.page == asked
     if has_all(seen, sought):
-        return whole_listing(seen, form_works=True)
+        return whole_listing(seen, query_works=True)
     if fits and asked < paging.last_page:
         if asked >= PAGES_LIMIT:
             return CannotTell(reason=f"the listing has more than {PAGES_LIMIT} pages")
@@ -339,7 +339,7 @@ def continue_listing(
     at_once = asked == 1 and len(seen.ids) == paging.total
     unchanged = seen.earlier is not None and seen.earlier <= seen.ids
     if whole and (at_once or unchanged):
-        return whole_listing(seen, form_works=bool(seen.ids))
+        return whole_listing(seen, query_works=bool(seen.ids))
     if seen.passes >= PASSES_LIMIT:
         return CannotTell(reason=f"the listing changed while it was read, {PASSES_LIMIT} times")
     earlier = seen.ids if whole else None
@@ -347,9 +347,9 @@ def continue_listing(
     return NextPage(page=1, seen=again)
 
 
-def whole_listing(seen: ListingProgress, *, form_works: bool) -> WholeListing:
+def whole_listing(seen: ListingProgress, *, query_works: bool) -> WholeListing:
     """Return what a listing came to that was read whole."""
-    return WholeListing(held=seen.held, unmarked=seen.unmarked, form_works=form_works)
+    return WholeListing(held=seen.held, unmarked=seen.unmarked, query_works=query_works)
 
 
 def result_for(

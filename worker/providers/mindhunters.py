@@ -186,7 +186,7 @@ class Mindhunters:
         page: int,
         seen: ListingProgress | None,
         *,
-        form_works: bool,  # noqa: ARG002 - protocol; its form is documented
+        query_works: bool,  # noqa: ARG002 - protocol; its form is documented
     ) -> NextPage | WholeListing | CannotTell:
         """Say what one page of the listing tells."""
         body = answers.open_listing(sent)

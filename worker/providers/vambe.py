@@ -153,7 +153,7 @@ class Vambe:
         page: int,  # noqa: ARG002 - protocol
         seen: ListingProgress | None,
         *,
-        form_works: bool,
+        query_works: bool,
     ) -> NextPage | WholeListing | CannotTell:
         """Say what the listing tells; it comes whole, without pages."""
         body = answers.open_listing(sent)
@@ -164,8 +164,8 @@ class Vambe:
             return answers.MALFORMED
         asked = frozenset(_users(sought[0]))
         understood = bool(now_seen.held) or any(asked & _responsible(row) for row in body)
-        if understood or form_works:
-            return answers.whole_listing(now_seen, form_works=understood)
+        if understood or query_works:
+            return answers.whole_listing(now_seen, query_works=understood)
         return CannotTell(
             reason="the listing shows no task, and none that was asked for in this form has shown any yet"
         )
