@@ -20,6 +20,9 @@ from rules.yaml_reader import Path, SourceMap
 #: with the moment of processing under `now`.
 Condition = Callable[[Mapping[str, Json]], FailedTest | None]
 
+#: Finds what a test is about in the view; None for what is absent or null.
+Look = Callable[[Mapping[str, Json]], Json]
+
 _GROUPS: Final = ("any", "all", "not")
 #: Words of the language that are not built yet -> what to write until then.
 _LATER: Final[Mapping[str, str]] = {
@@ -164,35 +167,33 @@ class _Compiler:
         if value is None:
             return _test(str(key), look, "exists", False, str(self.places.of_key(path)))
         if not isinstance(value, dict):
-            self._check_plain(str(key), value, path)
-            return _test(str(key), look, "eq", value, str(self.places.of_key(path)))
+            return self._equality(str(key), look, value, path)
         if not value:
             self.places.complain(path, f"no operator stands here: write one of {', '.join(OPERATORS)}")
         return _all([self._operator(str(key), look, name, value[name], (*path, name)) for name in value])
 
-    def _check_plain(self, key: str, value: Json, path: Path) -> None:
-        complaint = OPERATORS["eq"].check(value)
-        if complaint:
-            self.places.complain(path, complaint)
-        elif isinstance(value, list):
+    def _equality(self, key: str, look: Look, value: Json, path: Path) -> Condition:
+        if isinstance(value, list):
             self.places.warn(
                 path, f"{key} must equal this whole list; for any one of its items write {{in: {as_json(value, 80)}}}"
             )
         elif isinstance(value, str) and value.startswith("{{"):
             self.places.warn(path, "conditions compare with constants: this text is compared as it stands here")
+        try:
+            return _test(key, look, "eq", value, str(self.places.of_key(path)))
+        except ValueError as error:
+            self.places.complain(path, str(error))
+            return _always
 
-    def _operator(
-        self, key: str, look: Callable[[Mapping[str, Json]], Json], name: Json, wanted: Json, path: Path
-    ) -> Condition:
-        operator = OPERATORS.get(name) if isinstance(name, str) else None
-        if operator is None:
+    def _operator(self, key: str, look: Look, name: Json, wanted: Json, path: Path) -> Condition:
+        if name not in OPERATORS:
             self.places.complain(path, _unknown_operator(as_json(name).strip('"')), at_key=True)
             return _always
-        complaint = operator.check(wanted)
-        if complaint:
-            self.places.complain(path, f"{operator.name}: {complaint}")
+        try:
+            return _test(key, look, name, wanted, str(self.places.of_key(path)))
+        except ValueError as error:
+            self.places.complain(path, f"{name}: {error}")
             return _always
-        return _test(key, look, operator.name, wanted, str(self.places.of_key(path)))
 
     def _warn_of_forgotten(self, value: Mapping[Json, Json], path: Path) -> None:
         """Warn where a missing field fails a test whose author probably thought of other values only."""
@@ -226,7 +227,7 @@ def _unknown_operator(name: str) -> str:
 # What evaluation runs ------------------------------------------------------------------------------------------------
 
 
-def _test(path: str, look: Callable[[Mapping[str, Json]], Json], name: str, wanted: Json, place: str) -> Condition:
+def _test(path: str, look: Look, name: str, wanted: Json, place: str) -> Condition:
     operator = OPERATORS[name]
     holds: Holds = operator.compile(wanted)
     shown = cut(wanted)

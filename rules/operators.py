@@ -1,9 +1,9 @@
-"""When a test holds, also on a missing or an odd field.
+"""The operators of conditions: when a test holds, also on a missing or an odd field.
 
-One decorated function is one operator: it gets what the rule wants and returns the question that is asked of what the
-event has. Its docstring is what the schema and the documentation say. A field that is absent or null is never asked:
-there only `exists: false` holds. A field of a kind the operator does not know (a text to `gt`, a number to `matches`)
-makes the test fail, never an error.
+One decorated function is one operator: it takes what the rule wants, refuses what can never make sense (ValueError, with the
+remedy), and returns the question that is asked of what the event has. Its docstring is what the schema says. A field that is
+absent or null is never asked: there only `exists: false` holds. A field of a kind the operator does not know (a text to `gt`,
+a number to `matches`) makes the test fail, never an error.
 """
 
 from __future__ import annotations
@@ -40,13 +40,12 @@ _NUMBER_LENGTH_LIMIT: Final = 300
 class Operator:
     """One word of the condition language.
 
-    `doc` is one sentence for authors. `check` returns the complaint about what a rule wants, or None. `compile` expects
-    what `check` accepted. `on_missing` says whether the test holds where the field is absent or null.
+    `doc` is one sentence for authors. `compile` takes what a rule wants, and raises ValueError with a message for its author
+    where that makes no sense. `on_missing` says whether the test holds where the field is absent or null.
     """
 
     name: str
     doc: str
-    check: Callable[[Json], str | None]
     compile: Callable[[Json], Holds]
     on_missing: Callable[[Json], bool]
 
@@ -57,19 +56,14 @@ _TABLE: Final[dict[str, Operator]] = {}
 OPERATORS: Final[Mapping[str, Operator]] = _TABLE
 
 
-def _never(_: Json) -> bool:
-    return False
-
-
 def operator(
-    check: Callable[[Json], str | None], *, name: str = "", on_missing: Callable[[Json], bool] = _never
+    name: str, *, on_missing: Callable[[Json], bool] = lambda _: False
 ) -> Callable[[Callable[[Json], Holds]], Callable[[Json], Holds]]:
-    """Enter a function into the table, under its own name or the one given (where Python has the word)."""
+    """Enter a function into the table of operators."""
 
     def enter(compile_: Callable[[Json], Holds]) -> Callable[[Json], Holds]:
-        word = name or compile_.__name__
         doc = (compile_.__doc__ or "").strip()
-        _TABLE[word] = Operator(name=word, doc=doc, check=check, compile=compile_, on_missing=on_missing)
+        _TABLE[name] = Operator(name=name, doc=doc, compile=compile_, on_missing=on_missing)
         return compile_
 
     return enter
@@ -124,199 +118,167 @@ def _in_utc(moment: datetime, view: Mapping[str, Json]) -> datetime | None:
 # What a rule may want ------------------------------------------------------------------------------------------------
 
 
-def _a_value(wanted: Json) -> str | None:
+def _value(wanted: Json) -> Json:
     if wanted is None:
-        return "null is equal to nothing: to ask whether the field is there, write exists: true or exists: false"
+        raise ValueError(
+            "null is equal to nothing: to ask whether the field is there, write exists: true or exists: false"
+        )
     if isinstance(wanted, float) and math.isnan(wanted):
-        return ".nan is equal to nothing, not even to itself"
-    return None
+        raise ValueError(".nan is equal to nothing, not even to itself")
+    return wanted
 
 
-def _a_number(wanted: Json) -> str | None:
+def _bound(wanted: Json) -> int | float:
     value = number(wanted)
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return f"it orders numbers: write a plain one such as 10000 or 99.5, not {as_json(wanted)}"
-    return None
+        raise ValueError(f"it orders numbers: write a plain one such as 10000 or 99.5, not {as_json(wanted)}")
+    return value
 
 
-def _two_numbers(wanted: Json) -> str | None:
-    if not isinstance(wanted, list) or len(wanted) != 2:  # noqa: PLR2004 - the two ends
-        return f"write the two ends as a list, such as [10, 20], not {as_json(wanted)}"
-    complaint = _a_number(wanted[0]) or _a_number(wanted[1])
-    if complaint:
-        return complaint
-    low, high = number(wanted[0]), number(wanted[1])
-    if low is not None and high is not None and low > high:
-        return f"nothing lies between {as_json(wanted[0])} and {as_json(wanted[1])}: write the smaller end first"
-    return None
-
-
-def _a_list(wanted: Json) -> str | None:
-    if not isinstance(wanted, list) or not wanted:
-        return f"write a list of values, such as [CL, PE], not {as_json(wanted)}"
-    return next((complaint for complaint in map(_a_value, wanted) if complaint), None)
-
-
-def _an_element(wanted: Json) -> str | None:
-    if isinstance(wanted, str) and not wanted:
-        return "the empty text is part of every text: write what to look for"
-    return _a_value(wanted)
-
-
-def _a_text(wanted: Json) -> str | None:
-    return None if isinstance(wanted, str) and wanted else f"write a text, not {as_json(wanted)}"
-
-
-def _a_pattern(wanted: Json) -> str | None:
+def _text(wanted: Json) -> str:
     if not isinstance(wanted, str) or not wanted:
-        return f"write a pattern as a text, not {as_json(wanted)}"
-    if len(wanted) > _PATTERN_LIMIT:
-        return f"the pattern has {len(wanted)} characters; {_PATTERN_LIMIT} are allowed"
-    try:
-        _search(wanted)
-    except re2.error as error:
-        reason = error.args[0] if error.args else error
-        said = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
-        return f"{as_json(wanted)} is no RE2 pattern: {said} (RE2 has no look-around and no back-references)"
-    except ValueError:
-        return f"{as_json(wanted)} is no RE2 pattern: it is not valid Unicode"
-    return None
-
-
-def _true_or_false(wanted: Json) -> str | None:
-    return None if isinstance(wanted, bool) else f"write true or false, not {as_json(wanted)}"
-
-
-def _a_moment(wanted: Json) -> str | None:
-    try:
-        read_moment(wanted)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _a_span(wanted: Json) -> str | None:
-    try:
-        parse_span(wanted)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _not_yet(_: Json) -> str | None:
-    return "not yet: comparing a field with its former value comes with a later version; compare data with a constant"
+        raise ValueError(f"write a text, not {as_json(wanted)}")
+    return wanted
 
 
 # The operators -------------------------------------------------------------------------------------------------------
 
 
-@operator(_a_value)
+@operator("eq")
 def eq(wanted: Json) -> Holds:
     """The field has this type and value; 1 equals 1.0, but neither true nor "1"."""
-    if type(wanted) is str:
-        return lambda seen, _: wanted == seen
-    return lambda seen, _: equal(wanted, seen)
+    value = _value(wanted)
+    if type(value) is str:
+        return lambda seen, _: value == seen
+    return lambda seen, _: equal(value, seen)
 
 
-@operator(_a_value)
+@operator("ne")
 def ne(wanted: Json) -> Holds:
     """The field is there and has another type or value."""
-    return lambda seen, _: not equal(wanted, seen)
+    value = _value(wanted)
+    return lambda seen, _: not equal(value, seen)
 
 
 def _ordering(asked: Callable[[float, float], bool], wanted: Json) -> Holds:
-    bound = number(wanted)
+    bound = _bound(wanted)
 
     def holds(seen: Json, _: Mapping[str, Json]) -> bool:
         value = number(seen)
-        return value is not None and bound is not None and asked(value, bound)
+        return value is not None and asked(value, bound)
 
     return holds
 
 
-@operator(_a_number)
+@operator("gt")
 def gt(wanted: Json) -> Holds:
     """The field is a number, or a text that is a plain number, greater than this."""
     return _ordering(comparing.gt, wanted)
 
 
-@operator(_a_number)
+@operator("gte")
 def gte(wanted: Json) -> Holds:
     """The field is a number, or a text that is a plain number, greater than this or equal to it."""
     return _ordering(comparing.ge, wanted)
 
 
-@operator(_a_number)
+@operator("lt")
 def lt(wanted: Json) -> Holds:
     """The field is a number, or a text that is a plain number, less than this."""
     return _ordering(comparing.lt, wanted)
 
 
-@operator(_a_number)
+@operator("lte")
 def lte(wanted: Json) -> Holds:
     """The field is a number, or a text that is a plain number, less than this or equal to it."""
     return _ordering(comparing.le, wanted)
 
 
-@operator(_two_numbers)
+@operator("between")
 def between(wanted: Json) -> Holds:
     """The field is a number, or a text that is a plain number, from the first of these to the second, both included."""
+    if not isinstance(wanted, list) or len(wanted) != 2:  # noqa: PLR2004 - the two ends
+        raise ValueError(f"write the two ends as a list, such as [10, 20], not {as_json(wanted)}")
     low, high = gte(wanted[0]), lte(wanted[1])
+    if _bound(wanted[0]) > _bound(wanted[1]):
+        ends = f"{as_json(wanted[0])} and {as_json(wanted[1])}"
+        raise ValueError(f"nothing lies between {ends}: write the smaller end first")
     return lambda seen, view: low(seen, view) and high(seen, view)
 
 
 def _among(wanted: Json) -> Callable[[Json], bool]:
+    if not isinstance(wanted, list) or not wanted:
+        raise ValueError(f"write a list of values, such as [CL, PE], not {as_json(wanted)}")
+    for item in wanted:
+        _value(item)
     texts = frozenset(item for item in wanted if isinstance(item, str))
     others = [item for item in wanted if not isinstance(item, str)]
     return lambda seen: seen in texts if type(seen) is str else any(equal(item, seen) for item in others)
 
 
-@operator(_a_list, name="in")
+@operator("in")
 def in_(wanted: Json) -> Holds:
     """The field equals one of these."""
     among = _among(wanted)
     return lambda seen, _: among(seen)
 
 
-@operator(_a_list)
+@operator("not_in")
 def not_in(wanted: Json) -> Holds:
     """The field is there and equals none of these."""
     among = _among(wanted)
     return lambda seen, _: not among(seen)
 
 
-@operator(_an_element)
+@operator("contains")
 def contains(wanted: Json) -> Holds:
     """The field is a list with this element, or a text with this part."""
+    if wanted == "":
+        raise ValueError("the empty text is part of every text: write what to look for")
+    value = _value(wanted)
 
     def holds(seen: Json, _: Mapping[str, Json]) -> bool:
         if isinstance(seen, str):
-            return isinstance(wanted, str) and wanted in seen
-        return isinstance(seen, list) and any(equal(wanted, item) for item in seen)
+            return isinstance(value, str) and value in seen
+        return isinstance(seen, list) and any(equal(value, item) for item in seen)
 
     return holds
 
 
-@operator(_a_text)
+@operator("starts_with")
 def starts_with(wanted: Json) -> Holds:
     """The field is a text that begins with this."""
-    return lambda seen, _: isinstance(seen, str) and seen.startswith(wanted)
+    text = _text(wanted)
+    return lambda seen, _: isinstance(seen, str) and seen.startswith(text)
 
 
-@operator(_a_text)
+@operator("ends_with")
 def ends_with(wanted: Json) -> Holds:
     """The field is a text that ends with this."""
-    return lambda seen, _: isinstance(seen, str) and seen.endswith(wanted)
+    text = _text(wanted)
+    return lambda seen, _: isinstance(seen, str) and seen.endswith(text)
 
 
-def _search(pattern: str) -> Callable[[str], object]:
+def _search(pattern: Json) -> Callable[[str], object]:
+    if not isinstance(pattern, str) or not pattern:
+        raise ValueError(f"write a pattern as a text, not {as_json(pattern)}")
+    if len(pattern) > _PATTERN_LIMIT:
+        raise ValueError(f"the pattern has {len(pattern)} characters; {_PATTERN_LIMIT} are allowed")
     options = re2.Options()
     options.log_errors = False  # RE2 writes to stderr by itself otherwise
-    search: Callable[[str], object] = re2.compile(pattern, options).search
+    try:
+        search: Callable[[str], object] = re2.compile(pattern, options).search
+    except re2.error as error:
+        reason = error.args[0] if error.args else error
+        said = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+        said = f"{said} (RE2 has no look-around and no back-references)"
+        raise ValueError(f"{as_json(pattern)} is no RE2 pattern: {said}") from None
+    except ValueError:
+        raise ValueError(f"{as_json(pattern)} is no RE2 pattern: it is not valid Unicode") from None
     return search
 
 
-@operator(_a_pattern)
+@operator("matches")
 def matches(wanted: Json) -> Holds:
     """The field is a text in which this RE2 pattern is found; anchor it with ^ and $ to match all of the text."""
     search = _search(wanted)
@@ -332,10 +294,12 @@ def matches(wanted: Json) -> Holds:
     return holds
 
 
-@operator(_true_or_false, on_missing=lambda wanted: wanted is False)
+@operator("exists", on_missing=lambda wanted: wanted is False)
 def exists(wanted: Json) -> Holds:
     """True: the field is there and not null; false: it is absent or null."""
-    return lambda _, __: wanted is True
+    if not isinstance(wanted, bool):
+        raise ValueError(f"write true or false, not {as_json(wanted)}")
+    return lambda _, __: wanted
 
 
 def _in_time(asked: Callable[[datetime, datetime], bool], wanted: Json) -> Holds:
@@ -348,13 +312,13 @@ def _in_time(asked: Callable[[datetime, datetime], bool], wanted: Json) -> Holds
     return holds
 
 
-@operator(_a_moment)
+@operator("before")
 def before(wanted: Json) -> Holds:
     """The field is a moment before this one; what has no offset is in the contact's zone, and a date is its midnight."""
     return _in_time(comparing.lt, wanted)
 
 
-@operator(_a_moment)
+@operator("after")
 def after(wanted: Json) -> Holds:
     """The field is a moment after this one; what has no offset is in the contact's zone, and a date is its midnight."""
     return _in_time(comparing.gt, wanted)
@@ -370,19 +334,21 @@ def _since(asked: Callable[[timedelta, timedelta], bool], wanted: Json) -> Holds
     return holds
 
 
-@operator(_a_span)
+@operator("older_than")
 def older_than(wanted: Json) -> Holds:
     """The field is a moment that lies further back than this span, counted from the moment of processing."""
     return _since(comparing.gt, wanted)
 
 
-@operator(_a_span)
+@operator("newer_than")
 def newer_than(wanted: Json) -> Holds:
     """The field is a moment less far back than this span, counted from the moment of processing, or still to come."""
     return _since(comparing.lt, wanted)
 
 
-@operator(_not_yet)
+@operator("changed")
 def changed(_: Json) -> Holds:
     """Not yet: the field had another value before this event."""
-    return lambda _, __: False
+    raise ValueError(
+        "not yet: comparing a field with its former value comes with a later version; compare data with a constant"
+    )

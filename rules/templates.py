@@ -285,63 +285,46 @@ def _tag(node: nodes.Node) -> str:
 
 # Rendering without Jinja2 --------------------------------------------------------------------------------------------
 
-_Part = str | Callable[[Mapping[str, Json]], Json]
-
 
 def _simple(template: nodes.Template) -> Callable[[Mapping[str, Json]], Json]:
     """Return how a template of texts and fields (with a text as `default`, perhaps) is rendered while they are there."""
-    parts: list[_Part] = []
-    for output in template.body:
-        for node in output.nodes if isinstance(output, nodes.Output) else [output]:
-            part = node.data if isinstance(node, nodes.TemplateData) else _look_up(node)
-            if part is None:
-                return _never_simple
-            parts.append(part)
-    if len(parts) == 1 and not isinstance(parts[0], str):
-        return _lone(parts[0])
+    outputs = [part for node in template.body for part in (node.nodes if isinstance(node, nodes.Output) else [node])]
+    looks = [_constant(part.data) if isinstance(part, nodes.TemplateData) else _look_up(part) for part in outputs]
+    parts = [look for look in looks if look is not None]
+    if len(parts) < len(outputs):
+        return _never_simple
+    if len(parts) == 1 and not isinstance(outputs[0], nodes.TemplateData):
+        look = parts[0]
+        return lambda view: found if type(found := look(view)) in _SCALARS else None
 
     def text(view: Mapping[str, Json]) -> str | None:
-        made = []
-        for part in parts:
-            value = part if isinstance(part, str) else part(view)
-            if type(value) is int:
-                value = str(value)
-            elif type(value) is not str:
-                return None
-            made.append(value)
-        whole = "".join(made)
+        values = [part(view) for part in parts]
+        if any(type(value) is not str and not (type(value) is int and abs(value) < _INT_LIMIT) for value in values):
+            return None
+        whole = "".join(map(str, values))
         return whole if len(whole) <= TEXT_LIMIT else None
 
     return text
 
 
-def _lone(look_up: Callable[[Mapping[str, Json]], Json]) -> Callable[[Mapping[str, Json]], Json]:
-    def value(view: Mapping[str, Json]) -> Json:
-        found = look_up(view)
-        return found if type(found) in {str, int, bool} else None
-
-    return value
+_SCALARS: Final = frozenset({str, int, bool})
+#: Longer numbers are left to Jinja2's way, where Python's limit on writing them becomes a message.
+_INT_LIMIT: Final = 10**18
 
 
-def _look_up(node: nodes.Node) -> Callable[[Mapping[str, Json]], Json] | None:
-    if (
-        isinstance(node, nodes.Filter)
-        and (node.name, len(node.args), node.kwargs) == ("default", 1, [])
-        and isinstance(node.args[0], nodes.Const)
-        and isinstance(node.node, nodes.Node)
-    ):
-        fallback, inner = node.args[0].value, _look_up(node.node)
-        if inner is None or isinstance(node.node, nodes.Filter):
-            return None
-        look_up = inner
+def _constant(value: Json) -> Callable[[Mapping[str, Json]], Json]:
+    return lambda _: value
 
-        def or_fallback(view: Mapping[str, Json]) -> Json:
-            found = look_up(view)
-            return fallback if found is None else found
 
-        return or_fallback
-    steps = _field(node) if isinstance(node, nodes.Name | nodes.Getattr | nodes.Getitem) else None
-    return None if steps is None or steps[0] in _OWN_NAMES else paths.getter(steps)
+def _look_up(node: nodes.Node | None) -> Callable[[Mapping[str, Json]], Json] | None:
+    match node:
+        case nodes.Filter(name="default", node=inner, args=[nodes.Const(value=fallback)], kwargs=[]):
+            look = None if isinstance(inner, nodes.Filter) else _look_up(inner)
+            return look and (lambda view: fallback if (found := look(view)) is None else found)
+        case nodes.Name() | nodes.Getattr() | nodes.Getitem():
+            steps = _field(node)
+            return None if steps is None or steps[0] in _OWN_NAMES else paths.getter(steps)
+    return None
 
 
 # Rendering with Jinja2 -----------------------------------------------------------------------------------------------

@@ -491,6 +491,21 @@ def test_every_filter_is_total(name, argument, value):
 
 
 @settings(deadline=None)
+@given(
+    st.sampled_from(
+        ["{{ data.x }}", "{{ data.x | default('-') }}", "a {{ data.x }}", "{{ data.x | default(1) }} b {{ type }}"]
+    ),
+    json_values,
+)
+def test_a_plain_template_gives_what_jinja_gives(text, value):
+    """Texts and fields are rendered without Jinja2 while they are there, and nothing comes out another way."""
+    view = {**VIEW, "data": {"x": value}}
+    template, _ = compiled(text)
+    simple = template._parsed.simple(view)
+    assert simple is None or (simple, type(simple)) == ((by_jinja := template._render_by_jinja(view)), type(by_jinja))
+
+
+@settings(deadline=None)
 @given(st.text(st.sampled_from("{}%# dataxif().|'\"[]+-*~1\n"), max_size=40))
 def test_any_text_is_refused_or_renders_or_says_why_not(text):
     """Reading never fails; rendering gives JSON or a TemplateError."""
