@@ -172,3 +172,9 @@ def test_explain_names_the_test_that_failed(line):
 def _explained(line, value):
     said = line.cli("explain", "--last").stdout
     return said if value in said else None
+
+
+def test_celerys_commands_find_the_broker(line):
+    """`leadwire celery` finds the worker through the broker that `leadwire up` started, though no setting names it."""
+    done = line.cli("celery", "inspect", "ping")
+    assert (0, True) == (done.returncode, "leadwire@" in done.stdout), done.stderr
