@@ -28,7 +28,8 @@ from celery.worker.control import Panel, control_command
 from click.core import ParameterSource
 
 from rules.vocabulary import PROVIDER_OF, Problem, SettingsError, TaskType
-from worker.background import BackgroundWork, Watchdog
+from rules.vocabulary import Task as PlannedTask
+from worker.background import BackgroundWork, PeriodicThread, Watchdog
 from worker.broker import QueueDepths, celery_app, celery_settings, declare
 from worker.context import WorkerContext, broker_of, build_worker, utc_now
 from worker.delivery import DeliveryOutcome, deliver
@@ -50,7 +51,7 @@ log = logging.getLogger(__name__)
 
 #: How much the threads of a worker that shares its machine with the ingress let it go first (nice(2)): what has been accepted
 #: is safe and only waits, what cannot be accepted is turned away.
-NICE: Final = 10
+NICENESS: Final = 10
 
 
 class RefusedError(SettingsError, click.ClickException):
@@ -113,26 +114,40 @@ class LeadwireWorker:
     #: The one of this process, once there is one.
     running: ClassVar[LeadwireWorker | None] = None
 
-    def __init__(self, context: WorkerContext, watchdog: Watchdog | None, watched_depths: QueueDepths) -> None:
+    def __init__(self, context: WorkerContext, ready_file: Path | None, health_file: Path | None) -> None:
         self._context = context
-        self._watchdog = watchdog
-        self._watched_depths = watched_depths
         self._consumer: Any = None
         self._events = FlowerEvents(lambda: self._consumer.event_dispatcher if self._consumer else None)
-        self._flower_sync = FlowerSync(context.ledger, self._events)
+        self._background = BackgroundWork(context, QueueDepths(app), self._show_planned)
+        self._flower_sync = FlowerSync(context.ledger, self._events, context.closing)
         self._flower_sync.listen_for_monitors()
-        self._background = BackgroundWork(
-            context, QueueDepths(app), lambda tasks: self._events.planned(tasks, utc_now())
-        )
-        if watchdog is not None:
-            watchdog.start()
+        self._flower_thread = PeriodicThread("telling Flower", self._flower_sync.work)
+        self._taken_file = ready_file
+        self._watched_depths: QueueDepths | None = None
+        self._watchdog: Watchdog | None = None
+        if health_file is not None:
+            self._taken_file = ready_file or health_file.with_name(f"{health_file.name}.taken")
+            self._watched_depths = QueueDepths(celery_app(broker_of(context.settings)))
+            self._watchdog = Watchdog(
+                self._watched_depths.read,
+                context.ledger.queries.oldest_due,
+                sign=self._taken_file,
+                report=health_file,
+            )
+            self._watchdog.start()
 
     def begin(self, consumer: Any) -> None:
         """Start the background threads: Celery's consumer takes messages from now on."""
         self._consumer = consumer
+        self.note_message()
         self._background.start()
-        self._flower_sync.start()
+        self._flower_thread.start()
         tune_garbage_collection()
+
+    def note_message(self) -> None:
+        """Touch the file that says when the last message was taken, where there is one."""
+        if self._taken_file is not None:
+            self._taken_file.touch()
 
     def hurry(self) -> None:
         """Have waits inside attempts end early: the process is to end when the running messages are done."""
@@ -141,10 +156,10 @@ class LeadwireWorker:
     def end(self) -> None:
         """Stop the background threads and close everything, the ledger last."""
         self._background.stop()
-        self._flower_sync.stop()
-        if self._watchdog is not None:
+        self._flower_thread.stop()
+        if self._watchdog is not None and self._watched_depths is not None:
             self._watchdog.stop()
-        self._watched_depths.close()
+            self._watched_depths.close()
         self._context.close()
 
     def process(self, event_ids: Sequence[str]) -> str:
@@ -158,7 +173,7 @@ class LeadwireWorker:
             self._note(batch.outcomes)
 
         tally = process_events(self._context, event_ids, show, show_batch)
-        self._events.planned(tally.quiet, utc_now())
+        self._show_planned(tally.quiet)
         return str(tally)
 
     def deliver(self, type_: TaskType, task_ids: str | Sequence[str], rule: str | None, attempt: int | None) -> str:
@@ -182,6 +197,9 @@ class LeadwireWorker:
         if len(outcomes) == 1:
             show([outcome for outcome in outcomes if not outcome.told])
         return count_states(outcomes)
+
+    def _show_planned(self, tasks: Sequence[PlannedTask]) -> None:
+        self._events.planned(tasks, utc_now())
 
     def _note(self, outcomes: Sequence[DeliveryOutcome]) -> None:
         self._flower_sync.note(outcomes)
@@ -271,28 +289,19 @@ class LeadwireStep(bootsteps.Step):
     def create(self, worker: Any) -> None:
         """Open everything, and have Celery's signals start and end what runs beside it."""
         owner = self._options.get("owner") or ""
-        ready_file: Path | None = self._options.get("ready_file")
-        health_file: Path | None = self._options.get("health_file")
         with _shown_by_celery():
+            declare(app)
             settings = _settings().model_copy(update={"worker_threads": worker.concurrency})
             context = build_worker(settings, owner=f"{owner or 'worker'}-{os.getpid()}-{secrets.token_hex(3)}")
-            declare(app)
         if owner:
             # On Linux it is this thread's, and that of the threads it starts from here on. The ledger's writer, which the
             # ingress waits for, and the publisher keep theirs: with all of the worker at 5 the ingress took 1,090 events/s,
             # so 1,190.
-            os.nice(NICE)
-        taken_file = ready_file
-        watchdog: Watchdog | None = None
-        depths = QueueDepths(celery_app(broker_of(settings)))
-        if health_file is not None:
-            taken_file = ready_file or health_file.with_name(f"{health_file.name}.taken")
-            watchdog = Watchdog(depths.read, context.ledger.queries.oldest_due, sign=taken_file, report=health_file)
-        running = LeadwireWorker.running = LeadwireWorker(context, watchdog, depths)
-        if taken_file is not None:
-            signals.worker_ready.connect(lambda **_: taken_file.touch(), weak=False)
-            signals.task_prerun.connect(lambda **_: taken_file.touch(), weak=False)
+            os.nice(NICENESS)
+        running = LeadwireWorker(context, self._options.get("ready_file"), self._options.get("health_file"))
+        LeadwireWorker.running = running
         signals.worker_ready.connect(lambda sender, **_: running.begin(sender), weak=False)
+        signals.task_prerun.connect(lambda **_: running.note_message(), weak=False)
         signals.worker_shutting_down.connect(lambda **_: running.hurry(), weak=False)
         signals.worker_shutdown.connect(lambda **_: running.end(), weak=False)
 

@@ -312,8 +312,8 @@ class BatchingConsumer(Consumer):
 
 #: How often unknown outcomes are looked for.
 UNKNOWN_PERIOD_SECONDS: Final = 5.0
-#: How often is looked whether a monitor has begun to listen; it also gets this long to be ready.
-LISTENING_SECONDS: Final = 1.0
+#: How often it is looked whether a monitor has begun to listen; that also gives it time to be ready.
+PERIOD_SECONDS: Final = 1.0
 #: The latest tasks, whatever their state, and the latest in each of the states that a person looks for.
 LATEST: Final = 1000
 LATEST_OF_STATE: Final = 500
@@ -328,26 +328,25 @@ _CELERYS_HEARTBEAT: Final = Panel.data["heartbeat"]
 
 
 class FlowerSync:
-    """Tells Flower what it may have missed, out of the ledger; one thread of each worker.
+    """Tells Flower what it may have missed, out of the ledger; in every worker.
 
     Flower only knows what it heard. A worker that is killed says nothing more of what it was sending; unknown outcomes are
     ended by the reconciler or by `leadwire settle`, in another process; and while Flower or the broker was away nobody
     listened. So every worker looks every five seconds which outcomes are unknown or no longer so, and sends the latest
     tasks when it starts and when a monitor begins to listen. It sends what stands in the ledger, so that doing so twice, or
-    from several workers, changes nothing.
+    from several workers, changes nothing. When `closing` is set it stops half-way.
     """
 
-    def __init__(self, ledger: Ledger, events: FlowerEvents) -> None:
+    def __init__(self, ledger: Ledger, events: FlowerEvents, closing: threading.Event) -> None:
         self._ledger = ledger
         self._events = events
+        self._closing = closing
         self._unknown: set[str] = set()
         self._noted: deque[str] = deque()
         self._asked = threading.Event()
         self._asked.set()
         self._sent_all_seconds = -REST_SECONDS
         self._unknown_seconds = 0.0
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="flower-sync", daemon=True)
 
     def listen_for_monitors(self) -> None:
         """Send everything again when a monitor begins to listen: it asks all workers for a heartbeat then."""
@@ -362,27 +361,15 @@ class FlowerSync:
         """Remember the unknown outcomes that this worker has just shown: one may be ended before the next look."""
         self._noted.extend(outcome.task_id for outcome in outcomes if outcome.state is TaskState.UNKNOWN)
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+    def work(self) -> float:
+        """Send what is due now; return in how many seconds to look again. For a `PeriodicThread`."""
+        try:
+            self._send_due()
+        except LedgerError as error:
+            log.debug("Flower is told later: %s", error)
+        return PERIOD_SECONDS
 
-    def stop(self) -> None:
-        """End after the round under way."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
-
-    def _run(self) -> None:
-        while not self._stopping.wait(LISTENING_SECONDS):
-            try:
-                self.once()
-            except LedgerError as error:
-                log.debug("Flower is told later: %s", error)
-            except Exception:
-                log.exception("Flower could not be told what it may have missed; the next round tries again")
-
-    def once(self) -> None:
-        """Do what is due now."""
+    def _send_due(self) -> None:
         sends_all = self._asked.is_set() and awake_seconds() - self._sent_all_seconds >= REST_SECONDS
         if sends_all or awake_seconds() - self._unknown_seconds >= UNKNOWN_PERIOD_SECONDS:
             self._unknown_seconds = awake_seconds()
@@ -411,7 +398,7 @@ class FlowerSync:
         """Tell what came of the latest tasks."""
         delivered: list[str] = []
         for task in self._latest():
-            if self._stopping.is_set():
+            if self._closing.is_set():
                 return
             if task.state is TaskState.DELIVERED:
                 delivered.append(task.id)

@@ -1,5 +1,6 @@
 """What Flower is told again out of the ledger."""
 
+import threading
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -35,7 +36,7 @@ class AdminQueries:
         self.ledger = ledger
         self.told = {}
         self.together = []
-        self.flower_sync = FlowerSync(ledger, FlowerEvents(lambda: self))
+        self.flower_sync = FlowerSync(ledger, FlowerEvents(lambda: self), threading.Event())
 
     def send(self, type_, **fields):
         """Take down an event."""
@@ -216,6 +217,6 @@ def test_nothing_of_the_person_is_told(desk):
     desk.make("tk_dead", TaskState.DEAD, **REFUSED)
     sent = []
     dispatcher = SimpleNamespace(send=lambda *parts, **fields: sent.append((parts, fields)))
-    FlowerSync(desk.ledger, FlowerEvents(lambda: dispatcher)).send_latest()
+    FlowerSync(desk.ledger, FlowerEvents(lambda: dispatcher), threading.Event()).send_latest()
     assert sent
     assert not [word for word in ("Ana", "911112222", "peace") if word in str(sent)]
