@@ -7,8 +7,9 @@ and to refuse where the names of a rule's tasks, or its id, have changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -130,7 +131,8 @@ def replay(
     with existing_ledger(settings) as ledger:
         wanted = EventSelection(states=(state or EventState.PROCESSED,), **chosen)
         found = ledger.queries.select_events(wanted) if selected else _named(ledger, event_ids)
-        forecasts = _Forecaster(ledger, settings, failed_too=failed, new_keys=new_keys).all_of(found)
+        rule_set, now = _rules_in_force(ledger, settings), utc_now()
+        forecasts = [_forecast(ledger, one, rule_set, now, failed_too=failed, new_keys=new_keys) for one in found]
         if dry_run:
             _print_forecasts(forecasts, json_wanted=json_wanted)
             return
@@ -193,36 +195,23 @@ class _Forecast:
         return lines if self.tasks else [*lines, "    no tasks"]
 
 
-class _Forecaster:
-    """Decides events as a worker would, and compares with what exists of them."""
+def _forecast(
+    ledger: Ledger, stored: StoredEvent, rule_set: RuleSet | None, now: datetime, *, failed_too: bool, new_keys: bool
+) -> _Forecast:
+    """Decide an event as a worker would, and compare with what exists of it; without a rule set only the worker can."""
+    from rules.engine import decide
 
-    def __init__(self, ledger: Ledger, settings: Settings, *, failed_too: bool, new_keys: bool) -> None:
-        self._ledger = ledger
-        self._failed_too = failed_too
-        self._new_keys = new_keys
-        self._book = _rules_in_force(ledger, settings)
-        self._now = utc_now()
-
-    def all_of(self, events: Iterable[StoredEvent]) -> list[_Forecast]:
-        """Return what would come of each event."""
-        return [self._one(stored) for stored in events]
-
-    def _one(self, stored: StoredEvent) -> _Forecast:
-        from rules.engine import decide
-
-        refusal = why_not_replayed(stored, failed_too=self._failed_too)
-        if refusal or self._book is None:
-            return _Forecast(stored, refusal and printable(refusal))
-        planned = decide(self._book, stored.event, now=self._now).tasks
-        if self._new_keys:
-            return _Forecast(stored, tasks=[(task, None) for task in planned])
-        made = {
-            (task.rule, task.name): task for task in self._ledger.queries.tasks_of(stored.id) if task.parent is None
-        }
-        left = [(task.rule, task.name, task.type) for task in made.values() if not never_left(task)]
-        other_names = renamed([(task.rule, task.name, task.type) for task in planned], left)
-        refusal = printable(f"event {stored.id}: {other_names}") if other_names else None
-        return _Forecast(stored, refusal, [(task, made.get((task.rule, task.name))) for task in planned])
+    refusal = why_not_replayed(stored, failed_too=failed_too)
+    if refusal or rule_set is None:
+        return _Forecast(stored, refusal and printable(refusal))
+    planned = decide(rule_set, stored.event, now=now).tasks
+    if new_keys:
+        return _Forecast(stored, tasks=[(task, None) for task in planned])
+    made = {(task.rule, task.name): task for task in ledger.queries.tasks_of(stored.id) if task.parent is None}
+    left = [(task.rule, task.name, task.type) for task in made.values() if not never_left(task)]
+    other_names = renamed([(task.rule, task.name, task.type) for task in planned], left)
+    refusal = printable(f"event {stored.id}: {other_names}") if other_names else None
+    return _Forecast(stored, refusal, [(task, made.get((task.rule, task.name))) for task in planned])
 
 
 def _rules_in_force(ledger: Ledger, settings: Settings) -> RuleSet | None:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -57,28 +57,41 @@ BAR_WIDTH: Final = 24
 def run(*, keep: bool) -> None:
     """Run the demo. Raises Problem, saying where the logs are, when anything is not as expected."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    give_up_at = time.monotonic() + LIMIT_SECONDS
-    display = Display()
-    with _temporary_folder(keep=keep, display=display) as folder, Sandbox() as sandbox:
+    began_at = time.monotonic()
+    line = ProgressLine()
+    with _temporary_folder(keep=keep) as folder, Sandbox() as sandbox:
         leadwire = LeadwireProcess(folder=folder, sandbox=sandbox, variables=rule_variables())
-        display.opening(folder, leadwire.rules)
+        here = leadwire.rules.is_relative_to(Path.cwd())
+        click.secho("Leadwire demo: signed webhooks become calls, WhatsApp templates and team tasks", bold=True)
+        click.echo(f"  rules       {leadwire.rules.relative_to(Path.cwd()) if here else leadwire.rules}")
+        click.echo(f"  everything  {folder}")
         try:
-            leadwire.start(give_up_at, display.starting)
-            display.running(leadwire.url, sandbox.url)
-            result = _play(leadwire, sandbox, display, give_up_at)
-            display.result(result)
+            leadwire.start(began_at + LIMIT_SECONDS, line)
+            click.echo(f"  webhooks    {leadwire.url}/webhooks/SOURCE   ready after {line.seconds()}")
+            click.echo(f"  providers   {sandbox.url}   (a sandbox that answers like Mindhunters and Vambe)")
+            posted = webhooks()
+            answers = _post_all(posted, leadwire)
+            result = _wait_for_result(posted, answers, leadwire, sandbox, line, began_at + LIMIT_SECONDS)
+            _print_result(result)
             if wrong := list(result.shortcomings()):
                 raise Problem("\n".join(["NOT as expected:", *(f"  {one}" for one in wrong)]))
-            display.all_as_expected(result)
+            left_alone = sum(event.failing_test is not None for event in result.expected_events)
+            click.secho(
+                f"All as expected: {len(result.expected_tasks)} promised tasks are at their providers, each exactly once; "
+                f"the redelivery\ncreated nothing; {left_alone} events that were left alone are explained. "
+                f"It took {line.seconds()}.",
+                fg="green",
+            )
         except Problem as problem:
             raise Problem(f"{problem}\n\n{leadwire.log_tails()}") from problem
         finally:
-            display.stopping()
+            line.clear()
+            click.echo("Stopping everything ...")
             leadwire.stop()
 
 
 @contextmanager
-def _temporary_folder(*, keep: bool, display: Display) -> Iterator[Path]:
+def _temporary_folder(*, keep: bool) -> Iterator[Path]:
     """Make a fresh folder; it goes when all went well, and stays, with its place said, when not."""
     folder = Path(tempfile.mkdtemp(prefix="leadwire-demo-"))
     try:
@@ -89,30 +102,38 @@ def _temporary_folder(*, keep: bool, display: Display) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     if keep:
-        display.kept(folder)
+        click.echo(f"Kept: {folder}. Look into it: LEADWIRE_HOME={folder / 'home'} leadwire tasks")
     else:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _post_all(
-    posted: Sequence[DemoWebhook], leadwire: LeadwireProcess, display: Display
-) -> tuple[tuple[Posted, ...], ...]:
+def _post_all(posted: Sequence[DemoWebhook], leadwire: LeadwireProcess) -> tuple[tuple[Posted, ...], ...]:
     """Post each webhook, those that are redelivered twice with the same bytes; return the answers to each."""
     built = leadwire.build_sources()
-    display.posting()
+    click.secho("\nPosting signed webhooks", bold=True)
     answers = []
     for webhook in posted:
         now = utc_now()
         request = sign(built[webhook.source], webhook.sample(now), leadwire.url, now)
         answers.append(tuple(post(request) for _ in range(2 if webhook.redelivered else 1)))
-        display.posted(webhook, answers[-1])
+        statuses = " ".join(str(answer.status) for answer in answers[-1])
+        labels = "; ".join(event.label for event in webhook.events)
+        twice = "  (posted twice)" if webhook.redelivered else ""
+        click.echo(f"  {statuses:<9}{webhook.source:<9} {webhook.format:<26} {labels}{twice}")
     return tuple(answers)
 
 
-def _play(leadwire: LeadwireProcess, sandbox: Sandbox, display: Display, give_up_at: float) -> DemoResult:
-    """Post everything, then watch the tasks arrive until all is decided and delivered, or time is up."""
-    posted = webhooks()
-    answers = _post_all(posted, leadwire, display)
+def _wait_for_result(
+    posted: tuple[DemoWebhook, ...],
+    answers: tuple[tuple[Posted, ...], ...],
+    leadwire: LeadwireProcess,
+    sandbox: Sandbox,
+    line: ProgressLine,
+    give_up_at: float,
+) -> DemoResult:
+    """Show the tasks as they arrive until all is decided and delivered, or time is up."""
+    click.secho("\nTasks arriving at the providers", bold=True)
+    shown: set[str] = set()
     ledger = open_ledger(leadwire.ledger_url)
     try:
         while True:
@@ -125,14 +146,53 @@ def _play(leadwire: LeadwireProcess, sandbox: Sandbox, display: Display, give_up
                 at_vambe=tuple(sandbox.tasks("vambe")),
                 refused=tuple(str(one["why"]) for one in sandbox.state()["refused"]),
             )
-            display.arrived(result)
+            line.clear()
+            for one in result.at_providers:
+                identifier = str(one.get("uuid") or one.get("id"))
+                if identifier not in shown:
+                    shown.add(identifier)
+                    click.echo(f"  {line.seconds():>7}  {one['title']}")
+            line.show_bar(len(result.at_providers), len(result.expected_tasks))
             if result.is_final or time.monotonic() > give_up_at:
                 return result
             leadwire.check_alive()
             time.sleep(RESULT_POLL_SECONDS)
     finally:
-        display.clear_line()
+        line.clear()
         ledger.close()
+
+
+class ProgressLine:
+    """A line that is written over while something takes its time; on what is no terminal it shows nothing that moves."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stdout.isatty()
+        self._began_at = time.monotonic()
+
+    def show_starting(self, *, first: bool) -> None:
+        """Say that everything starts, and on a terminal the time it has taken."""
+        text = "Starting broker, worker, webhook server and Flower ..."
+        if self._is_terminal:
+            self.clear()
+            click.echo(f"{text} {self.seconds()}", nl=False)
+        elif first:
+            click.echo(text)
+
+    def show_bar(self, done: int, wanted: int) -> None:
+        """Show how many of all there are."""
+        if self._is_terminal:
+            filled = BAR_WIDTH * min(done, wanted) // max(wanted, 1)
+            bar = "█" * filled + "░" * (BAR_WIDTH - filled)
+            click.echo(f"  {self.seconds():>7}  {bar}  {done} of {wanted}", nl=False)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._is_terminal:
+            click.echo("\r\033[K", nl=False)
+
+    def seconds(self) -> str:
+        """Return how long the demo has run, in words."""
+        return f"{time.monotonic() - self._began_at:.1f} s"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -168,9 +228,10 @@ class LeadwireProcess:
             raise Problem("\n".join(str(fault) for fault in faults))
         return built
 
-    def start(self, give_up_at: float, while_waiting: Callable[[], None]) -> None:
+    def start(self, give_up_at: float, line: ProgressLine) -> None:
         """Start `leadwire up` and wait until it is ready. Raises Problem when it ends or time is up."""
         port = free_port()
+        line.show_starting(first=True)
         self.home.mkdir(mode=0o700)
         # -P: the folder we stand in is no place to import from.
         command = [sys.executable, "-P", "-m", "console.cli", "up"]
@@ -188,8 +249,9 @@ class LeadwireProcess:
             self.check_alive()
             if time.monotonic() > give_up_at:
                 raise Problem("`leadwire up` is not ready in time")
-            while_waiting()
+            line.show_starting(first=False)
             time.sleep(START_POLL_SECONDS)
+        line.clear()
         self.url = str(json.loads((self.home / "up.json").read_bytes())["url"])
 
     def check_alive(self) -> None:
@@ -237,110 +299,19 @@ class LeadwireProcess:
         return {**inherited, **self.variables, **{PREFIX + name: value for name, value in own.items()}}
 
 
-class Display:
-    """What the demo shows on standard output: a line that moves while tasks arrive, where one can, and a table at the end."""
-
-    def __init__(self) -> None:
-        self._is_terminal = sys.stdout.isatty()
-        self._began_at = time.monotonic()
-        self._shown: set[str] = set()
-
-    def opening(self, folder: Path, rules: Path) -> None:
-        """Say what this is."""
-        click.secho("Leadwire demo: signed webhooks become calls, WhatsApp templates and team tasks", bold=True)
-        near = rules.relative_to(Path.cwd()) if rules.is_relative_to(Path.cwd()) else rules
-        click.echo(f"  rules       {near}")
-        click.echo(f"  everything  {folder}")
-        self.starting()
-
-    def starting(self) -> None:
-        """Say that everything starts; on a terminal, with the time it has taken."""
-        if self._is_terminal:
-            self.clear_line()
-            click.echo(f"Starting broker, worker, webhook server and Flower ... {self._seconds()}", nl=False)
-        elif self._is_first("starting"):
-            click.echo("Starting broker, worker, webhook server and Flower ...")
-
-    def running(self, url: str, sandbox_url: str) -> None:
-        """Say where things are."""
-        self.clear_line()
-        click.echo(f"  webhooks    {url}/webhooks/SOURCE   ready after {self._seconds()}")
-        click.echo(f"  providers   {sandbox_url}   (a sandbox that answers like Mindhunters and Vambe)")
-
-    def posting(self) -> None:
-        """Open the list of webhooks."""
-        click.secho("\nPosting signed webhooks", bold=True)
-
-    def posted(self, webhook: DemoWebhook, answers: Sequence[Posted]) -> None:
-        """Show one webhook and the answers it got."""
-        statuses = " ".join(str(posted.status) for posted in answers)
-        labels = "; ".join(event.label for event in webhook.events)
-        twice = "  (posted twice)" if webhook.redelivered else ""
-        click.echo(f"  {statuses:<9}{webhook.source:<9} {webhook.format:<26} {labels}{twice}")
-
-    def arrived(self, result: DemoResult) -> None:
-        """Show the tasks that came to the providers since the last look, and how many are to come."""
-        if self._is_first("tasks"):
-            click.secho("\nTasks arriving at the providers", bold=True)
-        self.clear_line()
-        for one in result.at_providers:
-            if self._is_first(str(one.get("uuid") or one.get("id"))):
-                click.echo(f"  {self._seconds():>7}  {one['title']}")
-        if self._is_terminal:
-            there, wanted = len(result.at_providers), len(result.expected_tasks)
-            done = BAR_WIDTH * min(there, wanted) // max(wanted, 1)
-            bar = "█" * done + "░" * (BAR_WIDTH - done)
-            click.echo(f"  {self._seconds():>7}  {bar}  {there} of {wanted}", nl=False)
-
-    def clear_line(self) -> None:
-        """Take the moving line away."""
-        if self._is_terminal:
-            click.echo("\r\033[K", nl=False)
-
-    def result(self, result: DemoResult) -> None:
-        """Show what came in, what was decided and why, and what was created."""
-        click.echo()
-        for line in _row_lines("What came in", "What was decided, and why", "What was created"):
-            click.secho(line, bold=True)
-        for webhook, answers in zip(result.webhooks, result.answers, strict=True):
-            rows = [list(_event_lines(result, webhook, event)) for event in webhook.events]
-            for repeated in answers[1:]:
-                known = f"a redelivery, answered with {repeated.status}: known already, nothing new"
-                rows.append(list(_row_lines("the same bytes again", known, "nothing")))
-            for lines in rows:
-                click.echo("\n".join([_RULER, *lines]))
-        click.echo(_RULER)
-
-    def all_as_expected(self, result: DemoResult) -> None:
-        """Say that all is as expected."""
-        left_alone = sum(event.failing_test is not None for event in result.expected_events)
-        click.secho(
-            f"All as expected: {len(result.expected_tasks)} promised tasks are at their providers, each exactly once; "
-            f"the redelivery\ncreated nothing; {left_alone} events that were left alone are explained. "
-            f"It took {self._seconds()}.",
-            fg="green",
-        )
-
-    def stopping(self) -> None:
-        """Say that everything is being stopped."""
-        self.clear_line()
-        click.echo("Stopping everything ...")
-
-    def kept(self, folder: Path) -> None:
-        """Say where everything is, and how to look into it."""
-        click.echo(f"Kept: {folder}. Look into it: LEADWIRE_HOME={folder / 'home'} leadwire tasks")
-
-    def _is_first(self, thing: str) -> bool:
-        """Say whether this is shown for the first time."""
-        known = thing in self._shown
-        self._shown.add(thing)
-        return not known
-
-    def _seconds(self) -> str:
-        return f"{time.monotonic() - self._began_at:.1f} s"
-
-
-_RULER: Final = "  ".join("-" * width for width in COLUMN_WIDTHS)
+def _print_result(result: DemoResult) -> None:
+    """Print a table of what came in, what was decided and why, and what was created."""
+    ruler = "  ".join("-" * width for width in COLUMN_WIDTHS)
+    click.echo()
+    for line in _row_lines("What came in", "What was decided, and why", "What was created"):
+        click.secho(line, bold=True)
+    for webhook, answers in zip(result.webhooks, result.answers, strict=True):
+        for event in webhook.events:
+            click.echo("\n".join([ruler, *_event_lines(result, webhook, event)]))
+        for repeated in answers[1:]:
+            known = f"a redelivery, answered with {repeated.status}: known already, nothing new"
+            click.echo("\n".join([ruler, *_row_lines("the same bytes again", known, "nothing")]))
+    click.echo(ruler)
 
 
 def _event_lines(result: DemoResult, webhook: DemoWebhook, expected: ExpectedEvent) -> Iterator[str]:

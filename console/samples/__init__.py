@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 import httpx
 
 from ingress.sources import Source
-from ingress.sources.schema import MomentPath, TimeUnit
+from ingress.sources.schema import TimeUnit
 from rules.paths import CompiledPath, Step, parse_payload_path
 from rules.vocabulary import Json, Problem, instant
 
@@ -73,7 +73,7 @@ class Posted:
 
 def variants(source: Source) -> tuple[str, ...]:
     """Return the names of a source's samples, the default first."""
-    return tuple(_file(source.preset)) if source.preset and _has_file(source.preset) else ("lead",)
+    return tuple(_file(source.preset)) or ("lead",)
 
 
 def sample(
@@ -84,18 +84,14 @@ def sample(
     Raises Problem for a variant that does not exist and for a source that no payload can be made for.
     """
     values = _values(lead or Lead(), now, new_id)
-    if source.preset and _has_file(source.preset):
-        return _from_file(source.preset, values, variant)
-    body, headers = _made_up(source, values, now)
+    if choices := _file(source.preset):
+        chosen = choices.get(variant or next(iter(choices)))
+        if chosen is None:
+            raise Problem(f'there is no sample "{variant}" for {source.preset}; samples: {", ".join(choices)}')
+        return filled_sample(chosen["body"], chosen["content_type"], values)
+    body, headers = _made_up(source, values)
     content_type = JSON if source.body.format in ("json", "auto") else FORM
     return Sample(body=_encoded(body, content_type), content_type=content_type, headers=headers)
-
-
-def sample_body(
-    preset: str, *, now: datetime, new_id: Callable[[str], str], variant: str | None = None, lead: Lead | None = None
-) -> bytes:
-    """Return the body of a fresh payload of a preset. Raises Problem for a variant that does not exist."""
-    return _from_file(preset, _values(lead or Lead(), now, new_id), variant).body
 
 
 def filled_sample(body: Json, content_type: str, values: Mapping[str, Json]) -> Sample:
@@ -133,17 +129,6 @@ def post(request: httpx.Request) -> Posted:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Problem(f"{url}: {str(error) or type(error).__name__}") from error
     return Posted(status=answer.status_code, text=answer.text)
-
-
-# Samples from files
-
-
-def _from_file(preset: str, values: Mapping[str, Json], variant: str | None) -> Sample:
-    choices = _file(preset)
-    chosen = choices.get(variant or next(iter(choices)))
-    if chosen is None:
-        raise Problem(f'there is no sample "{variant}" for {preset}; samples: {", ".join(choices)}')
-    return filled_sample(chosen["body"], chosen["content_type"], values)
 
 
 def _values(lead: Lead, now: datetime, new_id: Callable[[str], str]) -> dict[str, Json]:
@@ -185,22 +170,18 @@ def _form_fields(value: Json, name: str = "") -> list[tuple[str, str]]:
     return [field for key, one in pairs for field in _form_fields(one, f"{name}[{key}]" if name else str(key))]
 
 
-def _has_file(preset: str) -> bool:
-    return _FOLDER.joinpath(f"{preset}.json").is_file()
-
-
 @cache
-def _file(preset: str) -> Mapping[str, Json]:
-    if not _has_file(preset):
-        raise Problem(f'there is no sample for "{preset}"')
-    found: dict[str, Json] = json.loads(_FOLDER.joinpath(f"{preset}.json").read_text(encoding="utf-8"))
+def _file(preset: str | None) -> Mapping[str, Json]:
+    """Return the samples of a preset by their names; none where it has no file."""
+    file = _FOLDER.joinpath(f"{preset}.json")
+    found: dict[str, Json] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return found
 
 
 # Samples made from the paths that a source declares
 
 
-def _made_up(source: Source, values: Mapping[str, Json], now: datetime) -> tuple[Json, Mapping[str, str]]:
+def _made_up(source: Source, values: Mapping[str, Json]) -> tuple[Json, Mapping[str, str]]:
     """Return a body and the headers that go with it. Raises Problem for a source that reads XML.
 
     The first of several paths is used; a type that `map` knows is written in the source's own word for it.
@@ -213,24 +194,32 @@ def _made_up(source: Source, values: Mapping[str, Json], now: datetime) -> tuple
     about = {name: values[name] for name in ("value", "source", "notes")}
     if data is None:
         draft.item = about
-    else:
-        for name, value in about.items():
-            draft.put(_below(data, name), value)
-    draft.put(event.type, _raw_type(source))
-    draft.put(event.id, values["id"])
-    for path in event.dedupe.paths if event.dedupe else ():
-        draft.put(path, values["id"])
-    draft.put(event.subject.id if event.subject else None, values["record"])
+    for name, value in about.items() if data else ():
+        place = _first(data)
+        draft.put(name if place == "$item" else f"{place}.{name}", value)
+    raw_types = event.map
+    raw_type = next((raw for raw, word in raw_types.items() if word == EVENT_TYPE), next(iter(raw_types), EVENT_TYPE))
+    draft.put(_first(event.type), raw_type)
+    for path in (event.id, *(event.dedupe.paths if event.dedupe else ())):
+        draft.put(_first(path), values["id"])
+    draft.put(_first(event.subject.id if event.subject else None), values["record"])
     for name in ("name", "phone", "email", "country"):
-        draft.put(getattr(contact, name), values[name])
+        draft.put(_first(getattr(contact, name)), values[name])
     if event.occurred_at:
-        draft.put(event.occurred_at.path, _moment(event.occurred_at, now))
+        unit = event.occurred_at.unit
+        form = "iso" if unit in (TimeUnit.ISO, TimeUnit.AUTO) else "ms" if unit is TimeUnit.MILLISECONDS else "s"
+        draft.put(_first(event.occurred_at.path), values[form])
     body = draft.item
     if split:
         body = _with(draft.root, split.steps, draft.item)
     elif isinstance(draft.root, dict) and isinstance(body, dict):
         body = {**draft.root, **body}
     return body, draft.headers
+
+
+def _first(path: CompiledPath | None) -> str:
+    """Return the first of several paths as text; empty for none."""
+    return path.text.partition(", ")[0] if path else ""
 
 
 class _Draft:
@@ -240,24 +229,18 @@ class _Draft:
         self.item: Json = {}
         self.root: Json = {}
         self.headers: dict[str, str] = {}
-        self.constants = constants
+        self._constants = constants
 
-    def put(self, lookup: CompiledPath | None, value: Json) -> None:
-        """Write a value where a path will find it."""
-        if lookup is None:
-            return
-        text = lookup.text.partition(", ")[0]
-        if "{" in text:
-            self._put_parts(text, str(value))
-        else:
-            self._put_one(text, value)
-
-    def _put_parts(self, text: str, value: str) -> None:
-        paths = _PART.findall(text)
-        pattern = "(.+?)".join(re.escape(piece) for piece in _PART.split(text)[0::2])
-        found = re.fullmatch(pattern, value)
-        for path, part in zip(paths, found.groups() if found else [value] * len(paths), strict=True):
-            self._put_one(path.strip(), part)
+    def put(self, path: str, value: Json) -> None:
+        """Write a value where a path will find it; for several paths in a text, each gets its part of the value."""
+        if "{" in path:
+            parts = _PART.findall(path)
+            pattern = "(.+?)".join(re.escape(piece) for piece in _PART.split(path)[0::2])
+            found = re.fullmatch(pattern, str(value))
+            for part, text in zip(parts, found.groups() if found else [str(value)] * len(parts), strict=True):
+                self._put_one(part.strip(), text)
+        elif path:
+            self._put_one(path, value)
 
     def _put_one(self, path: str, value: Json) -> None:
         if path.lower().startswith("header:"):
@@ -268,25 +251,8 @@ class _Draft:
             self.root = _with(self.root, steps[1:], value)
         elif steps[0] == "$item":
             self.item = _with(self.item, steps[1:], value)
-        elif steps[0] not in self.constants:
+        elif steps[0] not in self._constants:
             self.item = _with(self.item, steps, value)
-
-
-def _raw_type(source: Source) -> str:
-    """Return the source's own word for a new lead, else the first word it maps, else ours."""
-    words = source.mapping.event.map
-    return next((raw for raw, word in words.items() if word == EVENT_TYPE), next(iter(words), EVENT_TYPE))
-
-
-def _moment(when: MomentPath, now: datetime) -> Json:
-    if when.unit in (TimeUnit.ISO, TimeUnit.AUTO):
-        return instant(now)
-    return int(now.timestamp() * (1000 if when.unit is TimeUnit.MILLISECONDS else 1))
-
-
-def _below(lookup: CompiledPath, name: str) -> CompiledPath:
-    text = lookup.text.partition(", ")[0]
-    return CompiledPath(text=name if text == "$item" else f"{text}.{name}", find=lookup.find)
 
 
 def _with(value: Json, steps: tuple[Step, ...], new: Json) -> Json:

@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 
-from console.samples import Lead, sample, sample_body
+from console.samples import Lead, sample
 from ingress.sources import Unreadable, Verified, WebhookRequest
 from rules.vocabulary import Problem
 
@@ -38,7 +38,7 @@ def test_a_sample_says_what_was_asked_for(make_source, now, new_id) -> None:
         assert "9000" == str(found.event.data["value"])
         keys.add(found.dedupe_key)
     assert 2 == len(keys)
-    assert 2 == len(json.loads(sample_body("generic", now=now, new_id=new_id, variant="batch")))
+    assert 2 == len(json.loads(sample(source, now=now, new_id=new_id, variant="batch").body))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 from standardwebhooks import Webhook
 
-from console.samples import sample, sample_body, variants
+from console.samples import sample, variants
 from ingress.sources import PRESETS, Rejected, Source, Unreadable, Verified, WebhookRequest, build, preset
 from rules.rule_set import SourceText
 from rules.vocabulary import EventState, Problem
@@ -164,7 +164,7 @@ def test_an_unknown_sample_is_refused_with_the_known_ones(name) -> None:
     """The message lists what there is."""
     with pytest.raises(Problem, match="samples: "):
         _fresh(_source(name, NEW), "nonsense")
-    assert sample_body(name, now=NOW, new_id=lambda prefix: f"{prefix}_{1:020d}")
+    assert _fresh(_source(name, NEW)).body
 
 
 def test_standard_webhooks_agrees_with_the_reference_library() -> None:
@@ -172,7 +172,7 @@ def test_standard_webhooks_agrees_with_the_reference_library() -> None:
     source = _source("standard-webhooks", "whsec_" + NEW)
     theirs = Webhook("whsec_" + NEW)
     at = datetime.now(UTC)
-    body = sample_body("standard-webhooks", now=at, new_id=lambda prefix: f"{prefix}_{1:020d}")
+    body = sample(source, now=at, new_id=lambda prefix: f"{prefix}_{1:020d}").body
     ours = source.sign(body, "application/json", URL, at)
 
     assert json.loads(body) == theirs.verify(body, dict(ours.headers))
