@@ -24,7 +24,8 @@ from threading import Lock
 from typing import Any, Final, Protocol
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from flask.sessions import NullSession, SessionInterface
+from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed
 
 from ingress.request_counts import UNKNOWN, RequestCounter
 from ingress.sources import Rejected, Source, Unreadable, WebhookRequest, WebhookResponse
@@ -186,6 +187,22 @@ class DeferredResponse(Response):
         _fill(self, reply)
 
 
+class _Flask(Flask):
+    """Flask without what every request would pay for and none needs: sessions, and the search for coroutine functions."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a view or a handler as it is: all of them are plain functions."""
+        return func
+
+
+class _NoSessions(SessionInterface):
+    def open_session(self, _app: Flask, _request: Any) -> NullSession:
+        return NullSession()
+
+    def save_session(self, *_: Any) -> None:
+        """Keep nothing."""
+
+
 def create_app(
     sources: Sources | Callable[[], Sources],
     ledger: InboxLedger,
@@ -201,7 +218,8 @@ def create_app(
     `sources` may be a function, which is then asked at every request. `body_limit_bytes` holds where a source has no limit
     of its own. `new_id` returns a fresh event id. Every webhook request is counted in `counter`.
     """
-    app = Flask("leadwire", static_folder=None)
+    app = _Flask("leadwire", static_folder=None)
+    app.session_interface = _NoSessions()
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False  # it would answer with a redirect, which a sender of webhooks does not follow
     in_force = sources if callable(sources) else lambda: sources
@@ -374,11 +392,16 @@ def _not_allowed() -> Reply:
 def _body(limit_bytes: int) -> bytes | None:
     """Return the raw body, or None when it is larger than the limit; at most that much is read."""
     length = request.content_length
-    if length is not None and length > limit_bytes:
+    if length is None:
+        body: bytes = request.stream.read(limit_bytes + 1)
+        return body if len(body) <= limit_bytes else None
+    if length > limit_bytes:
         return None
-    # A stream makes room for all it is asked for: asking for no more than was announced saves a megabyte each time.
-    body = request.stream.read(limit_bytes + 1 if length is None else length)
-    return body if len(body) <= limit_bytes else None
+    # Of a known length: the limited stream that Flask puts around it costs more than the reading.
+    body = request.environ["wsgi.input"].read(length)
+    if len(body) < length:
+        raise ClientDisconnected
+    return body
 
 
 def _webhook_request(body: bytes) -> WebhookRequest:
@@ -448,13 +471,12 @@ def _guard(response: Response) -> Response:
 def _fill(response: Response, reply: Reply) -> Response:
     """Make a response say what a reply says."""
     response.status_code = reply.status
-    del response.headers["Content-Type"]
-    if reply.status in _WITHOUT_BODY:
-        response.data = b""
-        return response
-    response.data = reply.body
-    for name, value in reply.headers.items():
-        response.headers[name.title()] = value
+    response.data = b"" if reply.status in _WITHOUT_BODY else reply.body
+    if reply.status in _WITHOUT_BODY or "content-type" not in reply.headers:
+        del response.headers["Content-Type"]
+    if reply.status not in _WITHOUT_BODY:
+        for name, value in reply.headers.items():
+            response.headers[name.title()] = value
     return response
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from itertools import count
 
+import httpx
 import pytest
+import waitress
 from flask import Flask
 
 from ingress.app import create_app
@@ -198,3 +201,23 @@ def test_forms_are_read_raw(make_app, ledger) -> None:
 
     assert 200 == reply.status_code
     assert 1000 == len(next(iter(ledger.queries.list_events())).event.data["custom"])
+
+
+def test_it_runs_under_any_wsgi_server(make_app, ledger) -> None:
+    """Under waitress a webhook is recorded before its 2xx, its event published, and other pages are there."""
+    post = Post()
+    server = waitress.create_server(make_app(publisher=post), host="127.0.0.1", port=0, threads=4)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.effective_port}"
+        with httpx.Client(trust_env=False) as client:
+            first, second = (client.post(f"{url}/webhooks/crm", content=BODY, headers=HEADERS) for _ in range(2))
+            assert 200 == client.get(f"{url}/readyz").status_code
+    finally:
+        server.close()
+        thread.join(5)
+
+    assert (200, {"status": "accepted", "events": 1, "duplicates": 0}) == (first.status_code, first.json())
+    assert {"status": "accepted", "events": 0, "duplicates": 1} == second.json()
+    assert [event.id for event in ledger.queries.list_events()] == post.ids

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import http.client
+import itertools
 import json
+import resource
 import socket
 import threading
 import time
@@ -247,6 +249,94 @@ def test_half_sent_requests_keep_nobody_waiting_and_end(half, serve) -> None:
         assert said.startswith(b"HTTP/1.1 408 " if b"Content-Length" in half or b"chunked" in half else b"")
         connection.close()
     assert 200 == _ask(server, "GET", "/healthz")[0].status
+
+
+def _trickle(connection: socket.socket, part: bytes) -> None:
+    for byte in itertools.cycle(part):
+        connection.sendall(bytes([byte]))
+        time.sleep(0.05)
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    connection.settimeout(0.2)
+    try:
+        return not connection.recv(1)
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_a_head_that_trickles_in_is_cut_off(serve) -> None:
+    """A sender that adds a byte now and then gains no time by it."""
+    server = serve(arrives_within=timedelta(seconds=0.5))
+    begun_at = time.monotonic()
+    with socket.create_connection((server.host, server.port), timeout=5) as connection:
+        connection.sendall(POST)
+        with pytest.raises(ConnectionError):
+            _trickle(connection, b"X-A: b\r\n")
+    assert 5 > time.monotonic() - begun_at
+
+
+def test_idle_connections_lock_nobody_out(server) -> None:
+    """With 2,000 open that have sent nothing, every genuine request is answered in its usual time."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 6_000:
+        pytest.skip("both ends of 2,000 connections need more files than a process may open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 6_000), hard))
+    idle = [socket.create_connection((server.host, server.port), timeout=5) for _ in range(2_000)]
+    begun_at = time.monotonic()
+    for number in range(20):
+        assert 200 == _ask(server, "POST", "/webhooks/crm", _event(number), HEADERS)[0].status
+    assert 4 > time.monotonic() - begun_at
+    for connection in idle:
+        connection.close()
+
+
+def test_above_the_limit_whoever_has_been_idle_longest_gives_way(serve, monkeypatch) -> None:
+    """A new sender is answered, one that sends now and then keeps its connection, and the first that were idle lose theirs."""
+    monkeypatch.setattr("ingress.server.CONNECTIONS_LIMIT", 50)
+    server = serve()
+    kept = http.client.HTTPConnection(server.host, server.port, timeout=5)
+    idle = []
+    for number in range(120):
+        idle.append(socket.create_connection((server.host, server.port), timeout=5))
+        if number % 10 == 0:
+            kept.request("POST", "/webhooks/crm", _event(number), HEADERS)
+            assert b'"events":1' in kept.getresponse().read()
+            assert 200 == _ask(server, "POST", "/webhooks/crm", _event(1_000 + number), HEADERS)[0].status
+    assert (True, False) == (_is_closed(idle[0]), _is_closed(idle[-1]))
+    for connection in (kept, *idle):
+        connection.close()
+
+
+def test_bodies_that_make_no_progress_go_first(serve, monkeypatch) -> None:
+    """Where unfinished bodies hold all the memory there is for them, genuine ones are read, and those are told to come again."""
+    monkeypatch.setattr("ingress.server.BODIES_LIMIT_BYTES", 16 * 1024 * 1024)
+    server = serve()
+    head = POST + b"Content-Length: 1000000\r\n\r\n"
+    unfinished = []
+    for _ in range(150):
+        unfinished.append(socket.create_connection((server.host, server.port), timeout=5))
+        unfinished[-1].sendall(head + b" " * 200_000)
+    body = BODY + b" " * 900_000
+    for _ in range(32):
+        assert 200 == _ask(server, "POST", "/webhooks/crm", body, HEADERS)[0].status
+
+    assert unfinished[0].recv(1_000).startswith(b"HTTP/1.1 503 ")
+    assert 32 == server.counts()["crm", "accepted", ""]
+    assert 60 < server.counts()["(unknown)", "busy", "crowded"] < 150
+    for connection in unfinished:
+        connection.close()
+
+
+def test_a_body_without_end_is_413(server) -> None:
+    """It is read no further than the limit, and its sender loses the connection."""
+    with socket.create_connection((server.host, server.port), timeout=10) as connection:
+        connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            _send_without_end(connection, b"10000\r\n" + b" " * 65_536 + b"\r\n")
+    assert {("crm", "oversized", ""): 1} == server.counts()
 
 
 def test_who_says_nothing_is_let_go(serve) -> None:
