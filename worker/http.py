@@ -177,10 +177,7 @@ class CurlTransport(httpx.BaseTransport):
         """Send a request and return the answer."""
         connection, keep = self._take(), False
         try:
-            response = connection.exchange(request)
-            # Of two who disagree about an answer's end, one takes its rest for the next answer.
-            is_clear = not {"content-length", "transfer-encoding"} <= response.headers.keys()
-            keep = is_clear and not response.extensions["truncated"]
+            response, keep = connection.exchange(request)
             return response
         finally:
             if not keep or not self._keep(connection):
@@ -243,8 +240,11 @@ class _Connection:
         """Whether it has been idle for too long."""
         return awake_seconds() - self._used_seconds >= KEEPALIVE_SECONDS
 
-    def exchange(self, request: httpx.Request) -> httpx.Response:
-        """Send a request and return its answer. Raises httpx.TransportError when there is none that could be used."""
+    def exchange(self, request: httpx.Request) -> tuple[httpx.Response, bool]:
+        """Send a request; return its answer, and whether the connection can be kept.
+
+        Raises httpx.TransportError when there is no answer that could be used.
+        """
         self._attempt = request.extensions["attempt"]
         self._lines.clear()
         self._body.clear()
@@ -309,7 +309,7 @@ class _Connection:
             return httpx.ReadError("the connection ended without an answer")
         return httpx.RemoteProtocolError(words)
 
-    def _response(self, failure: httpx.TransportError | None) -> httpx.Response:
+    def _response(self, failure: httpx.TransportError | None) -> tuple[httpx.Response, bool]:
         head: list[bytes] = []
         for line in self._lines:
             if line.strip(b"\r\n"):
@@ -322,18 +322,23 @@ class _Connection:
                 return self._answer(int(found[1]), head[1:], failure)
         raise failure or httpx.RemoteProtocolError("the answer is no whole HTTP/1 answer")
 
-    def _answer(self, status: int, lines: list[bytes], failure: httpx.TransportError | None) -> httpx.Response:
+    def _answer(
+        self, status: int, lines: list[bytes], failure: httpx.TransportError | None
+    ) -> tuple[httpx.Response, bool]:
         limit_bytes = self._attempt.body_limit_bytes
         # The status alone settles a failure; a success needs its body, for the id.
         if failure is not None and status < _NO_SUCCESS and len(self._body) <= limit_bytes:
             raise type(failure)(f"{status} and then {failure}")
-        pairs = [line.split(b":", 1) for line in lines if b":" in line]
-        return httpx.Response(
+        pairs = [(name.lower(), value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
+        response = httpx.Response(
             status,
-            headers=[(name, value.strip()) for name, value in pairs if name.lower() != b"content-encoding"],
+            headers=[pair for pair in pairs if pair[0] != b"content-encoding"],
             stream=httpx.ByteStream(bytes(self._body[:limit_bytes])),
             extensions={"truncated": failure is not None},
         )
+        # Of two who disagree about an answer's end, one takes its rest for the next answer.
+        is_clear = not {b"content-length", b"transfer-encoding"} <= {name for name, _ in pairs}
+        return response, is_clear and failure is None
 
 
 class _NoCookies(httpx.Cookies):
