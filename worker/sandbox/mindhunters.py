@@ -63,23 +63,23 @@ class MindhuntersSandbox(ProviderSandbox):
         self._contacts: dict[str, dict[str, Json]] = {}
         self._by_address: dict[str, str] = {}
 
-    def answer(self, call: SandboxRequest, now: datetime, tasks_now: datetime) -> SandboxResponse:
+    def answer(self, request: SandboxRequest, now: datetime, tasks_now: datetime) -> SandboxResponse:
         """Answer one call; `now` is what the clock says, `tasks_now` how far the tasks' lives have moved."""
-        refused = self._refuse(call, now)
+        refused = self._refuse(request, now)
         if refused is not None:
             return refused
-        for task in self._tasks.values() if call.method == "GET" else ():
+        for task in self._tasks.values() if request.method == "GET" else ():
             self._live(task, tasks_now)
-        match call.method, call.path.strip("/").split("/"):
+        match request.method, request.path.strip("/").split("/"):
             case "POST", ["tasks"]:
-                return self._create(call, now)
+                return self._create(request, now)
             case "GET", ["tasks"]:
-                return self._spoiled_listing() or self._list(call, now)
+                return self._spoiled_listing() or self._list(request, now)
             case "GET", ["contacts"]:
-                return self._page(list(self._contacts.values()), call)
+                return self._page(list(self._contacts.values()), request)
             case method, ["tasks", identifier, *rest] if len(rest) <= 1:
-                return self._one(method, identifier, "/".join(rest), call, tasks_now)
-        return self._error(404, "NOT_FOUND", f"no endpoint {call.method} {call.path}")
+                return self._one(method, identifier, "/".join(rest), request, tasks_now)
+        return self._error(404, "NOT_FOUND", f"no endpoint {request.method} {request.path}")
 
     def tasks(self, tasks_now: datetime) -> list[dict[str, Json]]:
         """Return every task, oldest first, as it stands."""
@@ -99,8 +99,8 @@ class MindhuntersSandbox(ProviderSandbox):
         task |= {"status": status, "_since": tasks_now, "updated_at": stamp(tasks_now)}
         return True
 
-    def _refuse(self, call: SandboxRequest, now: datetime) -> SandboxResponse | None:
-        header = call.headers.get("authorization")
+    def _refuse(self, request: SandboxRequest, now: datetime) -> SandboxResponse | None:
+        header = request.headers.get("authorization")
         if not header:
             return self._error(401, "MISSING_AUTH_TOKEN", "no bearer token")
         scheme, _, token = header.partition(" ")
@@ -108,7 +108,7 @@ class MindhuntersSandbox(ProviderSandbox):
             scheme = scheme.title()
         if scheme != "Bearer" or token.strip() != TOKEN:
             return self._error(401, "INVALID_AUTH_TOKEN", "the token is wrong or was revoked")
-        switch = "mindhunters.permission_to_read" if call.method == "GET" else "mindhunters.permission"
+        switch = "mindhunters.permission_to_read" if request.method == "GET" else "mindhunters.permission"
         if self._switches.on(switch, "no"):
             return self._error(403, "FORBIDDEN", "the token lacks the permission")
         headers = self._over_limit(now)
@@ -116,8 +116,8 @@ class MindhuntersSandbox(ProviderSandbox):
             return self._error(429, "RATE_LIMIT_EXCEEDED", "too many requests", headers=headers)
         return None
 
-    def _create(self, call: SandboxRequest, now: datetime) -> SandboxResponse:
-        body = call.document
+    def _create(self, request: SandboxRequest, now: datetime) -> SandboxResponse:
+        body = request.document
         if not isinstance(body, dict):
             return self._error(400, "INVALID_JSON", "the body is not a JSON object")
         found = list(complaints(body, self._switches, now))
@@ -188,7 +188,7 @@ class MindhuntersSandbox(ProviderSandbox):
         task |= {"status": status, "_since": at, "updated_at": stamp(at)}
 
     def _one(
-        self, method: str, identifier: str, step: str, call: SandboxRequest, tasks_now: datetime
+        self, method: str, identifier: str, step: str, request: SandboxRequest, tasks_now: datetime
     ) -> SandboxResponse:
         task = self._tasks.get(identifier)
         if task is None:
@@ -196,7 +196,7 @@ class MindhuntersSandbox(ProviderSandbox):
         self._live(task, tasks_now)
         steps: Mapping[tuple[str, str], Callable[[], SandboxResponse]] = {
             ("GET", ""): lambda: self._success(200, "task", _public(task)),
-            ("PUT", ""): lambda: self._update(task, call, tasks_now),
+            ("PUT", ""): lambda: self._update(task, request, tasks_now),
             ("DELETE", ""): lambda: self._delete(task),
             ("POST", "cancel"): lambda: self._go(task, "cancelled", task["status"] not in _ENDED, tasks_now),
             ("POST", "queue"): lambda: self._go(task, "queued", task["status"] in {"pending", "on_hold"}, tasks_now),
@@ -204,7 +204,7 @@ class MindhuntersSandbox(ProviderSandbox):
         }
         step_taken = steps.get((method, step))
         if step_taken is None:
-            return self._error(404, "NOT_FOUND", f"no endpoint {method} {call.path}")
+            return self._error(404, "NOT_FOUND", f"no endpoint {method} {request.path}")
         return step_taken()
 
     def _go(self, task: dict[str, Json], status: str, possible: bool, now: datetime) -> SandboxResponse:
@@ -216,8 +216,8 @@ class MindhuntersSandbox(ProviderSandbox):
         self._step(task, "scheduled" if later else status, now)
         return self._success(200, f"task {status}", _public(task))
 
-    def _update(self, task: dict[str, Json], call: SandboxRequest, now: datetime) -> SandboxResponse:
-        body = call.document
+    def _update(self, task: dict[str, Json], request: SandboxRequest, now: datetime) -> SandboxResponse:
+        body = request.document
         if not isinstance(body, dict):
             return self._error(400, "INVALID_JSON", "the body is not a JSON object")
         changes = {key: body[key] for key in _EDITABLE if key in body}
@@ -237,14 +237,14 @@ class MindhuntersSandbox(ProviderSandbox):
         del self._tasks[task["uuid"]]
         return self._success(200, "task deleted", None)
 
-    def _list(self, call: SandboxRequest, now: datetime) -> SandboxResponse:
-        wanted = {name: call.query[name][-1] for name in _FILTERS if call.query.get(name)}
+    def _list(self, request: SandboxRequest, now: datetime) -> SandboxResponse:
+        wanted = {name: request.query[name][-1] for name in _FILTERS if request.query.get(name)}
         checks = (
             ("type", wanted.get("type", TYPES[0]) in TYPES),
             ("status", wanted.get("status", STATUSES[0]) in STATUSES),
         )
-        bounds = {name: moment(call.last(name)) for name in ("scheduled_from", "scheduled_to")}
-        unread = [name for name, bound in bounds.items() if bound is None and call.query.get(name)]
+        bounds = {name: moment(request.last(name)) for name in ("scheduled_from", "scheduled_to")}
+        unread = [name for name, bound in bounds.items() if bound is None and request.query.get(name)]
         wrong = [name for name, good in checks if not good] + unread
         if wrong:
             return self._complain([_wrong(name, "is not accepted") for name in wrong])
@@ -253,10 +253,10 @@ class MindhuntersSandbox(ProviderSandbox):
             for task in self._listed(now)
             if all(str(task[name]) == value for name, value in wanted.items()) and _within(task, bounds)
         ]
-        return self._page([_public(task) for task in reversed(found)], call)
+        return self._page([_public(task) for task in reversed(found)], request)
 
-    def _page(self, rows: list[dict[str, Json]], call: SandboxRequest) -> SandboxResponse:
-        page, per_page = _number(call, "page", 1), _number(call, "per_page", _PAGE)
+    def _page(self, rows: list[dict[str, Json]], request: SandboxRequest) -> SandboxResponse:
+        page, per_page = _number(request, "page", 1), _number(request, "per_page", _PAGE)
         if page is None or per_page is None:
             return self._complain([_wrong("page" if page is None else "per_page", "must be positive")])
         if per_page > _LONGEST_PAGE and self._switches.on("mindhunters.per_page_over_100", "refuse"):
@@ -324,8 +324,8 @@ def _within(task: Mapping[str, Json], bounds: Mapping[str, datetime | None]) -> 
     return (first is None or at >= first) and (last is None or at <= last)
 
 
-def _number(call: SandboxRequest, name: str, default: int) -> int | None:
-    written = call.last(name, str(default))
+def _number(request: SandboxRequest, name: str, default: int) -> int | None:
+    written = request.last(name, str(default))
     return int(written) if written.isdecimal() and written.isascii() and 0 < len(written) < 7 and int(written) else None  # noqa: PLR2004
 
 

@@ -165,12 +165,12 @@ class Sandbox:
             self._switches.turn(switches)
 
     def advance(self, span: timedelta) -> None:
-        """Let this much time pass in the lives of MindhuntersSandbox' tasks; the clock that checks requests does not move."""
+        """Let this much time pass in the lives of Mindhunters' tasks; the clock that checks requests does not move."""
         with self._lock:
             self._ahead += span
 
     def move(self, task: str, status: str) -> None:
-        """Put one MindhuntersSandbox task into a status; raises SandboxError for an unknown task or status."""
+        """Put one Mindhunters task into a status; raises SandboxError for an unknown task or status."""
         with self._lock:
             if not self._mindhunters.move(task, status, self._tasks_now()):
                 raise SandboxError(f"there is no task {task!r} or no status {status!r}")
@@ -181,26 +181,26 @@ class Sandbox:
             self._script.clear()
             self._empty()
 
-    def answer(self, provider: str, call: SandboxRequest) -> tuple[SandboxResponse | None, Misbehaviour | None]:
+    def answer(self, provider: str, request: SandboxRequest) -> tuple[SandboxResponse | None, Misbehaviour | None]:
         """Take one provider call: execute it unless a fault forbids, and say what to answer and how to misbehave."""
         with self._lock:
             now = self._clock()
-            misdeed = self._script.take(provider, call)
-            said: SandboxResponse | None = None
-            if misdeed is None or misdeed.executes:
+            misbehaviour = self._script.take(provider, request)
+            response: SandboxResponse | None = None
+            if misbehaviour is None or misbehaviour.executes:
                 if provider == "mindhunters":
-                    said = self._mindhunters.answer(call, now, now + self._ahead)
+                    response = self._mindhunters.answer(request, now, now + self._ahead)
                 else:
-                    said = self._vambe.answer(call, now)
-            if misdeed is not None and misdeed.status is not None:
-                said = SandboxResponse(
-                    status=misdeed.status,
-                    body=misdeed.body,
-                    headers=misdeed.headers,
-                    task=said.task if said else None,
+                    response = self._vambe.answer(request, now)
+            if misbehaviour is not None and misbehaviour.status is not None:
+                response = SandboxResponse(
+                    status=misbehaviour.status,
+                    body=misbehaviour.body,
+                    headers=misbehaviour.headers,
+                    task=response.task if response else None,
                 )
-            self._records.note(provider, call, said, misdeed.words() if misdeed else None, now)
-        return said, misdeed
+            self._records.note(provider, request, response, misbehaviour.words() if misbehaviour else None, now)
+        return response, misbehaviour
 
     def page(self) -> str:
         """Return the page."""
@@ -210,11 +210,11 @@ class Sandbox:
         """Let time pass, but not beyond `stop()`."""
         self._closing.wait(seconds)
 
-    def control(self, call: SandboxRequest) -> tuple[int, Json]:
+    def control(self, request: SandboxRequest) -> tuple[int, Json]:
         """Take one call to `/_sandbox/...`: status and JSON."""
-        limit = call.last("limit")
-        document = call.document
-        match call.method, call.path:
+        limit = request.last("limit")
+        document = request.document
+        match request.method, request.path:
             case "GET", "/state":
                 return 200, self.state(int(limit) if limit.isdecimal() and 0 < len(limit) < 7 else REQUEST_LIMIT)  # noqa: PLR2004
             case "POST", "/faults":
@@ -228,7 +228,7 @@ class Sandbox:
             case "POST", "/clock" if isinstance(document, dict):
                 self._clock_control(document)
             case _:
-                return 404, {"error": f"no {call.method} /_sandbox{call.path} with such a body"}
+                return 404, {"error": f"no {request.method} /_sandbox{request.path} with such a body"}
         return 200, {"faults": self._script.as_json()}
 
     def _clock_control(self, document: Mapping[str, Json]) -> None:
@@ -278,25 +278,30 @@ class _RequestLog:
         self._refused_count = 0
 
     def note(
-        self, provider: str, call: SandboxRequest, said: SandboxResponse | None, fault: str | None, arrived_at: datetime
+        self,
+        provider: str,
+        request: SandboxRequest,
+        response: SandboxResponse | None,
+        fault: str | None,
+        arrived_at: datetime,
     ) -> None:
-        """Remember a request; `said` is None for one that was not executed and got no answer."""
+        """Remember a request; `response` is None for one that was not executed and got no answer."""
         self._count += 1
-        title = call.document.get("title") if isinstance(call.document, dict) else None
+        title = request.document.get("title") if isinstance(request.document, dict) else None
         entry: dict[str, Json] = {
             "number": self._count,
             "arrived_at": stamp(arrived_at),
             "provider": provider,
-            "method": call.method,
-            "path": call.path,
+            "method": request.method,
+            "path": request.path,
             "title": title if isinstance(title, str) else None,
-            "status": said.status if said else None,
-            "task": said.task if said else None,
-            "why": said.why if said else None,
+            "status": response.status if response else None,
+            "task": response.task if response else None,
+            "why": response.why if response else None,
             "fault": fault,
         }
         self._requests.append(entry)
-        if said is not None and said.why is not None:
+        if response is not None and response.why is not None:
             self._refused_count += 1
             self._refused.append(entry)
 
@@ -316,8 +321,8 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 256
 
-    def __init__(self, address: tuple[str, int], behind: Sandbox) -> None:
-        self.behind = behind
+    def __init__(self, address: tuple[str, int], sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
         self._open: set[socket.socket] = set()
         self._open_lock = threading.Lock()
         if ":" in address[0]:
@@ -380,7 +385,7 @@ class _Handler(BaseHTTPRequestHandler):
         if body is None:
             return
         parts = urlsplit(self.path)
-        call = SandboxRequest(
+        request = SandboxRequest(
             method=self.command,
             path=parts.path,
             query=parse_qs(parts.query, keep_blank_values=True),
@@ -388,13 +393,13 @@ class _Handler(BaseHTTPRequestHandler):
             document=_decoded(body),
         )
         if parts.path in {"/", CONTROL_ROOT}:
-            self._write(200, self.server.behind.page().encode(), {"Content-Type": "text/html; charset=utf-8"})
+            self._write(200, self.server.sandbox.page().encode(), {"Content-Type": "text/html; charset=utf-8"})
         elif parts.path.startswith(f"{CONTROL_ROOT}/"):
-            self._control(replace(call, path=parts.path.removeprefix(CONTROL_ROOT)))
+            self._control(replace(request, path=parts.path.removeprefix(CONTROL_ROOT)))
         elif _below(parts.path, MINDHUNTERS_ROOT):
-            self._provide("mindhunters", replace(call, path=parts.path.removeprefix(MINDHUNTERS_ROOT)))
+            self._provide("mindhunters", replace(request, path=parts.path.removeprefix(MINDHUNTERS_ROOT)))
         elif _below(parts.path, VAMBE_ROOT):
-            self._provide("vambe", replace(call, path=parts.path.removeprefix(VAMBE_ROOT)))
+            self._provide("vambe", replace(request, path=parts.path.removeprefix(VAMBE_ROOT)))
         else:
             self._write(404, b"nothing here\n", {"Content-Type": "text/plain"})
 
@@ -411,26 +416,26 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return self.rfile.read(int(length))
 
-    def _control(self, call: SandboxRequest) -> None:
+    def _control(self, request: SandboxRequest) -> None:
         try:
-            status, document = self.server.behind.control(call)
+            status, document = self.server.sandbox.control(request)
         except SandboxError as exc:
             status, document = 400, {"error": str(exc)}
         self._write(status, json.dumps(document).encode(), {"Content-Type": "application/json"})
 
-    def _provide(self, provider: str, call: SandboxRequest) -> None:
-        said, misdeed = self.server.behind.answer(provider, call)
-        if misdeed is not None:
-            self.server.behind.wait(misdeed.delay_seconds)
-            if misdeed.hang_up is not None:
-                self._hang_up(reset=misdeed.reset)
+    def _provide(self, provider: str, request: SandboxRequest) -> None:
+        response, misbehaviour = self.server.sandbox.answer(provider, request)
+        if misbehaviour is not None:
+            self.server.sandbox.wait(misbehaviour.delay_seconds)
+            if misbehaviour.hang_up is not None:
+                self._hang_up(reset=misbehaviour.reset)
                 return
-        if said is None or said.silent:
+        if response is None or response.silent:
             self._hang_up(reset=False)
             return
-        content, kind = _encoded(said.body)
-        headers = {"Content-Type": kind, **said.headers}
-        self._write(said.status, content, headers, drip_seconds=misdeed.drip_seconds if misdeed else 0.0)
+        content, kind = _encoded(response.body)
+        headers = {"Content-Type": kind, **response.headers}
+        self._write(response.status, content, headers, drip_seconds=misbehaviour.drip_seconds if misbehaviour else 0.0)
 
     def _hang_up(self, *, reset: bool) -> None:
         if reset:  # closing with no time to linger sends RST instead of FIN
@@ -454,7 +459,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         for byte in whole:
             self.wfile.write(bytes((byte,)))
-            self.server.behind.wait(drip_seconds)
+            self.server.sandbox.wait(drip_seconds)
 
     def _take_head(self) -> bytes:
         """Return the status line and headers that were collected, so that head and body leave in one write."""

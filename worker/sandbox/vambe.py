@@ -51,42 +51,42 @@ class VambeSandbox(ProviderSandbox):
 
     name = "vambe"
 
-    def answer(self, call: SandboxRequest, now: datetime) -> SandboxResponse:
-        """Answer one call."""
-        refused = self._refuse(call, now)
+    def answer(self, request: SandboxRequest, now: datetime) -> SandboxResponse:
+        """Answer one request."""
+        refused = self._refuse(request, now)
         if refused is not None:
             return refused
-        said: SandboxResponse | None = None
-        match call.method, call.path.strip("/").split("/"):
+        response: SandboxResponse | None = None
+        match request.method, request.path.strip("/").split("/"):
             case "POST", ["public", "tasks"]:
-                said = self._create(call, now)
+                response = self._create(request, now)
             case "POST", ["tasks"] if self._switches.on("vambe.other_path", "serve"):
-                said = self._create(call, now)
+                response = self._create(request, now)
             case "GET", ["public", "tasks"]:
-                said = self._spoiled_listing() or self._list(call, now)
+                response = self._spoiled_listing() or self._list(request, now)
             case "PUT", ["public", "tasks", identifier]:
-                said = self._update(identifier, call, now)
+                response = self._update(identifier, request, now)
             case "GET", ["public", "team-members", "all"]:
-                said = SandboxResponse(status=200, body=self._members())
+                response = SandboxResponse(status=200, body=self._members())
             case "GET", ["webhooks", "topics"]:
-                said = SandboxResponse(status=200, body=list(TOPICS))
-        return said or self._error(404, f"Cannot {call.method} /api{call.path}")
+                response = SandboxResponse(status=200, body=list(TOPICS))
+        return response or self._error(404, f"Cannot {request.method} /api{request.path}")
 
     def tasks(self) -> list[dict[str, Json]]:
         """Return every task, oldest first."""
         return [dict(task) for task in self._tasks.values()]
 
-    def _refuse(self, call: SandboxRequest, now: datetime) -> SandboxResponse | None:
-        key = call.headers.get("x-api-key")
+    def _refuse(self, request: SandboxRequest, now: datetime) -> SandboxResponse | None:
+        key = request.headers.get("x-api-key")
         if key is None and self._switches.on("vambe.key_in_query", "accept"):
-            key = call.last("x-api-key")
+            key = request.last("x-api-key")
         if key != API_KEY:
             return self._error(401, "the API key is missing or wrong")
         headers = self._over_limit(now)
         return self._error(429, "too many requests", headers) if headers is not None else None
 
-    def _create(self, call: SandboxRequest, now: datetime) -> SandboxResponse:
-        body = call.document
+    def _create(self, request: SandboxRequest, now: datetime) -> SandboxResponse:
+        body = request.document
         if not isinstance(body, dict):
             return self._complain([_wrong("body", "must be a JSON object")])
         found = list(complaints(body, self._switches, now))
@@ -120,15 +120,15 @@ class VambeSandbox(ProviderSandbox):
             "is_all_day": body.get("dueTime") is None,
         }
 
-    def _list(self, call: SandboxRequest, now: datetime) -> SandboxResponse:
-        form, wanted = _array(call.query, "responsibleIds")
-        missing = [key for key in ("fromDate", "toDate") if not call.query.get(key)]
-        first, last = (day_of(call.last(key)) for key in ("fromDate", "toDate"))
+    def _list(self, request: SandboxRequest, now: datetime) -> SandboxResponse:
+        form, wanted = _array(request.query, "responsibleIds")
+        missing = [key for key in ("fromDate", "toDate") if not request.query.get(key)]
+        first, last = (day_of(request.last(key)) for key in ("fromDate", "toDate"))
         wrong = ([] if form else ["responsibleIds"]) + missing
         if wrong or first is None or last is None:
             names = wrong or ["fromDate" if first is None else "toDate"]
             return self._complain([_wrong(name, "is required") for name in names])
-        without_dates = call.last("includeTasksWithoutDates", "true") != "false"
+        without_dates = request.last("includeTasksWithoutDates", "true") != "false"
         understood = self._switches["vambe.array_form"] in {"any", form} or not wanted
         found = [
             task
@@ -138,8 +138,8 @@ class VambeSandbox(ProviderSandbox):
         ]
         return SandboxResponse(status=200, body=found, headers={"X-Sandbox-Array-Form": form})
 
-    def _update(self, identifier: str, call: SandboxRequest, now: datetime) -> SandboxResponse:
-        task, body = self._tasks.get(identifier), call.document
+    def _update(self, identifier: str, request: SandboxRequest, now: datetime) -> SandboxResponse:
+        task, body = self._tasks.get(identifier), request.document
         if task is None:
             return self._error(404, "no such task")
         if not isinstance(body, dict):
