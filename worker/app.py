@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, NoReturn
 
 import click
-from celery import Celery, Task, bootsteps, signals
+from celery import Celery, bootsteps, signals
 from celery.concurrency import get_implementation
 from celery.loaders.app import AppLoader
 from celery.worker.control import Panel, control_command
@@ -76,29 +76,21 @@ class LeadwireLoader(AppLoader):
 
     def read_configuration(self, env: str = "CELERY_CONFIG_MODULE") -> dict[str, Any]:
         """Return Celery's settings. Raises RefusedError for what is wrong or missing in Leadwire's."""
+        del env  # `celery_settings` refuses it
         with _shown_by_celery():
-            if os.environ.get(env):
-                raise SettingsError(f"{env} is set (or --config): Leadwire's own settings are used alone; unset it")
             settings = _settings()
-            return {
-                **celery_settings(broker_of(settings), confirm=False),
-                "worker_concurrency": settings.worker_threads,
-            }
+            wanted = celery_settings(broker_of(settings), confirm=False)
+        return {**wanted, "worker_concurrency": settings.worker_threads}
 
     def on_worker_init(self) -> None:
         """Import what LEADWIRE_IMPORTS names. Raises RefusedError for a module that cannot be imported."""
         for name in _settings().imports:
             try:
                 self.import_task_module(name)
-            except ModuleNotFoundError as error:
-                raise RefusedError(
-                    f"LEADWIRE_IMPORTS: {name}: there is no module {error.name}: install it, or put it into the folder "
-                    "that the worker is started in"
-                ) from error
             except Exception as error:
                 raise RefusedError(
-                    f"LEADWIRE_IMPORTS: {name}: importing it failed with {type(error).__name__}: {error}; "
-                    f"`python -c 'import {name}'` shows where"
+                    f"LEADWIRE_IMPORTS: {name} cannot be imported ({type(error).__name__}: {error}): it must be installed, or "
+                    f"in the folder that the worker is started in; `python -c 'import {name}'` shows more"
                 ) from error
 
 
@@ -188,11 +180,10 @@ class LeadwireWorker:
             named = [each if each.rule else replace(each, rule=rule, attempt=attempt or 1) for each in outcomes]
             self._events.outcomes(named, name)
 
-        is_single = isinstance(task_ids, str)
         ids = [task_ids] if isinstance(task_ids, str) else task_ids
         outcomes = deliver(self._context, PROVIDER_OF[type_], ids, show)
         self._note(outcomes)
-        if is_single:
+        if isinstance(task_ids, str):
             return self._events.result(outcomes[0], name)
         if len(outcomes) == 1:
             show([outcome for outcome in outcomes if not outcome.told])
@@ -207,8 +198,7 @@ class LeadwireWorker:
 
 
 def _running() -> LeadwireWorker:
-    if LeadwireWorker.running is None:
-        raise Problem("Leadwire's tasks run in a worker only: start one with `leadwire worker`")
+    assert LeadwireWorker.running is not None, "Leadwire's tasks run in a worker only"
     return LeadwireWorker.running
 
 
@@ -218,27 +208,17 @@ def process_event(event_ids: Sequence[str]) -> str:
     return _running().process(event_ids)
 
 
-def _delivering(type_: TaskType) -> Callable[..., str]:
-    def run(
-        task_ids: str | list[str],
-        rule: str | None = None,
-        attempt: int | None = None,
-        tasks: int | None = None,
+def _define_delivery(type_: TaskType) -> None:
+    @app.task(name=CELERY_TASK_OF[type_], throws=(TaskDead, TaskUnknown), Request=RedactedRequest)
+    def deliver_tasks(
+        task_ids: str | list[str], rule: str | None = None, attempt: int | None = None, tasks: int | None = None
     ) -> str:
         del tasks  # a label for Flower
         return _running().deliver(type_, task_ids, rule, attempt)
 
-    run.__doc__ = f"Deliver tasks of the type {type_}."
-    return run
 
-
-#: Celery's tasks by type of task, so that Flower tells calls from messages and team tasks.
-DELIVERY_TASKS: Final[dict[TaskType, Task[..., Any]]] = {
-    type_: app.task(name=CELERY_TASK_OF[type_], throws=(TaskDead, TaskUnknown), Request=RedactedRequest)(
-        _delivering(type_)
-    )
-    for type_ in TaskType
-}
+for _type in TaskType:
+    _define_delivery(_type)
 
 
 # The worker process

@@ -12,7 +12,7 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
@@ -38,10 +38,14 @@ DEFAULT_QUEUE: Final = "leadwire.default"
 
 _EXCHANGE: Final = "leadwire.work"
 _QUORUM: Final = {"x-queue-type": "quorum"}
-#: Celery reads these by itself, and they would win. Its command line sets them for `--broker` and `--result-backend`, whose
-#: own variables are BROKER_URL and RESULT_BACKEND.
-_FOREIGN_BROKER: Final = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
-_FOREIGN_BACKEND: Final = "CELERY_RESULT_BACKEND"
+#: Celery reads these by itself, and they would win. Its command line sets them for options and for other variables.
+_FOREIGN: Final = dict.fromkeys(
+    ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"),
+    "(or BROKER_URL, or --broker): ingress and workers find their broker by LEADWIRE_BROKER_URL alone",
+) | {
+    "CELERY_RESULT_BACKEND": "(or RESULT_BACKEND, or --result-backend): results stand in the ledger, see `leadwire tasks`",
+    "CELERY_CONFIG_MODULE": "(or --config): Leadwire's own settings are used alone",
+}
 
 
 def celery_app(broker_url: str, *, confirm: bool = True) -> Celery:
@@ -68,9 +72,7 @@ def celery_settings(broker_url: str, *, confirm: bool) -> dict[str, Any]:
     return {
         "broker_url": broker_url,
         "task_ignore_result": True,  # the ledger holds results
-        "result_backend": None,
         "task_acks_late": False,  # a message is disposable: no redelivery, no visibility duplicates
-        "task_reject_on_worker_lost": False,
         "task_publish_retry": False,  # the sweeper repeats; publishing must fail fast
         "broker_use_ssl": tls,
         "broker_pool_acquire_timeout": 2,  # else an exhausted pool blocks for ever
@@ -87,9 +89,7 @@ def celery_settings(broker_url: str, *, confirm: bool) -> dict[str, Any]:
         # Exclusive to their connection: the only transient queues that RabbitMQ 4.3 still makes by default
         # (https://www.rabbitmq.com/docs/queues#transient-queues, removed features).
         "control_queue_exclusive": True,
-        "control_queue_durable": False,
         "event_queue_exclusive": True,
-        "event_queue_durable": False,
         # Any other pool is refused: the requests of one process share its connections, and its ledger writes one commit.
         "worker_pool": "threads",
         "worker_soft_shutdown_timeout": 0,  # warm shutdown waits for running calls; the supervisor bounds it
@@ -100,28 +100,16 @@ def celery_settings(broker_url: str, *, confirm: bool) -> dict[str, Any]:
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
         "beat_scheduler": "worker.app:RefusedScheduler",  # several workers would each run the schedule
-        "task_serializer": "json",
-        "accept_content": ["json"],
         "task_create_missing_queues": False,  # a misspelt queue raises instead of feeding one that nobody reads
         "task_default_queue": DEFAULT_QUEUE,
         "task_queues": [_queue(name, quorum=_is_amqp(broker_url)) for name in (*QUEUES, DEFAULT_QUEUE)],
-        "timezone": "UTC",
-        "enable_utc": True,
     }
 
 
 def _refuse_foreign_variables() -> None:
-    for name in _FOREIGN_BROKER:
+    for name, instead in _FOREIGN.items():
         if os.environ.get(name):
-            raise SettingsError(
-                f"{name} is set (or BROKER_URL, or --broker): ingress and workers find their broker by LEADWIRE_BROKER_URL "
-                "alone; set that and unset the other"
-            )
-    if os.environ.get(_FOREIGN_BACKEND):
-        raise SettingsError(
-            f"{_FOREIGN_BACKEND} is set (or RESULT_BACKEND, or --result-backend): results stand in Leadwire's ledger, see "
-            "`leadwire tasks`; unset it"
-        )
+            raise SettingsError(f"{name} is set {instead}; unset it")
 
 
 def _is_amqp(broker_url: str) -> bool:
@@ -158,7 +146,7 @@ def _tls(broker_url: str) -> tuple[str, dict[str, Any] | None]:
 def _transport_options(broker_url: str, *, confirm: bool) -> dict[str, Any]:
     if _is_amqp(broker_url):
         return {"confirm_publish": confirm}  # without it a broker's crash loses what was "published"
-    options: dict[str, Any] = {
+    return {
         "socket_timeout": 5,  # default: none, and a frozen server hangs publishers for ever
         "socket_connect_timeout": 2,
         "health_check_interval": 10,  # a half-open connection is noticed in about 21 s
@@ -167,10 +155,8 @@ def _transport_options(broker_url: str, *, confirm: bool) -> dict[str, Any]:
         "unacked_restore_interval": 10,
         "unacked_restore_throttle": 1,
         "global_keyprefix": "leadwire:",
+        **({} if broker_url.startswith("redis+socket") else {"socket_keepalive": True}),
     }
-    if not broker_url.startswith("redis+socket"):
-        options["socket_keepalive"] = True
-    return options
 
 
 class QueueDepths:
@@ -218,7 +204,7 @@ def depth_of(channel: Any, name: str) -> int:
 
 
 def why(error: Exception) -> str:
-    """Say why the broker cannot be used, in words for a log; never with the URL, which may hold a password."""
+    """Return why the broker cannot be used, for a log; never with its URL, which may hold a password."""
     if isinstance(error, PreconditionFailed):
         return (
             f"{error.reply_text}: delete what stands there under this name (rabbitmqctl delete_queue, or the exchange "
@@ -240,7 +226,7 @@ def declare(app: Celery) -> None:
 
 
 def wait_until_reachable(broker_url: str, timeout_seconds: float) -> bool:
-    """Say whether the broker can be reached within this time."""
+    """Return whether the broker can be reached within this time."""
     app = celery_app(broker_url)
     give_up_at = time.monotonic() + timeout_seconds
     while time.monotonic() < give_up_at:
@@ -267,13 +253,7 @@ def _patience_seconds(method: Any) -> float:
 
 
 class _RabbitMQChannel(pyamqp.Channel):
-    def wait(
-        self,
-        method: Any,
-        callback: Callable[..., Any] | None = None,
-        timeout: float | None = None,
-        returns_tuple: bool = False,
-    ) -> Any:
+    def wait(self, method: Any, callback: Any = None, timeout: float | None = None, returns_tuple: bool = False) -> Any:
         connection = self.connection
         while True:
             try:
@@ -287,13 +267,7 @@ class _RabbitMQConnection(pyamqp.Connection):
     Channel = _RabbitMQChannel
     is_blocked = False
 
-    def wait(
-        self,
-        method: Any,
-        callback: Callable[..., Any] | None = None,
-        timeout: float | None = None,
-        returns_tuple: bool = False,
-    ) -> Any:
+    def wait(self, method: Any, callback: Any = None, timeout: float | None = None, returns_tuple: bool = False) -> Any:
         return super().wait(method, callback, timeout or _patience_seconds(method), returns_tuple)
 
     def _on_blocked(self) -> None:

@@ -73,16 +73,10 @@ class TaskUnknown(Problem):
     """Raised for Celery when nobody knows whether a task was executed: it sends `task-failed`."""
 
 
-_RETRIED: Final = ("task-retried",)
-_FAILED: Final = ("task-failed",)
-_REVOKED: Final = ("task-retried", "task-revoked")
 _EVENTS_OF: Final[dict[TaskState | None, tuple[str, ...]]] = {
-    TaskState.PLANNED: _RETRIED,
-    TaskState.WAITING: _RETRIED,
-    TaskState.DEAD: _FAILED,
-    TaskState.UNKNOWN: _FAILED,
-    TaskState.SUPPRESSED: _REVOKED,
-    TaskState.CANCELLED: _REVOKED,
+    **dict.fromkeys((TaskState.PLANNED, TaskState.WAITING), ("task-retried",)),
+    **dict.fromkeys((TaskState.DEAD, TaskState.UNKNOWN), ("task-failed",)),
+    **dict.fromkeys((TaskState.SUPPRESSED, TaskState.CANCELLED), ("task-retried", "task-revoked")),
 }
 
 
@@ -95,24 +89,14 @@ class FlowerEvents:
     def __init__(self, dispatcher: Callable[[], Any]) -> None:
         self._dispatcher = dispatcher
 
-    def send(self, type_: str, **fields: Any) -> None:
-        """Send one event. Never raises: whatever Flower misses stands in the ledger."""
+    def _call(self, method: str, *arguments: Any, **fields: Any) -> None:
         dispatcher = self._dispatcher()
         if dispatcher is None:
             return
         try:
-            dispatcher.send(type_, **fields)
-        except Exception as error:  # noqa: BLE001 - the transports share no root of exceptions
-            log.debug("Flower misses an event: %s", type(error).__name__)
-
-    def _flush(self) -> None:
-        dispatcher = self._dispatcher()
-        if dispatcher is None:
-            return
-        try:
-            dispatcher.flush()
-        except Exception as error:  # noqa: BLE001 - as above
-            log.debug("Flower hears events later: %s", type(error).__name__)
+            getattr(dispatcher, method)(*arguments, **fields)
+        except Exception as error:  # noqa: BLE001 - the transports share no root of exceptions; the ledger has it all
+            log.debug("Flower misses events: %s", type(error).__name__)
 
     def result(self, outcome: DeliveryOutcome, name: str) -> str:
         """Return or raise, from a Celery task, what makes Celery show the outcome of a message with one task.
@@ -151,17 +135,18 @@ class FlowerEvents:
         if delivered:
             self.delivered(delivered)
         if any(outcome.state is TaskState.WAITING for outcome in outcomes):
-            self._flush()
+            self._call("flush")
 
     def delivered(self, task_ids: Sequence[str], result: str = "delivered, with others in one message") -> None:
         """Turn the rows of these tasks to SUCCESS; those without a row get none."""
-        self.send(DELIVERED_TOGETHER, uuid=task_ids[0], uuids=list(task_ids), result=result)
+        self._call("send", DELIVERED_TOGETHER, uuid=task_ids[0], uuids=list(task_ids), result=result)
 
     def batch(self, batch: InlineBatch, now: datetime) -> None:
         """Show tasks that were delivered by the message that planned them, as a message of their own would be shown."""
         ids = [outcome.task_id for outcome in batch.outcomes]
         began_seconds = batch.began_at.timestamp()
-        self.send(
+        self._call(
+            "send",
             "task-succeeded",
             uuid=str(uuid.uuid4()),
             name=CELERY_TASK_OF[batch.type],
@@ -198,7 +183,7 @@ class FlowerEvents:
         if outcome.ended_at and outcome.state in {TaskState.DEAD, TaskState.UNKNOWN}:
             row["failed"] = outcome.ended_at.timestamp()
         for event in _EVENTS_OF[outcome.state]:
-            self.send(event, **row)
+            self._call("send", event, **row)
 
 
 def count_states(outcomes: Iterable[DeliveryOutcome]) -> str:

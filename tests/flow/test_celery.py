@@ -186,7 +186,7 @@ def test_what_is_missing_is_named(line):
     done = line.celery("worker", LEADWIRE_VAMBE_API_KEY="")
     assert (1, True) == (done.returncode, "not set: LEADWIRE_VAMBE_API_KEY" in done.stderr)
     done = line.celery("worker", LEADWIRE_IMPORTS="not_there_at_all")
-    assert (1, True) == (done.returncode, "LEADWIRE_IMPORTS: not_there_at_all: there is no module" in done.stderr)
+    assert (1, True) == (done.returncode, "LEADWIRE_IMPORTS: not_there_at_all cannot be imported" in done.stderr)
     done = line.celery("report", LEADWIRE_BROKER_URL="")
     assert (1, True) == (done.returncode, "LEADWIRE_BROKER_URL is not set" in done.stderr)
 
