@@ -7,14 +7,13 @@ A mapping is "all of these". `any` and `all` take lists; `not` takes one line, o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from rules import paths
 from rules.messages import as_json, cut, nearest
 from rules.operators import OPERATORS, Holds
 from rules.vocabulary import FailedTest, Json
-from rules.yaml_reader import Path, SourceMap
+from rules.yaml_reader import Located, Path, SourceMap
 
 #: A compiled `if:`; returns the first test that failed, or None when all of it holds. The argument is `Event.view()`
 #: with the moment of processing under `now`.
@@ -42,7 +41,7 @@ def compile_conditions(value: Json, places: SourceMap, path: Path) -> Condition:
     """
     if value is None:
         return _always
-    return _Compiler(places).all_of(_plain(value), path)
+    return _mapping(Located(_plain(value), path, places))
 
 
 def present_paths(value: Json) -> frozenset[str]:
@@ -99,115 +98,104 @@ def _always(_: Mapping[str, Json]) -> FailedTest | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Compiler:
-    places: SourceMap
+def _mapping(at: Located) -> Condition:
+    """Compile a mapping: every line must hold."""
+    if not isinstance(at.value, dict):
+        return _refused(at, _no_mapping(at.value))
+    if not at.value:
+        at.fault("no test stands here: write one such as {data.source: web_form}, or leave it out")
+    _warn_of_forgotten(at)
+    return _all([_line(key, at[key]) for key in at.value])
 
-    def all_of(self, value: Json, path: Path) -> Condition:
-        """Compile a mapping: every line must hold."""
-        if not isinstance(value, dict):
-            self.places.complain(path, _no_mapping(value))
-            return _always
+
+def _line(key: Json, at: Located) -> Condition:
+    if key in {"any", "all"}:
+        return _group(str(key), at)
+    if key == "not":
+        return _not(at)
+    if key in _LATER:
+        return _refused_key(at, f"not yet: `{key}` comes with a later version; {_LATER[str(key)]}")
+    return _field(key, at)
+
+
+def _group(key: str, at: Located) -> Condition:
+    if not isinstance(at.value, list) or not at.value:
+        example = f"{key}: [{{data.source: web_form}}, {{data.tags: {{contains: vip}}}}]"
+        return _refused(at, f"`{key}` takes a list of tests, such as {example}")
+    tests = [_mapping(item) for item in at.items()]
+    return _all(tests) if key == "all" else _any(tests, at.value, at.key_place)
+
+
+def _not(at: Located) -> Condition:
+    if not isinstance(at.value, dict) or len(at.value) != 1:
+        return _refused(
+            at,
+            "`not` takes one line, such as not: {data.stage: lost}; for several say which is meant: "
+            "not: {any: [...]} (none may hold) or not: {all: [...]} (not all together)",
+        )
+    ((key, wanted),) = at.value.items()
+    if key == "not":
+        return _refused_key(at[key], "`not` within `not`: leave out both")
+    test = _line(key, at[key])
+    if key in {"any", "all"}:
+        return _not_group(test, at.value, at.key_place)
+    return _not_field(test, str(key), wanted, at.key_place)
+
+
+def _field(key: Json, at: Located) -> Condition:
+    if isinstance(key, str) and key in OPERATORS:
+        return _refused_key(at, f"`{key}` is an operator, it stands below a field: {{data.value: {{{key}: ...}}}}")
+    try:
+        look = paths.getter(paths.parse(key if isinstance(key, str) else as_json(key)))
+    except ValueError as error:
+        return _refused_key(at, str(error))
+    value = at.value
+    if value is None:
+        return _test(str(key), look, "exists", False, at.key_place)
+    if isinstance(value, dict):
         if not value:
-            self.places.complain(
-                path, "no test stands here: write one such as {data.source: web_form}, or leave it out"
-            )
-        self._warn_of_forgotten(value, path)
-        return _all([self._line(key, value[key], (*path, key)) for key in value])
+            at.fault(f"no operator stands here: write one of {', '.join(OPERATORS)}")
+        return _all([_operator(str(key), look, name, at[name]) for name in value])
+    if isinstance(value, list):
+        any_of = f"for any one of its items write {{in: {as_json(value, 80)}}}"
+        at.warn(f"{key} must equal this whole list; {any_of}")
+    elif isinstance(value, str) and value.startswith("{{"):
+        at.warn("conditions compare with constants: this text is compared as it stands here")
+    try:
+        return _test(str(key), look, "eq", value, at.key_place)
+    except ValueError as error:
+        return _refused(at, str(error))
 
-    def _line(self, key: Json, value: Json, path: Path) -> Condition:
-        if key in {"any", "all"}:
-            return self._group(str(key), value, path)
-        if key == "not":
-            return self._not(value, path)
-        if key in _LATER:
-            message = f"not yet: `{key}` comes with a later version; {_LATER[str(key)]}"
-            self.places.complain(path, message, at_key=True)
-            return _always
-        return self._field(key, value, path)
 
-    def _group(self, key: str, value: Json, path: Path) -> Condition:
-        if not isinstance(value, list) or not value:
-            example = f"{key}: [{{data.source: web_form}}, {{data.tags: {{contains: vip}}}}]"
-            self.places.complain(path, f"`{key}` takes a list of tests, such as {example}")
-            return _always
-        tests = [self.all_of(item, (*path, place)) for place, item in enumerate(value)]
-        return _all(tests) if key == "all" else _any(tests, value, str(self.places.of_key(path)))
+def _operator(key: str, look: Look, name: Json, at: Located) -> Condition:
+    if name not in OPERATORS:
+        return _refused_key(at, _unknown_operator(as_json(name).strip('"')))
+    try:
+        return _test(key, look, name, at.value, at.key_place)
+    except ValueError as error:
+        return _refused(at, f"{name}: {error}")
 
-    def _not(self, value: Json, path: Path) -> Condition:
-        if not isinstance(value, dict) or len(value) != 1:
-            self.places.complain(
-                path,
-                "`not` takes one line, such as not: {data.stage: lost}; for several say which is meant: "
-                "not: {any: [...]} (none may hold) or not: {all: [...]} (not all together)",
-            )
-            return _always
-        key, wanted = next(iter(value.items()))
-        if key == "not":
-            self.places.complain((*path, key), "`not` within `not`: leave out both", at_key=True)
-            return _always
-        test = self._line(key, wanted, (*path, key))
-        place = str(self.places.of_key(path))
-        if key in {"any", "all"}:
-            return _not_group(test, value, place)
-        return _not_field(test, str(key), wanted, place)
 
-    def _field(self, key: Json, value: Json, path: Path) -> Condition:
-        if isinstance(key, str) and key in OPERATORS:
-            self.places.complain(
-                path, f"`{key}` is an operator, it stands below a field: {{data.value: {{{key}: ...}}}}", at_key=True
-            )
-            return _always
-        try:
-            steps = paths.parse(key if isinstance(key, str) else as_json(key))
-        except ValueError as error:
-            self.places.complain(path, str(error), at_key=True)
-            return _always
-        look = paths.getter(steps)
-        if value is None:
-            return _test(str(key), look, "exists", False, str(self.places.of_key(path)))
-        if not isinstance(value, dict):
-            return self._equality(str(key), look, value, path)
-        if not value:
-            self.places.complain(path, f"no operator stands here: write one of {', '.join(OPERATORS)}")
-        return _all([self._operator(str(key), look, name, value[name], (*path, name)) for name in value])
+def _refused(at: Located, message: str) -> Condition:
+    at.fault(message)
+    return _always
 
-    def _equality(self, key: str, look: Look, value: Json, path: Path) -> Condition:
-        if isinstance(value, list):
-            self.places.warn(
-                path, f"{key} must equal this whole list; for any one of its items write {{in: {as_json(value, 80)}}}"
-            )
-        elif isinstance(value, str) and value.startswith("{{"):
-            self.places.warn(path, "conditions compare with constants: this text is compared as it stands here")
-        try:
-            return _test(key, look, "eq", value, str(self.places.of_key(path)))
-        except ValueError as error:
-            self.places.complain(path, str(error))
-            return _always
 
-    def _operator(self, key: str, look: Look, name: Json, wanted: Json, path: Path) -> Condition:
-        if name not in OPERATORS:
-            self.places.complain(path, _unknown_operator(as_json(name).strip('"')), at_key=True)
-            return _always
-        try:
-            return _test(key, look, name, wanted, str(self.places.of_key(path)))
-        except ValueError as error:
-            self.places.complain(path, f"{name}: {error}")
-            return _always
+def _refused_key(at: Located, message: str) -> Condition:
+    at.key_fault(message)
+    return _always
 
-    def _warn_of_forgotten(self, value: Mapping[Json, Json], path: Path) -> None:
-        """Warn where a missing field fails a test whose author probably thought of other values only."""
-        for key, wanted in value.items():
-            root = str(key).partition(".")[0]
-            if not isinstance(wanted, dict) or root in paths.ALWAYS or not _NEGATIVE.issuperset(wanted):
-                continue
-            for name in wanted:
-                self.places.warn(
-                    (*path, key, name),
-                    f"{name} does not hold where {key} is missing; where that shall pass, write "
-                    f"not: {{{key}: {as_json(wanted[name], 80)}}}, else add exists: true",
-                    at_key=True,
-                )
+
+def _warn_of_forgotten(at: Located) -> None:
+    """Warn where a missing field fails a test whose author probably thought of other values only."""
+    for key, wanted in at.value.items():
+        root = str(key).partition(".")[0]
+        if not isinstance(wanted, dict) or root in paths.ALWAYS or not _NEGATIVE.issuperset(wanted):
+            continue
+        for name in wanted:
+            passes = f"not: {{{key}: {as_json(wanted[name], 80)}}}, else add exists: true"
+            message = f"{name} does not hold where {key} is missing; where that shall pass, write {passes}"
+            at[key][name].warn(message, at_key=True)
 
 
 def _no_mapping(value: Json) -> str:

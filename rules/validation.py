@@ -28,7 +28,7 @@ from rules.vocabulary import (
     RuleFault,
     TaskType,
 )
-from rules.yaml_reader import Path, SourceMap
+from rules.yaml_reader import Located, Path, SourceMap
 
 #: So many times may a task follow on the end of another that followed itself: call, then message, then person.
 ANSWER_LEVELS: Final = 3
@@ -65,56 +65,6 @@ _OWN_FIELDS: Final[Mapping[ProviderName, Mapping[str, str]]] = {
         "priority": "`priority`",
     },
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Located:
-    """A value of a file, whatever it is, with its path, and where faults about it are collected."""
-
-    value: Json
-    path: Path
-    places: SourceMap
-
-    @property
-    def mapping(self) -> Mapping[str, Json]:
-        """The value if it is a mapping, else an empty one."""
-        return self.value if isinstance(self.value, dict) else {}
-
-    @property
-    def text(self) -> str | None:
-        """The value if it is a text that is not blank and final: no template, no variable that is not resolved here."""
-        value = self.value
-        settled = isinstance(value, str) and not isinstance(value, Pending) and not has_code(value) and value.strip()
-        return str(value) if settled else None
-
-    def __getitem__(self, key: str) -> Located:
-        """Return what stands under a key; None is its value where nothing does."""
-        return Located(self.mapping.get(key), (*self.path, key), self.places)
-
-    def __contains__(self, key: str) -> bool:
-        """Say whether it is a mapping with that key."""
-        return key in self.mapping
-
-    def items(self) -> Iterator[Located]:
-        """Yield the entries of a list; nothing for any other value."""
-        for index, item in enumerate(self.value if isinstance(self.value, list) else ()):
-            yield Located(item, (*self.path, index), self.places)
-
-    def mappings(self) -> Iterator[Located]:
-        """Yield the entries of a list that are mappings."""
-        return (item for item in self.items() if isinstance(item.value, dict))
-
-    def fault(self, message: str) -> None:
-        """Record a fault of the value: the file cannot be accepted."""
-        self.places.complain(self.path, message)
-
-    def key_fault(self, message: str) -> None:
-        """Record a fault of the key above the value."""
-        self.places.complain(self.path, message, at_key=True)
-
-    def warn(self, message: str, *, at_key: bool = False) -> None:
-        """Record a warning: the file is accepted, the author should know."""
-        self.places.warn(self.path, message, at_key=at_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,32 +319,34 @@ def _check_contact(task: LocatedTask) -> None:
 
 
 def _check_assign(assign: Located, teams: Mapping[str, Json]) -> None:
-    named = assign.text
+    named = _final(assign)
     if named is not None and named not in teams and not _is_uuid(named):
         known = f"; the teams are {', '.join(sorted(teams))}" if teams else "; no team is defined"
         message = f"there is no team {shown(named)}{did_you_mean(named, teams) or known}"
         assign.fault(f"{message} (a user id that is no UUID stands in a list: [{named[:40]}])")
-    for user in assign.items():
-        if user.text in teams:
-            user.fault(f"{shown(user.text)} is a team: write assign: {user.text}, without the list")
+    for item in assign.items():
+        user = _final(item)
+        if user in teams:
+            item.fault(f"{shown(user)} is a team: write assign: {user}, without the list")
         else:
-            _warn_of_no_uuid(user)
+            _warn_of_no_uuid(item)
 
 
 def _check_teams(teams: Located) -> None:
     for name in teams.mapping:
         seen: set[str] = set()
         for member in teams[name]["members"].mappings():
-            user = member["id"].text
+            user = _final(member["id"])
             if user in seen:
                 member["id"].fault(f"{shown(user)} stands twice in this team")
             seen |= {user} if user else set()
             _warn_of_no_uuid(member["id"])
 
 
-def _warn_of_no_uuid(user: Located) -> None:
-    if user.text is not None and not _is_uuid(user.text):
-        user.warn(f"{shown(user.text)} is no UUID, and Vambe's newer documents ask for one")
+def _warn_of_no_uuid(located: Located) -> None:
+    user = _final(located)
+    if user is not None and not _is_uuid(user):
+        located.warn(f"{shown(user)} is no UUID, and Vambe's newer documents ask for one")
 
 
 def _warn_of_zone(body: Located, rule: Located, defaults: Mapping[str, Json], teams: Mapping[str, Json]) -> None:
@@ -407,6 +359,14 @@ def _warn_of_zone(body: Located, rule: Located, defaults: Mapping[str, Json], te
         body["due"].warn(
             "no time zone is set here, for the team, the rule or in `defaults`: UTC will be used", at_key=True
         )
+
+
+def _final(located: Located) -> str | None:
+    """Return a text that is not blank and final: no template, no variable that is not resolved here; None for all else."""
+    value = located.value
+    if not isinstance(value, str) or isinstance(value, Pending) or has_code(value):
+        return None
+    return str(value) if value.strip() else None
 
 
 def _is_uuid(text: str) -> bool:

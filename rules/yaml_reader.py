@@ -12,7 +12,7 @@ faults of all files come out in one run.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -78,6 +78,54 @@ class SourceMap:
     def _fault(self, path: Path, message: str, *, at_key: bool) -> RuleFault:
         place = self.of_key(path) if at_key else self.of_value(path)
         return RuleFault(file=place.file, line=place.line, column=place.column, path=written(path), message=message)
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A value of a file, whatever it is, with its path, and where faults about it are collected."""
+
+    value: Json
+    path: Path
+    places: SourceMap
+
+    @property
+    def mapping(self) -> Mapping[str, Json]:
+        """The value if it is a mapping, else an empty one."""
+        return self.value if isinstance(self.value, dict) else {}
+
+    @property
+    def key_place(self) -> str:
+        """Where the key above the value stands, as `file:line:column`."""
+        return str(self.places.of_key(self.path))
+
+    def __getitem__(self, key: str) -> Located:
+        """Return what stands under a key; None is its value where nothing does."""
+        return Located(self.mapping.get(key), (*self.path, key), self.places)
+
+    def __contains__(self, key: str) -> bool:
+        """Say whether it is a mapping with that key."""
+        return key in self.mapping
+
+    def items(self) -> Iterator[Located]:
+        """Yield the entries of a list; nothing for any other value."""
+        for index, item in enumerate(self.value if isinstance(self.value, list) else ()):
+            yield Located(item, (*self.path, index), self.places)
+
+    def mappings(self) -> Iterator[Located]:
+        """Yield the entries of a list that are mappings."""
+        return (item for item in self.items() if isinstance(item.value, dict))
+
+    def fault(self, message: str) -> None:
+        """Record a fault of the value: the file cannot be accepted."""
+        self.places.complain(self.path, message)
+
+    def key_fault(self, message: str) -> None:
+        """Record a fault of the key above the value."""
+        self.places.complain(self.path, message, at_key=True)
+
+    def warn(self, message: str, *, at_key: bool = False) -> None:
+        """Record a warning: the file is accepted, the author should know."""
+        self.places.warn(self.path, message, at_key=at_key)
 
 
 def written(path: Path) -> str:
