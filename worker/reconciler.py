@@ -266,7 +266,7 @@ class Reconciler:
         open_: dict[Hashable, list[Group]] = {}
         for each in sorted(pending, key=lambda each: each.began_at):
             sought = LookupTarget(
-                task=each.task, mark=correlation_tag(each.task.key), began_at=each.began_at, ended_at=each.ended_at
+                task=each.task, tag=correlation_tag(each.task.key), began_at=each.began_at, ended_at=each.ended_at
             )
             listing = self._provider.listing_key(sought)
             if isinstance(listing, CannotTell):

@@ -63,7 +63,7 @@ def now() -> datetime:
 def sought(type_: TaskType, *, mark: str = MARK, **fields: Any) -> LookupTarget:
     """Return a task that is sought, its attempt a moment ago."""
     task = Claimed(type=type_, fields={**FIELDS[type_], "description": f"gran lead\n{mark}", **fields}, due_at=now())
-    return LookupTarget(task=task, mark=mark, began_at=now() - timedelta(seconds=5), ended_at=now())
+    return LookupTarget(task=task, tag=mark, began_at=now() - timedelta(seconds=5), ended_at=now())
 
 
 class Line:
@@ -162,11 +162,11 @@ def test_a_form_that_is_not_understood_proves_nothing(line) -> None:
 def test_many_are_looked_up_in_one_listing(line) -> None:
     """One listing tells of each of them."""
     many = [sought(line.type, mark=f"[lw:{number:012x}]") for number in range(7)]
-    made = {one.mark: line.make(one) for one in many[::2]}
+    made = {one.tag: line.make(one) for one in many[::2]}
     before = len(line.sandbox.state()["requests"])
     listing = line.list(*many)
     assert 1 == len(line.sandbox.state()["requests"]) - before
-    wanted = [TaskFound(external_id=made[one.mark]) if one.mark in made else TaskAbsent() for one in many]
+    wanted = [TaskFound(external_id=made[one.tag]) if one.tag in made else TaskAbsent() for one in many]
     assert wanted == [result_for(listing, listing.held, one) for one in many]
 
 
@@ -179,7 +179,7 @@ def test_a_task_without_a_mark_makes_its_namesakes_doubtful(line) -> None:
 
 def test_what_was_sent_without_a_mark_cannot_be_looked_up(line) -> None:
     """There is nothing to find it by."""
-    one = replace(sought(line.type), mark="[lw:999999999999]")
+    one = replace(sought(line.type), tag="[lw:999999999999]")
     assert isinstance(line.provider.listing_key(one), CannotTell)
 
 

@@ -60,7 +60,7 @@ def test_a_clock_that_is_drawn_slowly_is_steady(clocks):
 @pytest.mark.parametrize("back", [timedelta(0), timedelta(hours=2), timedelta(days=2)])
 def test_an_attempt_that_ended_before_it_began_is_looked_for_in_all_that_time(name, back):
     """When the clock is put back meanwhile, the listing that is asked for still holds the moment of the request."""
-    sought = LookupTarget(task=_Task(), mark="[lw:aaaaaaaaaaaa]", began_at=NOW, ended_at=NOW - back)
+    sought = LookupTarget(task=_Task(), tag="[lw:aaaaaaaaaaaa]", began_at=NOW, ended_at=NOW - back)
     request = providers.load(name).listing_request([sought], 1)
     first, last = ("scheduled_from", "scheduled_to") if name is ProviderName.MINDHUNTERS else ("fromDate", "toDate")
     query = dict(request.query)

@@ -136,7 +136,7 @@ class LookupTarget:
     """A task that may have been executed, by a request between these two moments of our clock, and its correlation tag."""
 
     task: ClaimedTask
-    mark: str
+    tag: str
     began_at: datetime
     ended_at: datetime
 

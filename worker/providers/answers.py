@@ -37,6 +37,7 @@ from worker.providers import (
     Sent,
     TaskAbsent,
     TaskFound,
+    Unsendable,
     WholeListing,
 )
 
@@ -71,6 +72,7 @@ _FORBIDDEN: Final = 403
 
 #: How a task is made with other fields once it was tried: its event is recognised when it only comes again.
 ANEW: Final = "then have a new event sent, or all tasks of this one made anew: leadwire replay EVENT_ID --new-keys"
+RETRY: Final = f"{ANEW}; what was mended at the provider needs leadwire retry only"
 
 _LOOK: Final = (
     "It may have been executed: it is looked up at the provider before anything is sent again; "
@@ -223,6 +225,12 @@ def reason(start: int | str, said: str, remedy: str) -> str:
     return f"{start} {words}. {remedy}." if words else f"{start}. {remedy}."
 
 
+def unsendable(complaints: Sequence[str], *, too_late: bool = False) -> Unsendable:
+    """Return why a task cannot be sent, with the remedy."""
+    remedy = f"Correct the rule or the data, {ANEW}"
+    return Unsendable(reason=reason("Not sent:", "; ".join(complaints), remedy), too_late=too_late)
+
+
 def field_name(value: Json) -> str:
     """Return the name of a field as an error form gives it; anything that is no name becomes an empty one."""
     return value if isinstance(value, str) and _NAME.fullmatch(value) else ""
@@ -290,7 +298,7 @@ def open_listing(sent: Sent) -> Json | CannotTell:
 def is_marked(sought: LookupTarget) -> bool:
     """Whether the task was sent with its mark at all."""
     description = sought.task.fields.get("description")
-    return isinstance(description, str) and sought.mark in description
+    return isinstance(description, str) and sought.tag in description
 
 
 def gather(
@@ -310,17 +318,12 @@ def gather(
         if not isinstance(given, str | int) or isinstance(given, bool) or not isinstance(description, str | None):
             return None
         ids.add(str(given))
-        found = [each.mark for each in sought if description is not None and each.mark in description]
-        held.update({mark: one_line(str(given), _ID_CHARACTERS) for mark in found})
+        found = [each.tag for each in sought if description is not None and each.tag in description]
+        held.update({tag: one_line(str(given), _ID_CHARACTERS) for tag in found})
         if _TAG_BEGINNING not in (description or ""):
             titles.add(str(row.get("title")))
     wanted = {str(each.task.fields.get("title")) for each in sought}
     return replace(before, ids=frozenset(ids), held=held, unmarked=frozenset(titles & wanted))
-
-
-def has_all(seen: ListingProgress, sought: Sequence[LookupTarget]) -> bool:
-    """Whether every task that is sought was found: the rest of the listing does not matter then."""
-    return all(each.mark in seen.held for each in sought)
 
 
 def continue_listing(
@@ -329,7 +332,7 @@ def continue_listing(
     """Say what follows a page with which all this was seen."""
     least = paging.total if seen.least_total is None else min(seen.least_total, paging.total)
     fits = paging.page == asked
-    if has_all(seen, sought):
+    if all(each.tag in seen.held for each in sought):  # the rest of the listing does not matter then
         return whole_listing(seen, query_works=True)
     if fits and asked < paging.last_page:
         if asked >= PAGES_LIMIT:
@@ -356,8 +359,8 @@ def result_for(
     listing: WholeListing | CannotTell, held: Mapping[str, str], sought: LookupTarget
 ) -> TaskFound | TaskAbsent | CannotTell:
     """Say what a listing tells of one task; `held` was found on its pages, also when it was not read whole."""
-    if sought.mark in held:
-        return TaskFound(external_id=held[sought.mark])
+    if sought.tag in held:
+        return TaskFound(external_id=held[sought.tag])
     if isinstance(listing, CannotTell):
         return listing
     return _TWIN if str(sought.task.fields.get("title")) in listing.unmarked else TaskAbsent()

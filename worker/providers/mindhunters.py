@@ -41,7 +41,7 @@ from worker.providers import (
     WholeListing,
     answers,
 )
-from worker.providers.answers import AnswerFormat, ErrorBody, Paging
+from worker.providers.answers import RETRY, AnswerFormat, ErrorBody, Paging
 from worker.providers.fields import FieldReader, shown
 
 #: How far in the future the provider is asked to act at the soonest.
@@ -76,24 +76,23 @@ WIRE_NAMES: Final[Mapping[str, str]] = {
     "auto_queue": "auto_queue",
 }
 
-_RETRY: Final = f"{answers.ANEW}; what was mended at the provider needs leadwire retry only"
 
 #: What to do about a complaint, by the field or code it names.
 REMEDIES: Final[Mapping[str, str]] = {
-    "agent_uuid": f"Compare `agent` of the rule with the agents of the workspace, {_RETRY}",
-    "agent_not_found": f"Compare `agent` of the rule with the agents of the workspace, {_RETRY}",
-    "contact": f"Correct the contact in the CRM, {_RETRY}",
-    "contact.phone_number": f"Correct the contact's phone in the CRM, {_RETRY}",
-    "contact.email": f"Correct the contact's e-mail in the CRM, {_RETRY}",
-    "contact_uuid": f"Compare `contact_uuid` of the rule with the contacts of the workspace, {_RETRY}",
-    "contact_not_found": f"Compare `contact_uuid` of the rule with the contacts of the workspace, {_RETRY}",
-    "campaign_uuid": f"Compare `campaign` of the rule with the campaigns of the workspace, {_RETRY}",
-    "scheduled_at": f"Check this machine's clock, {_RETRY}",
-    "expires_at": f"Give `expires` of the rule more time, {_RETRY}",
-    "max_attempts": f"Correct `redial: {{max}}` of the rule, {_RETRY}",
-    "task_data.template_uuid": f"Compare `template` of the rule with the approved templates, {_RETRY}",
+    "agent_uuid": f"Compare `agent` of the rule with the agents of the workspace, {RETRY}",
+    "agent_not_found": f"Compare `agent` of the rule with the agents of the workspace, {RETRY}",
+    "contact": f"Correct the contact in the CRM, {RETRY}",
+    "contact.phone_number": f"Correct the contact's phone in the CRM, {RETRY}",
+    "contact.email": f"Correct the contact's e-mail in the CRM, {RETRY}",
+    "contact_uuid": f"Compare `contact_uuid` of the rule with the contacts of the workspace, {RETRY}",
+    "contact_not_found": f"Compare `contact_uuid` of the rule with the contacts of the workspace, {RETRY}",
+    "campaign_uuid": f"Compare `campaign` of the rule with the campaigns of the workspace, {RETRY}",
+    "scheduled_at": f"Check this machine's clock, {RETRY}",
+    "expires_at": f"Give `expires` of the rule more time, {RETRY}",
+    "max_attempts": f"Correct `redial: {{max}}` of the rule, {RETRY}",
+    "task_data.template_uuid": f"Compare `template` of the rule with the approved templates, {RETRY}",
     "type": "Leadwire sends the documented names of types and never others: ask Mindhunters which ones this workspace "
-    f"takes, {_RETRY}",
+    f"takes, {RETRY}",
 }
 
 #: Words of a 404 that speaks of the address.
@@ -132,14 +131,7 @@ class Mindhunters:
         extra = reader.extra_fields(WIRE_NAMES)
         if reader.complaints:
             too_late = body["expires_at"] is None and task.expires_at is not None and len(reader.complaints) == 1
-            return Unsendable(
-                too_late=too_late,
-                reason=answers.reason(
-                    "Not sent:",
-                    "; ".join(reader.complaints),
-                    f"Correct the rule or the data, {answers.ANEW}",
-                ),
-            )
+            return answers.unsendable(reader.complaints, too_late=too_late)
         known = {name: value for name, value in body.items() if value is not None}
         return ProviderRequest(method="POST", path="/tasks", json={**known, **extra})
 
@@ -370,8 +362,8 @@ def _remedy(complaint: ErrorBody) -> str:
         if name in REMEDIES:
             return REMEDIES[name]
         if name in WIRE_NAMES:
-            return f"Correct `{WIRE_NAMES[name]}` of the rule, {_RETRY}"
-    return f"Correct the rule or the contact, {_RETRY}"
+            return f"Correct `{WIRE_NAMES[name]}` of the rule, {RETRY}"
+    return f"Correct the rule or the contact, {RETRY}"
 
 
 _FORMAT: Final = AnswerFormat(

@@ -42,7 +42,7 @@ from worker.providers import (
     WholeListing,
     answers,
 )
-from worker.providers.answers import AnswerFormat, ErrorBody
+from worker.providers.answers import RETRY, AnswerFormat, ErrorBody
 from worker.providers.fields import FieldReader, shown
 
 PRIORITIES: Final[Mapping[str, str]] = {"low": "0", "medium": "1", "high": "2"}
@@ -65,8 +65,7 @@ WIRE_NAMES: Final[Mapping[str, str]] = {
 TOLERANCE: Final = timedelta(minutes=1)
 _DAY: Final = timedelta(days=1)
 
-_RETRY: Final = f"{answers.ANEW}; what was mended at the provider needs leadwire retry only"
-_ASSIGN: Final = f"Compare `assign` of the rule with the users that GET /team-members/all lists, {_RETRY}"
+_ASSIGN: Final = f"Compare `assign` of the rule with the users that GET /team-members/all lists, {RETRY}"
 
 #: Words of a 404 about something a task names; the documented case is the first.
 _TASK_WORDS: Final = ("responsib", "user", "member", "contact", "customer", "statusid", "status id")
@@ -100,13 +99,7 @@ class Vambe:
         }
         extra = reader.extra_fields(WIRE_NAMES)
         if reader.complaints:
-            return Unsendable(
-                reason=answers.reason(
-                    "Not sent:",
-                    "; ".join(reader.complaints),
-                    f"Correct the rule or the data, {answers.ANEW}",
-                )
-            )
+            return answers.unsendable(reader.complaints)
         return ProviderRequest(method="POST", path="/tasks", json={**body, **extra})
 
     def read_response(self, sent: Sent, now: datetime, request: ProviderRequest | None = None) -> Interpretation:
@@ -269,11 +262,11 @@ def _remedy(complaint: ErrorBody) -> str:
         if name == "responsibleIds":
             return _ASSIGN
         if name in WIRE_NAMES:
-            return f"Correct `{WIRE_NAMES[name]}` of the rule, {_RETRY}"
+            return f"Correct `{WIRE_NAMES[name]}` of the rule, {RETRY}"
     words = complaint.message.lower()
     if any(word in words for word in ("responsib", "user", "member")):
         return _ASSIGN
-    return f"Correct the rule or the contact, {_RETRY}"
+    return f"Correct the rule or the contact, {RETRY}"
 
 
 _FORMAT: Final = AnswerFormat(
