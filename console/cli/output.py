@@ -132,24 +132,23 @@ def table(
     *,
     whole: int = 1,
     remarks: Sequence[str] = (),
-    columns: int = SCREEN_COLUMNS,
 ) -> str:
-    """Return rows in columns under a head, at most `columns` wide: the widest cells are cut, with an ellipsis.
+    """Return rows in columns under a head, at most 100 characters wide: the widest cells are cut, with an ellipsis.
 
     The first `whole` columns are never cut, because their cells are to be copied. `remarks` has one text for each row,
     which stands below it where it is not empty.
     """
     cells = [[printable(cell) for cell in row] for row in (head, *rows)]
-    widths = _fitted([max(_width(row[at]) for row in cells) for at in range(len(head))], whole, columns)
+    widths = _fitted([max(_width(row[at]) for row in cells) for at in range(len(head))], whole)
     lines = [GAP.join(_cell(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     shown = [lines[0], GAP.join("-" * width for width in widths)]
     for line, remark in zip_longest(lines[1:], remarks, fillvalue=""):
-        shown += [line, f"  {_cell(printable(remark), columns - 2).rstrip()}"] if remark else [line]
+        shown += [line, f"  {_cell(printable(remark), SCREEN_COLUMNS - 2).rstrip()}"] if remark else [line]
     return "\n".join(shown)
 
 
-def _fitted(widths: list[int], whole: int, columns: int) -> list[int]:
-    room = columns - len(GAP) * (len(widths) - 1)
+def _fitted(widths: list[int], whole: int) -> list[int]:
+    room = SCREEN_COLUMNS - len(GAP) * (len(widths) - 1)
     while sum(widths) > room and max(widths[whole:]) > NARROWEST_COLUMN:
         widest = max(range(whole, len(widths)), key=widths.__getitem__)
         widths[widest] -= 1

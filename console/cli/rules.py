@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -99,13 +100,11 @@ def explain(what: str | None, rules_path: str | None, *, last: bool, json_wanted
     if what and (what == "-" or _is_there(Path(what)) or what.endswith(".json") or "/" in what):
         place, shown_as = rules_place(settings, rules_path)
         rule_set = _to_explain_with(read_files(place, shown_as=shown_as), settings)
-        plan, event = _planned(what, rule_set)
-        document, lines = _plan_document(plan, event, rule_set), _plan_lines(plan, event, rule_set)
+        document, lines = _explain_file(what, rule_set)
     elif rules_path:
         raise click.UsageError("--rules goes with FILE: an event of the ledger keeps the decisions it was given")
     else:
-        stored, made, listened = _stored(what, settings)
-        document, lines = _event_document(stored, made, listened), _event_lines(stored, made, listened)
+        document, lines = _explain_stored(what, settings)
     if json_wanted:
         print_json(document)
     else:
@@ -207,8 +206,8 @@ def _closing(shown_as: str, files: Files, rule_set: RuleSet | None, faults: list
 # explain: an event of the ledger
 
 
-def _stored(event_id: str | None, settings: Settings) -> tuple[StoredEvent, list[StoredTask], Sequence[str]]:
-    """Return an event of the ledger (the last, when None), its tasks, and for an ignored one what the rules listened to."""
+def _explain_stored(event_id: str | None, settings: Settings) -> tuple[Document, Iterable[str]]:
+    """Explain an event of the ledger, the last when None: as a document and as lines. Raises Problem when there is none."""
     with existing_ledger(settings) as ledger:
         stored = ledger.queries.event(event_id) if event_id else ledger.queries.last_event()
         if stored is None and event_id:
@@ -217,24 +216,17 @@ def _stored(event_id: str | None, settings: Settings) -> tuple[StoredEvent, list
             raise Problem("no event came in yet: `leadwire send SOURCE` posts a sample")
         kept = ledger.rule_sets.get(stored.rule_set) if stored.rule_set else None
         made = ledger.queries.tasks_of(stored.id)
-    if stored.state is not EventState.IGNORED or kept is None:
-        return stored, made, ()
-    try:
-        return stored, made, _listened_types(load(kept, settings.environment, resolve=frozenset()))
-    except RuleError:  # the files of the time can no longer be read
-        return stored, made, ()
+    listened: Sequence[str] = ()
+    if kept and stored.state is EventState.IGNORED:
+        with suppress(RuleError):  # the files of the time can no longer be read
+            listened = _listened_types(load(kept, settings.environment, resolve=frozenset()))
+    tasks = [task_document(task) for task in made]
+    document = {**event_document(stored), "tasks": tasks, "listened_types": list(listened)}
+    return document, _event_lines(stored, made, listened)
 
 
 def _listened_types(rule_set: RuleSet) -> Sequence[str]:
     return tuple(dict.fromkeys(pattern for rule in rule_set.rules for pattern in rule.when))
-
-
-def _event_document(stored: StoredEvent, made: Sequence[StoredTask], listened: Sequence[str]) -> Document:
-    return {
-        **event_document(stored),
-        "tasks": [task_document(task) for task in made],
-        "listened_types": list(listened),
-    }
 
 
 def _event_lines(stored: StoredEvent, made: Sequence[StoredTask], listened: Sequence[str]) -> Iterator[str]:
@@ -304,8 +296,8 @@ def _to_explain_with(files: Files, settings: Settings) -> RuleSet:
     return rule_set
 
 
-def _planned(path: str, rule_set: RuleSet) -> tuple[Plan, Event]:
-    """Return what a rule set decides about the event in a JSON file, `-` for standard input. Raises Problem for a bad file."""
+def _explain_file(path: str, rule_set: RuleSet) -> tuple[Document, Iterable[str]]:
+    """Explain the event in a JSON file, `-` for standard input: as a document and as lines. Raises Problem for a bad file."""
     name = "standard input" if path == "-" else shortened(path)
     given = _json_in(path, name)
     if not isinstance(given, dict) or not given.get("type"):
@@ -319,7 +311,16 @@ def _planned(path: str, rule_set: RuleSet) -> tuple[Plan, Event]:
         raise Problem("\n".join(told)) from error
     except ValueError as error:
         raise Problem(f"{name}: {error}") from error
-    return decide(rule_set, event, now=now), event
+    plan = decide(rule_set, event, now=now)
+    document = {
+        "type": event.type,
+        "state": str(plan.state),
+        "rule_set": plan.rule_set,
+        "decisions": [decision_document(decision) for decision in plan.decisions],
+        "tasks": [planned_task_document(task) for task in plan.tasks],
+        "listened_types": list(_listened_types(rule_set)),
+    }
+    return document, _plan_lines(plan, event, rule_set)
 
 
 def _json_in(path: str, name: str) -> Json:
@@ -356,17 +357,6 @@ def _whole(digits: str) -> int:
 
 def _no_number(word: str) -> Json:
     raise ValueError(f"holds {word}, which is no number in JSON")
-
-
-def _plan_document(plan: Plan, event: Event, rule_set: RuleSet) -> Document:
-    return {
-        "type": event.type,
-        "state": str(plan.state),
-        "rule_set": plan.rule_set,
-        "decisions": [decision_document(decision) for decision in plan.decisions],
-        "tasks": [planned_task_document(task) for task in plan.tasks],
-        "listened_types": list(_listened_types(rule_set)),
-    }
 
 
 def _plan_lines(plan: Plan, event: Event, rule_set: RuleSet) -> Iterator[str]:
