@@ -118,7 +118,7 @@ def flower() -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def celery(arguments: tuple[str, ...]) -> None:
     """Run a command of Celery's, such as `inspect ping`, with the settings in force; see docs/celery.md."""
-    from celery.bin.celery import main
+    from celery.bin.celery import celery as program
 
     from console import local_broker
 
@@ -127,7 +127,7 @@ def celery(arguments: tuple[str, ...]) -> None:
     if settings.broker_url is None and socket.is_socket():
         os.environ[f"{PREFIX}BROKER_URL"] = local_broker.broker_url(socket)
     sys.argv = ["celery", "-A", "worker.app", *arguments]  # Celery reads it, also to start itself anew
-    main()
+    program.main(args=sys.argv[1:], prog_name="leadwire celery", auto_envvar_prefix="CELERY")
 
 
 @click.command()
