@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 #: What people read, the history of changes apart.
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-#: Variables of the compose file, which begin like settings and which the program does not read.
-NO_SETTINGS = frozenset({"LEADWIRE_PUBLISH"})
+#: Variables of the container files, which begin like settings and which the program does not read.
+NO_SETTINGS = frozenset({"LEADWIRE_PUBLISH", "LEADWIRE_REVISION"})
 
 
 def _called(path: Path) -> str:
