@@ -510,15 +510,11 @@ def _beside(value: Json) -> Match:
 
 
 def _without(value: Json) -> Match:
-    other = compile_path(value)
-    return lambda scope: other.find(scope) is None
+    there = _beside(value)
+    return lambda scope: not there(scope)
 
 
-_CONDITIONS: Final[Mapping[str, Callable[[Json], Match]]] = {
-    "beside": _beside,
-    "without": _without,
-    "where": compile_match,
-}
+_CONDITIONS: Final = {"beside": _beside, "without": _without, "where": compile_match}
 
 
 def _combined(text: str, parts: Sequence[CompiledPath], find: Callable[[Scope], Json]) -> CompiledPath:

@@ -21,7 +21,7 @@ from typing import Final
 
 import phonenumbers
 
-from ingress.sources.schema import ChangedSection, ContactSection, EventSection, MomentPath, TimeUnit, TypeByField
+from ingress.sources.schema import ChangedSection, ContactSection, EventSection, TimeUnit, TypeByField
 from rules.paths import CompiledPath, Scope, replaced, text_of
 from rules.vocabulary import Contact, Event, EventState, Json, Subject
 from worker.ledger.types import IncomingEvent
@@ -76,8 +76,9 @@ class EventMapping:
             return unreadable_event(self.source, event_id, received_at, reason, content_hash, scope.item)
         event_type = self._canonical_type(raw_type, scope)
         contact, note = read_contact(self.contact, scope, self.region)
-        occurred_at = read_moment(self.event.occurred_at, scope) if self.event.occurred_at else None
-        attempt = _text_at(self.event.attempt, scope)
+        when = self.event.occurred_at
+        occurred_at = moment_of(when.path.find(scope), when.unit) if when else None
+        attempt = text_of(_find(self.event.attempt, scope))
         event = Event(
             id=event_id,
             source=self.source,
@@ -136,11 +137,9 @@ class EventMapping:
 
     def _subject(self, scope: Scope, event_type: str) -> Subject | None:
         section = self.event.subject
-        found = bounded(section.id.find(scope), ID_LIMIT) if section else None
-        if section is None or found is None:
+        if section is None or (found := bounded(section.id.find(scope), ID_LIMIT)) is None:
             return None
-        kind = section.kind or event_type.partition(".")[0]
-        return Subject(kind=kind[:LABEL_LIMIT], id=found)
+        return Subject(kind=(section.kind or event_type.partition(".")[0])[:LABEL_LIMIT], id=found)
 
 
 def unreadable_event(
@@ -239,11 +238,6 @@ def bounded(value: Json, limit: int) -> str | None:
     return text[:limit].strip() or None
 
 
-def read_moment(section: MomentPath, scope: Scope) -> datetime | None:
-    """Return when an item says it happened, in UTC, or None when it does not or makes no sense."""
-    return moment_of(section.path.find(scope), section.unit)
-
-
 def moment_of(value: Json, unit: TimeUnit) -> datetime | None:
     """Return a raw moment in UTC; one without offset is in UTC; None when it makes no sense."""
     text = text_of(value)
@@ -274,7 +268,3 @@ def _e164(raw: str, region: str | None) -> str | None:
 
 def _find(path: CompiledPath | None, scope: Scope) -> Json:
     return path.find(scope) if path else None
-
-
-def _text_at(path: CompiledPath | None, scope: Scope) -> str | None:
-    return text_of(path.find(scope)) if path else None

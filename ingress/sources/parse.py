@@ -76,7 +76,7 @@ def _auto(body: bytes, content_type: str, spec: BodySection) -> Json:
                 raise
     elif start == b"<" and not is_form:
         return _xml(body, content_type, spec)
-    return _form_brackets(body, content_type, spec)
+    return _form(body, content_type, spec)
 
 
 def _json(body: bytes, content_type: str, spec: BodySection) -> Json:
@@ -96,16 +96,7 @@ def _json(body: bytes, content_type: str, spec: BodySection) -> Json:
 
 
 def _form(body: bytes, content_type: str, spec: BodySection) -> Json:
-    return _from_form(body, content_type, spec, _flat)
-
-
-def _form_brackets(body: bytes, content_type: str, spec: BodySection) -> Json:
-    return _from_form(body, content_type, spec, _unfold)
-
-
-def _from_form(
-    body: bytes, content_type: str, spec: BodySection, arrange: Callable[[list[tuple[str, str]]], dict[str, Json]]
-) -> Json:
+    arrange = _flat if spec.format is BodyFormat.FORM else _unfold
     text = _text(body, content_type, spec, fallback="cp1252")
     if text.count("&") >= spec.fields_limit:
         raise UnreadableBodyError(f"the form has more than {spec.fields_limit} fields")
@@ -335,6 +326,6 @@ _PLAIN_JSON: Final = BodySection()
 _READERS: Final[Mapping[BodyFormat, Callable[[bytes, str, BodySection], Json]]] = {
     BodyFormat.JSON: _json,
     BodyFormat.FORM: _form,
-    BodyFormat.FORM_BRACKETS: _form_brackets,
+    BodyFormat.FORM_BRACKETS: _form,
     BodyFormat.XML: _xml,
 }

@@ -28,17 +28,9 @@ from rules.times import parse_span
 from rules.vocabulary import Json
 from rules.yaml_reader import Path, SourceMap, read
 
-#: The kinds of verifier, in the words of a source.
-VERIFIER_KINDS: Final = (
-    "hmac",
-    "hash_concat",
-    "ed25519",
-    "rsa_sha256",
-    "basic",
-    "static_header",
-    "url_token",
-    "body_token",
-)
+#: The kinds of verifier, in the words of a source: a signature is computed, or the secret itself is sent.
+SIGNATURE_KINDS: Final = ("hmac", "hash_concat", "ed25519", "rsa_sha256")
+VERIFIER_KINDS: Final = (*SIGNATURE_KINDS, "basic", "static_header", "url_token", "body_token")
 HANDSHAKE_KINDS: Final = ("get_echo", "json_challenge", "options", "ignore")
 #: A larger limit is a mistake.
 LARGEST_BODY_LIMIT_BYTES: Final = 32 * 1024 * 1024
@@ -386,9 +378,14 @@ class WayInSection(_Section):
     body_token: BodyTokenSection | None = None
 
     @property
+    def kinds(self) -> list[str]:
+        """The kinds of verifier that are given: one, or none beside `any_of`."""
+        return [kind for kind in VERIFIER_KINDS if getattr(self, kind) is not None]
+
+    @property
     def kind(self) -> str:
-        """The one kind of verifier that is given; empty where there is none."""
-        return next((kind for kind in VERIFIER_KINDS if getattr(self, kind) is not None), "")
+        """The one kind of verifier that is given."""
+        return self.kinds[0]
 
     @property
     def verifier(self) -> VerifierSection:
@@ -399,15 +396,13 @@ class WayInSection(_Section):
     @property
     def signed_kinds(self) -> set[str]:
         """The kinds of parts that are signed; none where the secret itself is sent."""
-        doc = getattr(self, self.kind) if self.kind else None
-        return {part.kind for part in doc.signed} if isinstance(doc, SignatureSection) else set()
+        return {part.kind for kind in SIGNATURE_KINDS if (section := getattr(self, kind)) for part in section.signed}
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        given = [kind for kind in VERIFIER_KINDS if getattr(self, kind) is not None]
-        if len(given) > 1:
-            raise ValueError(f"has {' and '.join(given)}: list them under any_of, one for each way in")
-        if not given and type(self) is WayInSection:
+        if len(self.kinds) > 1:
+            raise ValueError(f"has {' and '.join(self.kinds)}: list them under any_of, one for each way in")
+        if not self.kinds and type(self) is WayInSection:
             raise ValueError(f"needs one of: {', '.join(VERIFIER_KINDS)}")
         if "timestamp" in self.signed_kinds and self.timestamp is None:
             raise ValueError("signs a timestamp: say where it is, such as timestamp: {header: X-Timestamp, unit: s}")
@@ -431,13 +426,13 @@ class AuthSection(WayInSection):
 
     @model_validator(mode="after")
     def _some_way(self) -> Self:
-        if self.any_of is not None and self.kind:
+        if self.any_of is not None and self.kinds:
             raise ValueError(f"has both any_of and {self.kind}: move {self.kind} into any_of")
         if self.any_of == []:
             raise ValueError(
                 f"any_of is an empty list: list at least one way in, each with one of: {', '.join(VERIFIER_KINDS)}"
             )
-        if not self.any_of and not self.kind:
+        if not self.any_of and not self.kinds:
             raise ValueError(f"needs any_of, or one of: {', '.join(VERIFIER_KINDS)}")
         return self
 
@@ -700,9 +695,6 @@ def _complain(fault: ErrorDetails, places: SourceMap, at: Path) -> None:
 # -- JSON Schema -------------------------------------------------------------------------------------------------------
 
 _VARIABLE: Final = {"type": "string", "pattern": r"\$\{"}
-#: Keys of a later version: they would be refused.
-_NOT_YET: Final = frozenset({"enrich"})
-_LEFT_OUT: Final = frozenset({"required", "title"})
 
 
 class _LenientSchema(GenerateJsonSchema):
@@ -722,9 +714,9 @@ def definitions() -> dict[str, Json]:
     """
     made = SourceSection.model_json_schema(schema_generator=_LenientSchema)
     found = made.pop("$defs")
-    properties = {key: value for key, value in made["properties"].items() if key not in _NOT_YET}
-    properties["extend"] = {"enum": [*PRESETS]}
-    found["SourceSection"] = {**made, "properties": properties}
+    made["properties"]["extend"] = {"enum": [*PRESETS]}
+    del made["properties"]["enrich"]  # it comes with a later version
+    found["SourceSection"] = made
     return {name: _cleaned(value) for name, value in found.items()}
 
 
@@ -737,7 +729,7 @@ def _cleaned(value: Json) -> Json:
     made = {
         key: {name: _cleaned(one) for name, one in item.items()} if key == "properties" else _cleaned(item)
         for key, item in value.items()
-        if key not in _LEFT_OUT
+        if key not in ("required", "title")
     }
     if "properties" in made:
         made["type"] = ["object", "null"]  # null takes away what the preset says

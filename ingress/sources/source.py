@@ -274,6 +274,9 @@ class _SourceBuilder:
     def complain(self, path: Path, message: str, *, at_key: bool = False) -> None:
         self.places.complain((*self.text.path, *path), message, at_key=at_key)
 
+    def warn(self, path: Path, message: str) -> None:
+        self.places.warn((*self.text.path, *path), message)
+
     def source(self) -> Source | None:
         """Return the source, or None after complaining."""
         if not _NAME.fullmatch(self.text.name):
@@ -342,7 +345,12 @@ class _SourceBuilder:
             region=section.region,
             id_is_signed=not id_headers or all(id_headers in covered for covered in covers),
         )
-        self._warn_of_weak_identity(mapping)
+        if section.event.id is None and section.event.dedupe is None:
+            message = "names neither id nor dedupe: an event is recognised by its content, and for ten minutes only"
+            self.warn(("event",), message)
+        elif not mapping.id_is_signed:
+            message = "this header is not covered by the signature: events are recognised by their content instead"
+            self.warn(("event", "id"), message)
         ways = [way for _, way in section.auth.ways_in]
         token_paths = [parse_payload_path(way.body_token.path) for way in ways if way.body_token]
         secret_headers = SECRET_HEADERS.union(*(verifier.secret_headers for verifier in verifiers))
@@ -367,19 +375,14 @@ class _SourceBuilder:
         found = []
         for index, ref in enumerate(refs or ()):
             at = (*path, index)
-            if ref.env is None:
-                secret = WebhookSecret(text=ref.text or "", name=".".join(map(str, at)))
-            else:
-                secret = WebhookSecret(text=self.environment.get(ref.env, "").strip("\r\n"), name=ref.env)
-            if not secret.text.strip():
+            text = ref.text or "" if ref.env is None else self.environment.get(ref.env, "").strip("\r\n")
+            if not text.strip():
                 what = f"{ref.env} is not set, or empty" if ref.env else "the secret is empty"
                 self.complain(at, f"{what}: without its secret this source accepts nothing, so it is not started")
                 continue
-            if len(secret.text) < SHORT_SECRET:
-                name = ref.env or "the secret"
-                message = f"{name} has fewer than {SHORT_SECRET} characters and can be guessed"
-                self.places.warn((*self.text.path, *at), message)
-            found.append(secret)
+            if len(text) < SHORT_SECRET:
+                self.warn(at, f"{ref.env or 'the secret'} has fewer than {SHORT_SECRET} characters and can be guessed")
+            found.append(WebhookSecret(text=text, name=ref.env or ".".join(map(str, at))))
         return found
 
     def _verifiers(self, section: SourceSection, url: UrlSection) -> tuple[Verifier, ...]:
@@ -390,22 +393,19 @@ class _SourceBuilder:
             if name not in names:
                 self.complain(("auth", "enable", index), f'there is no verifier named "{name}" to enable')
         used = [(at, way) for at, way in ways if way.enabled or way.name in section.auth.enable]
-        prefixes = frozenset(
-            way.verifier.key_prefix for _, way in used if way.verifier.key_prefix and not way.verifier.key
-        )
+        own = [way.verifier for _, way in used if not way.verifier.key]
+        prefixes = frozenset(verifier.key_prefix for verifier in own if verifier.key_prefix)
         made = []
-        unserved = False
         for at, way in used:
-            own = way.verifier.key
-            keys_at: Path = ("secrets",) if own is None else (*at, way.kind, "key")
-            if own is None:
+            if way.verifier.key is None:
+                keys_at: Path = ("secrets",)
                 secrets = secrets_for(shared, way.verifier, prefixes)
-                unserved = unserved or section.secrets is None
             else:
-                secrets = self._secrets(own, keys_at)
-            verifier = self._verifier(section, way, secrets, keys_at, url) if secrets else None
-            made += [verifier] if verifier else []
-        if unserved:
+                keys_at = (*at, way.kind, "key")
+                secrets = self._secrets(way.verifier.key, keys_at)
+            if secrets and (verifier := self._verifier(section, way, secrets, keys_at, url)):
+                made.append(verifier)
+        if own and section.secrets is None:
             message = (
                 "secrets: is missing; name the variable that holds the source's secret: secrets: [{env: ..._SECRET}]"
             )
@@ -433,7 +433,7 @@ class _SourceBuilder:
             return compile_verifier(way, secrets, url, read_body)
         except ValueError as fault:
             self.complain(at, str(fault))
-            return None
+        return None
 
     def _verify_tokens(self, section: SourceSection) -> tuple[str, ...]:
         """Return the tokens that GET handshakes must name; complain where such a handshake has none."""
@@ -445,14 +445,6 @@ class _SourceBuilder:
             for index in echoes:
                 self.complain(("handshake", index, "get_echo"), message)
         return tuple(token.text for token in self._secrets(section.verify_token, ("verify_token",)))
-
-    def _warn_of_weak_identity(self, mapping: EventMapping) -> None:
-        if mapping.event.id is None and mapping.event.dedupe is None:
-            message = "names neither id nor dedupe: an event is recognised by its content, and for ten minutes only"
-            self.places.warn((*self.text.path, "event"), message)
-        elif not mapping.id_is_signed:
-            message = "this header is not covered by the signature: events are recognised by their content instead"
-            self.places.warn((*self.text.path, "event", "id"), message)
 
 
 def _headers_read(section: SourceSection) -> frozenset[str]:

@@ -407,14 +407,11 @@ class SignatureVerifier(Verifier):
         named = {"id": self._id_header, "timestamp": (way.timestamp.header or ()) if way.timestamp else ()}
         covered = {(part.text,) if part.kind == "header" else named.get(part.kind, ()) for part in section.signed}
         self.covers = frozenset(covered - {()})
-        self._make: Callable[[bytes], bytes] | None = None
-        if isinstance(section, HmacSection):
-            keys = [_key_bytes(secret, section) for secret in secrets]
-            makers = [_signature_maker(way.kind, key, section.algorithm) for key in keys]
-            self._make = makers[0]
-            self._checks = [_comparing(make) for key, make in zip(keys, makers, strict=True) if key]
-        else:
-            self._checks = [_public_check(_public_key(secret, section, way.kind)) for secret in secrets]
+        self._kind = way.kind
+        self._keys: list[bytes | Ed25519PublicKey | RSAPublicKey] = []
+        for secret in secrets:
+            is_shared = isinstance(section, HmacSection)
+            self._keys.append(_key_bytes(secret, section) if is_shared else _public_key(secret, section, way.kind))
 
     def prove(self, request: WebhookRequest) -> Rejected | None:
         """Return why the signature does not hold, or None when it does."""
@@ -433,14 +430,15 @@ class SignatureVerifier(Verifier):
                 return Rejected(reason=reason, detail=f"{part.key}, which is signed, is missing")
         holds = False
         for message in self._messages(request, values):
-            for check in self._checks:
+            for key in self._keys:
                 for signature in signatures:
-                    holds |= check(message, signature)
+                    holds |= self._is_right(signature, message, key)
         return None if holds else Rejected(reason=VerificationFailure.MISMATCH, detail="the signature does not match")
 
     def sign(self, request: WebhookRequest, now: datetime) -> SignedRequest:
         """Return the headers that make a request pass. Raises CannotSignError where only the sender has the key."""
-        if self._make is None:
+        key = self._keys[0]
+        if not isinstance(key, bytes):
             raise CannotSignError(f"{self.name}: only its sender has the private key, so no request can be signed here")
         headers = dict(request.headers)
         stamp = self.freshness.write(now) if self.freshness else ""
@@ -456,9 +454,28 @@ class SignatureVerifier(Verifier):
         lacking = [part.key for part in self._needed if part.key not in values]
         if lacking:
             raise CannotSignError(f"{self.name}: {', '.join(lacking)} must be given to sign a request")
-        signature = self._make(self._messages(request, values)[0])
+        signature = self._made(self._messages(request, values)[0], key)
         headers[self._section.header[0]] = self._written(signature, {item: stamp} if item else {})
         return SignedRequest(headers=headers, body=request.body)
+
+    def _is_right(self, signature: bytes, message: bytes, key: bytes | Ed25519PublicKey | RSAPublicKey) -> bool:
+        if isinstance(key, bytes):  # an empty key makes nothing right
+            return bool(key) and hmac.compare_digest(self._made(message, key), signature)
+        try:
+            if isinstance(key, Ed25519PublicKey):
+                key.verify(signature, message)
+            else:
+                key.verify(signature, message, PKCS1v15(), SHA256())
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+    def _made(self, message: bytes, key: bytes) -> bytes:
+        """Return the HMAC of a message, or for `hash_concat` the hash over key and message, one after the other."""
+        assert isinstance(self._section, HmacSection)
+        if self._kind == "hash_concat":
+            return hashlib.new(self._section.algorithm, key + message).digest()
+        return hmac.digest(key, message, self._section.algorithm)
 
     def _signatures(self, value: bytes) -> list[bytes]:
         """Return the signatures of a header's value, decoded; what is not of the right form is left out."""
@@ -525,36 +542,6 @@ class SignatureVerifier(Verifier):
         if self._unescape and (other := _unescaped(url)) != url:
             urls.append(other)
         return [_joined(self._section.signed, {**values, "url": one}) for one in urls]
-
-
-def _signature_maker(kind: str, key: bytes, algorithm: str) -> Callable[[bytes], bytes]:
-    """Return what makes an HMAC, or for `hash_concat` the hash over key and message, one after the other."""
-
-    def make_hash(message: bytes) -> bytes:
-        return hashlib.new(algorithm, key + message).digest()
-
-    def make_hmac(message: bytes) -> bytes:
-        return hmac.digest(key, message, algorithm)
-
-    return make_hash if kind == "hash_concat" else make_hmac
-
-
-def _comparing(make: Callable[[bytes], bytes]) -> Callable[[bytes, bytes], bool]:
-    return lambda message, signature: hmac.compare_digest(make(message), signature)
-
-
-def _public_check(key: Ed25519PublicKey | RSAPublicKey) -> Callable[[bytes, bytes], bool]:
-    def holds(message: bytes, signature: bytes) -> bool:
-        try:
-            if isinstance(key, Ed25519PublicKey):
-                key.verify(signature, message)
-            else:
-                key.verify(signature, message, PKCS1v15(), SHA256())
-        except (InvalidSignature, ValueError):
-            return False
-        return True
-
-    return holds
 
 
 def _joined(parts: Sequence[SignedPart], values: Mapping[str, bytes]) -> bytes:
