@@ -432,7 +432,7 @@ def _reach(draft: _Draft) -> None:
         origin = "contact.phone_number"
     told = told if isinstance(told, dict) else {}
     phone = _phone(draft, told.get("phone_number"), origin)
-    email = in_words(told.get("email") or "").strip() or None
+    email = in_words(_clean(told.get("email")) or "").strip() or None
     reached = {"phone_number": phone, "email": email}
     draft.fields["contact"] = {name: value for name, value in reached.items() if value}
     if len(draft.faults) == before and not phone:

@@ -114,6 +114,8 @@ def cut(value: Json) -> Json:
     Long texts and lists end in `…`, deep ones become `…`, and so does every list after the first fifty;
     numbers JSON has no form for become text.
     """
+    if type(value) is str:  # most of what is ever shown
+        return _text(value)
     return _cut(value, _LEVEL_LIMIT, iter(range(_VALUE_LIMIT)))
 
 
@@ -140,7 +142,7 @@ def _cut(value: Json, levels: int, left: Iterator[int]) -> Json:  # noqa: PLR091
 def _text(text: str) -> str:
     """Cut a text; halves of surrogate pairs, which no file or database takes, become question marks."""
     kept = text if len(text) <= _TEXT_LIMIT else text[:_TEXT_LIMIT] + _CUT
-    return kept.encode("utf-8", "replace").decode()
+    return kept if kept.isascii() else kept.encode("utf-8", "replace").decode()
 
 
 def as_json(value: Json, limit: int = 500) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rules.conditions import compile_conditions
@@ -538,6 +538,7 @@ GREEDY = rule_set(
     contacts,
     st.datetimes(timezones=st.just(UTC)),
 )
+@example(None, Contact(email="\ud800"), NOW)
 def test_deciding_never_fails_for_what_an_event_holds(data, contact, occurred_at):
     """Whatever the CRM sent: decisions and tasks with reasons, texts within limits, and fields that can be stored."""
     plan = decide(GREEDY, event(contact, data, occurred_at=occurred_at), now=NOW)
