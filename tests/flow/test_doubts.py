@@ -18,8 +18,10 @@ from worker.providers import load
 from worker.reconciler import Reconciler
 from worker.sandbox import VAMBE_API_KEY
 
-#: A lease, two listings, and the next attempt take 75 s; the rest is for a busy machine.
+#: What a dead worker sent is looked up when its lease of 60 s has ended; the rest is for a busy machine.
 SETTLED_WITHIN_SECONDS = 150
+#: What was lost and settled by its own worker is made again this long after its event at the latest.
+MADE_AGAIN_WITHIN_SECONDS = 30
 
 #: The event that makes one task, and its title without the name.
 CALL, PERSON = ("lead.updated", "mindhunters", "Quick"), ("deal.created", "vambe", "Person")
@@ -65,7 +67,10 @@ def cases(line):
             ("nameless", {"status": 201, "store": True, "body": "made"}),
         )
     }
-    assert line.until(lambda: all(case.state() is TaskState.UNKNOWN for case in found.values()))
+    lost = [case for name, case in found.items() if name.endswith("lost")]
+    assert line.until(lambda: all(case.made() for case in lost), MADE_AGAIN_WITHIN_SECONDS), [
+        each.task() for each in lost
+    ]
     # A request that is under way while the worker is killed; the provider executes it.
     found["killed"] = killed = Case(line, CALL, {"delay_seconds": 20})
     assert line.until(lambda: killed.state() is TaskState.SENDING and killed.made())
@@ -91,7 +96,7 @@ def test_what_the_provider_stored_is_found_and_delivered(cases):
 
 
 def test_what_the_provider_never_got_is_sent_again(cases):
-    """Hung up before storing: absent from two listings, sent again, exactly one at the provider."""
+    """Hung up before storing: absent from two listings, sent again within 30 s, exactly one at the provider."""
     for provider in ("mindhunters", "vambe"):
         case = cases[f"{provider} lost"]
         task = case.task()
@@ -121,9 +126,10 @@ def test_a_broken_look_up_leaves_it_to_a_person(cases, line):
     line.sandbox.turn({"vambe.listing": "status_500"})
     case = Case(line, PERSON, "hang_up_before")
     assert line.until(lambda: case.state() is TaskState.UNKNOWN)
-    assert 5 == looked_up_ahead(line)
+    look_up_ahead(line)
 
     task = case.task()
+    assert "asked 5 times" in task.reason
     assert task.id in line.cli("tasks", "--state", "unknown").stdout
     said = json.loads(line.cli("tasks", "--state", "unknown", "--json").stdout)
     assert [f"leadwire settle {task.id} --not-delivered"] == [
@@ -135,15 +141,13 @@ def test_a_broken_look_up_leaves_it_to_a_person(cases, line):
     assert 1 == len(case.made())
 
 
-def looked_up_ahead(line):
-    """Do the look-ups of the next ten minutes with a seeker whose clock runs ahead; return how many there were."""
+def look_up_ahead(line):
+    """Do the look-ups of the next ten minutes with a reconciler whose clock runs ahead."""
     provider = load(ProviderName.VAMBE)
     transport = HttpClient(line.sandbox.vambe_url, provider.auth_headers(VAMBE_API_KEY))
     ledger = open_ledger(f"sqlite:///{line.home / 'ledger.sqlite3'}")
-    done = 0
     for minutes in range(2, 12):
         now = datetime.now(UTC) + timedelta(minutes=minutes)
-        done += Reconciler(ledger, provider, transport, clock=Clock(now=lambda now=now: now)).once()
+        Reconciler(ledger, provider, transport, clock=Clock(now=lambda now=now: now)).once()
     ledger.close()
     transport.close()
-    return done

@@ -136,8 +136,9 @@ def test_a_refusal_ends_the_task_with_the_providers_reason(line):
 
 
 def test_an_unanswered_request_is_unknown_until_a_person_settles_it(line):
-    """A provider that hangs up after storing leaves the task unknown, never sent again; `leadwire settle` ends it."""
+    """A provider that hangs up and cannot be asked leaves the task unknown, never sent again; `leadwire settle` ends it."""
     name = uuid.uuid4().hex
+    line.sandbox.turn({"vambe.listing": "status_500"})
     line.sandbox.script(
         [{"provider": "vambe", "match": {"title": f"Person {name}"}, "times": 1, "answer": "hang_up_after"}]
     )
@@ -147,6 +148,7 @@ def test_an_unanswered_request_is_unknown_until_a_person_settles_it(line):
     done = line.cli("settle", task.id, "--delivered", "made-by-hand")
     assert 0 == done.returncode, done.stderr
     assert "made-by-hand" == next(t for t in line.tasks() if t.id == task.id).external_id
+    line.sandbox.turn({"vambe.listing": "whole"})
 
 
 def test_a_rejected_credential_pauses_the_provider(line):

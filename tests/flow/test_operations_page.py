@@ -117,6 +117,7 @@ def test_a_sqlite_ledger_is_backed_up_restored_and_moved(terminal, postgres):
     happen(line)
     terminal.run(blocks("Backup")[0])
     assert line.until(lambda: TaskState.DELIVERED is states(line)["waits"])
+    line.sandbox.turn({"mindhunters.listing": "status_500"})  # what the backup does not know stays in doubt
 
     said = terminal.run(blocks("Restore")[0])
     assert "restored from a backup" in said
@@ -143,6 +144,7 @@ def test_a_postgresql_ledger_is_backed_up_and_restored(terminal, postgres):
     terminal.more |= variables(first)
     terminal.run(blocks("Backup")[1])
     assert line.until(lambda: TaskState.DELIVERED is states(line)["waits"])
+    line.sandbox.turn({"mindhunters.listing": "status_500"})
     line.stop()
 
     terminal.more |= variables(second)
