@@ -184,7 +184,7 @@ def after_look_up(
         case CannotTell():
             return _undecided(told, before, policy, history, if_unsure, now=now, look_up_policy=look_up_policy)
         case TaskAbsent() if asked_at < before.ended_at:
-            again_at = max(before.ended_at + look_up_policy.after_end, asked_at + look_up_policy.apart)
+            again_at = max(before.ended_at, asked_at + look_up_policy.apart)
             return NextStep(state=TaskState.UNKNOWN, due_at=again_at, counted=False)
         case TaskAbsent():
             second_at = _second_listing_at(before, asked_at, look_up_policy)

@@ -235,9 +235,9 @@ def test_an_outage_is_waited_for_and_costs_no_look_up():
 
 
 def test_an_absence_before_the_attempts_end_says_nothing():
-    """The request may be executed until then: the first listing that counts comes twenty seconds after it."""
+    """The request may be executed until then: the first listing that counts comes at its end, the second twenty seconds later."""
     step = looked_up(TaskAbsent(), ended_at=NOW + timedelta(seconds=25))
-    assert (TaskState.UNKNOWN, NOW + timedelta(seconds=45), False) == (step.state, step.due_at, step.counted)
+    assert (TaskState.UNKNOWN, NOW + timedelta(seconds=25), False) == (step.state, step.due_at, step.counted)
 
 
 def test_undecided_is_repeated_only_where_the_rule_says_so():

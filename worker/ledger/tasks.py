@@ -947,8 +947,8 @@ def _give_up(connection: Connection, held: Sequence[Any], why: str, at: int, sti
         transitions.BecameUnknown(
             task_id=row.id,
             provider=ProviderName(row.provider),
-            ended_at=at + still_sending,
-            look_up_at=max(row.lease_until_at or 0, at + transitions.FIRST_LOOK_MICROS),
+            ended_at=max(at + still_sending, (row.lease_until_at or 0) - transitions.ABSENT_AFTER_MICROS),
+            look_up_at=at + transitions.FIRST_LOOK_MICROS,
         )
         for row in held
     ]

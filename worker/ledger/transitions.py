@@ -73,6 +73,8 @@ def undone(connection: Connection, rows: Iterable[Any]) -> dict[str, str]:
 
 #: How long after somebody else than its own worker called it unknown a task is looked up at the soonest, in microseconds.
 FIRST_LOOK_MICROS: Final = 5_000_000
+#: How long after its attempt has ended a task is first believed absent (`LookUpPolicy.after_end` in `worker/retry.py`).
+ABSENT_AFTER_MICROS: Final = 20_000_000
 
 #: The attempts since the task was planned, or retried by hand, that may have been executed.
 _BEGAN: Final = Statement(
@@ -114,8 +116,9 @@ class BecameUnknown:
 def begin_reconciliation(connection: Connection, unknown: Sequence[BecameUnknown]) -> None:
     """Have these looked up; one that is already is looked up from the beginning.
 
-    The first look-up is due at once where the worker that sent it has settled the attempt; where that worker died it is due
-    when the lease has ended, for until then the request may still be executed.
+    The first look-up is due at once where the worker that sent it has settled the attempt, and soon where that worker died. Then
+    the attempt counts as ended so late that no absence is believed before the lease has ended: until then the request may
+    still be executed.
     """
     if not unknown:
         return

@@ -9,6 +9,8 @@ from worker.delivery import ATTEMPT_SECONDS
 from worker.ledger import Limits, PauseKind, Settlement
 from worker.ledger.counters import CounterName
 from worker.ledger.tasks import STILL_SENDING
+from worker.ledger.transitions import ABSENT_AFTER_MICROS
+from worker.retry import LOOK_UP_POLICY
 
 VAMBE, MINDHUNTERS = ProviderName.VAMBE, ProviderName.MINDHUNTERS
 HOLD = timedelta(seconds=45)
@@ -71,12 +73,13 @@ def test_an_expired_lease_is_looked_up_soon(desk):
     assert (desk.now, desk.at(94)) == ((doubt := taken(desk, 69)).began_at, doubt.ended_at)
 
 
-def test_what_a_dead_worker_held_is_looked_up_after_the_lease(desk):
-    """Its request may be on its way until then."""
+def test_what_a_dead_worker_held_is_looked_up_soon_and_absent_only_after_the_lease(desk):
+    """It may be found at once; its request may be executed until the lease ends, so no absence counts before."""
     desk.claimed(owner="w-1")
     desk.ledger.tasks.release("w-1", desk.at(10))
-    assert [] == due(desk, 59)
-    assert desk.at(10) == taken(desk, 60).ended_at
+    assert [] == due(desk, 14)
+    lease_ends_at = desk.at(60)
+    assert lease_ends_at == taken(desk, 15).ended_at + LOOK_UP_POLICY.after_end
 
 
 def test_each_provider_has_doubts_of_its_own(desk):
@@ -273,6 +276,7 @@ def test_an_answer_to_a_question_pauses_the_provider_once(desk):
 def test_an_attempt_may_go_on_as_long_as_a_worker_lets_it(desk):
     """The ledger and the worker mean the same time."""
     assert STILL_SENDING.total_seconds() == ATTEMPT_SECONDS
+    assert timedelta(microseconds=ABSENT_AFTER_MICROS) == LOOK_UP_POLICY.after_end
     desk.claimed()
     desk.ledger.tasks.expire_leases(desk.at(64))
     assert desk.at(64) + STILL_SENDING == taken(desk, 69).ended_at
