@@ -111,3 +111,10 @@ def test_a_folder_that_cannot_be_one_is_told_with_its_variable(variable, value, 
     assert f"{variable}: " in str(told.value)
     assert words in str(told.value)
     assert "LEADWIRE_PORT" in str(told.value)
+
+
+def test_modules_to_import_are_named_with_commas():
+    """Blanks and empty names count for nothing; what cannot be the name of a module is told."""
+    assert ("my_module", "a.b") == Settings.from_environment({"LEADWIRE_IMPORTS": "my_module, a.b,"}).imports
+    with pytest.raises(SettingsError, match=r"LEADWIRE_IMPORTS: 'my-module.py' is not the name of a Python module"):
+        Settings.from_environment({"LEADWIRE_IMPORTS": "my-module.py"})
