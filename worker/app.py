@@ -15,7 +15,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, NoReturn
@@ -30,7 +30,7 @@ from click.core import ParameterSource
 from rules.vocabulary import PROVIDER_OF, Problem, SettingsError, TaskType
 from rules.vocabulary import Task as PlannedTask
 from worker.background import BackgroundWork, PeriodicThread, Watchdog
-from worker.broker import QueueDepths, celery_app, celery_settings, declare
+from worker.broker import QueueDepths, celery_settings, declare
 from worker.context import WorkerContext, broker_of, build_worker, utc_now
 from worker.delivery import DeliveryOutcome, deliver
 from worker.flower_events import (
@@ -115,18 +115,21 @@ class LeadwireWorker:
         self._flower_sync.listen_for_monitors()
         self._flower_thread = PeriodicThread("telling Flower", self._flower_sync.work)
         self._taken_file = ready_file
-        self._watched_depths: QueueDepths | None = None
-        self._watchdog: Watchdog | None = None
+        self._ending = ExitStack()  # from the last to the first
+        self._ending.callback(context.close)
         if health_file is not None:
-            self._taken_file = ready_file or health_file.with_name(f"{health_file.name}.taken")
-            self._watched_depths = QueueDepths(celery_app(broker_of(context.settings)))
-            self._watchdog = Watchdog(
-                self._watched_depths.read,
-                context.ledger.queries.oldest_due,
-                sign=self._taken_file,
-                report=health_file,
-            )
-            self._watchdog.start()
+            self._watch(health_file)
+        self._ending.callback(self._flower_thread.stop)
+        self._ending.callback(self._background.stop)
+
+    def _watch(self, health_file: Path) -> None:
+        self._taken_file = self._taken_file or health_file.with_name(f"{health_file.name}.taken")
+        depths = QueueDepths(app)
+        oldest_due = self._context.ledger.queries.oldest_due
+        watchdog = Watchdog(depths.read, oldest_due, sign=self._taken_file, report=health_file)
+        self._ending.callback(depths.close)
+        self._ending.callback(watchdog.stop)
+        watchdog.start()
 
     def begin(self, consumer: Any) -> None:
         """Start the background threads: Celery's consumer takes messages from now on."""
@@ -147,12 +150,7 @@ class LeadwireWorker:
 
     def end(self) -> None:
         """Stop the background threads and close everything, the ledger last."""
-        self._background.stop()
-        self._flower_thread.stop()
-        if self._watchdog is not None and self._watched_depths is not None:
-            self._watchdog.stop()
-            self._watched_depths.close()
-        self._context.close()
+        self._ending.close()
 
     def process(self, event_ids: Sequence[str]) -> str:
         """Plan these events; return how many came to what."""
