@@ -41,7 +41,7 @@ from rules.templates import TEMPLATE_LIMIT_CHARACTERS, Template, compile_templat
 from rules.times import At
 from rules.validation import ParsedFile, check_all, names_beside, tasks_of, validated
 from rules.vocabulary import OUTCOMES, Json, RetryPolicy, RuleError, RuleFault, TaskType
-from rules.yaml_reader import Path, SourceMap, read
+from rules.yaml_reader import Path, SourceMap, read, written
 
 # Loading -------------------------------------------------------------------------------------------------------------
 
@@ -494,7 +494,14 @@ class _RuleBuilder:
         given = dict(self.parsed.value["rules"][path[1]]["tests"][path[3]]["given"])
         if "type" not in given and "*" not in rule.when[0]:
             given["type"] = rule.when[0]
-        return RuleTest(name=test.name, at=test.at, given=given, expected=tuple(test.expect), place=self._place(path))
+        return RuleTest(
+            name=test.name,
+            at=test.at,
+            given=given,
+            expected=tuple(test.expect),
+            path=written(path),
+            place=self.parsed.places.of_value(path),
+        )
 
     def _place(self, path: Path) -> str:
         return str(self.parsed.places.of_value(path))

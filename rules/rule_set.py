@@ -15,7 +15,7 @@ from rules.conditions import Condition
 from rules.templates import Template
 from rules.times import At
 from rules.vocabulary import FAILURE, Json, RetryPolicy, RuleFault, TaskType, covers, outcome_trigger
-from rules.yaml_reader import SourceMap
+from rules.yaml_reader import Position, SourceMap
 
 #: Types come from outside: the rules of only so many are remembered.
 REMEMBERED_TYPES: Final = 10_000
@@ -86,14 +86,16 @@ class Action:
 class RuleTest:
     """One entry of a rule's `tests`: given this event at this moment, exactly these tasks are expected.
 
-    `expected` holds a pair per task: its type or name, and the fields that must be there with these values.
+    `expected` holds a pair per task: its type or name, and the fields that must be there with these values. `path` and
+    `place` say where the test stands.
     """
 
     name: str
     at: str | None
     given: Mapping[str, Json]
     expected: tuple[tuple[str, Mapping[str, Json]], ...]
-    place: str
+    path: str
+    place: Position
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

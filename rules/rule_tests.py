@@ -1,8 +1,8 @@
-"""What the tests of a rule prove: given this event at this moment, exactly these tasks come of this rule.
+"""Running the tests that stand beside a rule: given this event at this moment, exactly these tasks come of this rule.
 
-A test sees its own rule alone; the other rules of the book do not matter. The order of `expect` does not matter, the
-number does. A named field must have the value that is written; a mapping may have more fields than are named. A task that
-would not be made (dead for want of a phone, say) counts only for an entry that names its `state`.
+A test sees its own rule alone. The order of `expect` does not matter, the number does. A named field must have the value that
+is written; a mapping may have more fields than are named. A task that would not be made (dead for want of a phone, say) counts
+only for an entry that names its `state`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ from rules.vocabulary import (
     instant,
 )
 
-#: The mark at the end of every description, by which a task is found again at its provider; nobody wants it in a test.
-_MARK: Final = re.compile(r"\s*\[lw:[^\]]*\]\Z")
-_PLACE: Final = re.compile(r"(?P<file>.*):(?P<line>[0-9]+):(?P<column>[0-9]+)", re.DOTALL)
+#: The correlation tag at the end of every description; nobody wants it in a test.
+_TAG: Final = re.compile(r"\s*\[lw:[^\]]*\]\Z")
 
 #: Wanted task: its type or name, and the fields it must have.
 Wanted = tuple[str, Mapping[str, Json]]
@@ -44,24 +43,15 @@ Wanted = tuple[str, Mapping[str, Json]]
 def run_rule_tests(rule_set: RuleSet, *, now: datetime) -> list[RuleFault]:
     """Run every rule's tests; return a fault for each that fails, at its place. `now` is the moment of tests without `at`."""
     faults = []
-    before: dict[str, int] = {}
     for rule in rule_set.rules:
-        number = before[rule.file] = before.get(rule.file, -1) + 1
         alone = replace(rule_set, rules=(rule,))
-        for index, test in enumerate(rule.tests):
-            zone = rule.timezone or rule_set.defaults.timezone or "UTC"
+        zone = rule.timezone or rule_set.defaults.timezone or "UTC"
+        for test in rule.tests:
             difference = _difference(alone, rule, test, now=now, zone=zone)
             if difference:
-                place = _PLACE.fullmatch(test.place)
-                assert place is not None
+                place, message = test.place, f'test "{test.name}" fails: {difference}'
                 faults.append(
-                    RuleFault(
-                        file=place["file"],
-                        line=int(place["line"]),
-                        column=int(place["column"]),
-                        path=f"rules.{number}.tests.{index}",
-                        message=f'test "{test.name}" fails: {difference}',
-                    )
+                    RuleFault(file=place.file, line=place.line, column=place.column, path=test.path, message=message)
                 )
     return faults
 
@@ -110,7 +100,7 @@ def _view(task: Task) -> dict[str, Json]:
     """Return what a test can name of a task."""
     fields = dict(task.fields)
     if isinstance(fields.get("description"), str):
-        fields["description"] = _MARK.sub("", fields["description"])
+        fields["description"] = _TAG.sub("", fields["description"])
     return {
         **fields,
         "name": task.name,
