@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from typing import Final
 
@@ -32,148 +32,118 @@ tr.turned td { background: #eab30822; } details summary { cursor: pointer; }
 """
 
 _PRIORITY_WORDS: Final = {0: "low", 1: "medium", 2: "high"}
-
-
-def page(state: Mapping[str, Json], mindhunters_url: str, vambe_url: str) -> str:
-    """Return the page for a state as `/_sandbox/state` gives it. Everything that came from outside is escaped."""
-    calls, team = state["mindhunters"]["tasks"], state["vambe"]["tasks"]
-    refused, faults, switches = state["refused"], state["faults"], state["switches"]
-    parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta http-equiv='refresh' content='2'>",
-        "<meta name='viewport' content='width=device-width'><title>Leadwire sandbox</title>",
-        f"<style>{_STYLE}</style></head><body><h1>Leadwire sandbox</h1>",
-        "<p class='lead'>A stand-in for both providers. Nobody is called and nothing is sent. ",
-        f"Mindhunters at <code>{escape(mindhunters_url)}</code>, Vambe at <code>{escape(vambe_url)}</code>.</p>",
-        _tally(
-            ("calls and templates", state["counts"]["mindhunters_tasks"]),
-            ("team tasks", state["counts"]["vambe_tasks"]),
-            ("requests", state["counts"]["requests"]),
-            ("refused", state["counts"]["refused"]),
-        ),
-        "<h2>Mindhunters: calls and templates</h2>",
-        _table(
-            ("made (UTC)", "type", "title", "contact", "scheduled (UTC)", "status", "priority", "id"),
-            (_mindhunters_row(task) for task in reversed(calls[-SHOWN:])),
-            "No task yet. The first one appears here by itself.",
-        ),
-        "<h2>Vambe: tasks for the team</h2>",
-        _table(
-            ("made (UTC)", "title", "description", "due (UTC)", "zone", "priority", "assigned", "id"),
-            (_vambe_row(task) for task in reversed(team[-SHOWN:])),
-            "No task yet. The first one appears here by itself.",
-        ),
-        "<h2>Refused, and why</h2>",
-        _table(
-            ("at (UTC)", "provider", "request", "status", "why"),
-            (_refused_row(one) for one in reversed(refused[-SHOWN:])),
-            "Nothing was refused.",
-        ),
-        "<h2>Faults in force</h2>",
-        _table(
-            ("provider", "match", "answer", "times", "acted"),
-            (_fault_row(one) for one in faults),
-            "None. POST a script to /_sandbox/faults to make the providers misbehave.",
-        ),
-        _switches(switches),
-        "</body></html>",
-    ]
-    return "".join(parts)
-
-
-def _tally(*numbers: tuple[str, int]) -> str:
-    boxes = "".join(f"<div><b>{number}</b>{escape(name)}</div>" for name, number in numbers)
-    return f"<div class='tally'>{boxes}</div>"
-
-
-def _table(heads: Sequence[str], rows: Iterable[str], none: str) -> str:
-    body = "".join(rows)
-    if not body:
-        return f"<p class='none'>{escape(none)}</p>"
-    head = "".join(f"<th>{escape(one)}</th>" for one in heads)
-    return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _row(*cells: tuple[str, Json], marked: str = "") -> str:
-    inner = "".join(f"<td class='{kind}'>{escape(_text(value))}</td>" for kind, value in cells)
-    return f"<tr class='{marked}'>{inner}</tr>"
-
-
-def _text(value: Json) -> str:
-    if value is None:
-        return "-"
-    text = str(value)
-    return text if len(text) <= 300 else f"{text[:300]}..."  # noqa: PLR2004 - a page is for reading
+_TEXT_CHARACTERS: Final = 300
 
 
 def _time(value: Json) -> str:
     return str(value)[:19].replace("T", " ") if value else "-"
 
 
-def _mindhunters_row(task: Mapping[str, Json]) -> str:
+def _contact(task: Mapping[str, Json]) -> Json:
     contact = task.get("contact") or {}
-    ended_badly = task["status"] in {"failed", "expired", "cancelled"}
-    return _row(
-        ("time", _time(task["created_at"])),
-        ("", task["type"]),
-        ("text", task["title"]),
-        ("time", contact.get("phone_number") or contact.get("email") or task["contact_uuid"]),
-        ("time", _time(task["scheduled_at"])),
-        ("bad" if ended_badly else "good", task["status"]),
-        ("", task["priority"]),
-        ("id", task["uuid"][:8]),
+    return contact.get("phone_number") or contact.get("email") or task["contact_uuid"]
+
+
+def _due(task: Mapping[str, Json]) -> str:
+    return str(task["due_at"])[:10] if task["due_at"] and task["is_all_day"] else _time(task["due_at"])
+
+
+#: The columns of a table: heading, style, and what stands there.
+_Columns = tuple[tuple[str, str, Callable[[Mapping[str, Json]], Json]], ...]
+
+_MINDHUNTERS: Final[_Columns] = (
+    ("made (UTC)", "time", lambda task: _time(task["created_at"])),
+    ("type", "", lambda task: task["type"]),
+    ("title", "text", lambda task: task["title"]),
+    ("contact", "time", _contact),
+    ("scheduled (UTC)", "time", lambda task: _time(task["scheduled_at"])),
+    ("status", "status", lambda task: task["status"]),
+    ("priority", "", lambda task: task["priority"]),
+    ("id", "id", lambda task: task["uuid"][:8]),
+)
+_VAMBE: Final[_Columns] = (
+    ("made (UTC)", "time", lambda task: _time(task["created_at"])),
+    ("title", "text", lambda task: task["title"]),
+    ("description", "text", lambda task: task["description"]),
+    ("due (UTC)", "time", _due),
+    ("zone", "", lambda task: task["due_timezone"]),
+    ("priority", "", lambda task: _PRIORITY_WORDS.get(task["priority"])),
+    ("assigned", "id", lambda task: " ".join(one["responsible_id"][:8] for one in task["task_responsibles"])),
+    ("id", "id", lambda task: task["id"][:8]),
+)
+_REFUSED: Final[_Columns] = (
+    ("at (UTC)", "time", lambda one: _time(one["arrived_at"])),
+    ("provider", "", lambda one: one["provider"]),
+    ("request", "id", lambda one: f"{one['method']} {one['path']}"),
+    ("status", "bad", lambda one: one["status"]),
+    ("why", "text", lambda one: one["why"]),
+)
+_FAULTS: Final[_Columns] = (
+    ("provider", "", lambda one: one.get("provider", "any")),
+    ("match", "id", lambda one: json.dumps(one["match"]) if one.get("match") else "every request"),
+    ("answer", "id", lambda one: json.dumps(one["answer"])),
+    ("times", "", lambda one: "always" if one.get("times", 1) is None else one.get("times", 1)),
+    ("acted", "", lambda one: one["acted"]),
+)
+_SWITCHES: Final[_Columns] = (
+    ("switch", "id", lambda one: one["name"]),
+    ("stands at", "id", lambda one: one["value"]),
+    ("takes", "id", lambda one: one["choices"]),
+    ("basis", "", lambda one: one["basis"]),
+    ("what it decides", "text", lambda one: one["about"]),
+)
+
+
+def page(state: Mapping[str, Json], mindhunters_url: str, vambe_url: str) -> str:
+    """Return the page for a state as `/_sandbox/state` gives it. Everything that came from outside is escaped."""
+    counts, switches = state["counts"], state["switches"]
+    boxes = {
+        "calls and templates": counts["mindhunters_tasks"],
+        "team tasks": counts["vambe_tasks"],
+        "requests": counts["requests"],
+        "refused": counts["refused"],
+    }
+    none, turned = (
+        "No task yet. The first one appears here by itself.",
+        sum(one["value"] != one["default"] for one in switches),
     )
-
-
-def _vambe_row(task: Mapping[str, Json]) -> str:
-    due = str(task["due_at"])[:10] if task["due_at"] and task["is_all_day"] else _time(task["due_at"])
-    return _row(
-        ("time", _time(task["created_at"])),
-        ("text", task["title"]),
-        ("text", task["description"]),
-        ("time", due),
-        ("", task["due_timezone"]),
-        ("", _PRIORITY_WORDS.get(task["priority"])),
-        ("id", " ".join(one["responsible_id"][:8] for one in task["task_responsibles"])),
-        ("id", task["id"][:8]),
+    parts = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta http-equiv='refresh' content='2'>",
+        "<meta name='viewport' content='width=device-width'><title>Leadwire sandbox</title>",
+        f"<style>{_STYLE}</style></head><body><h1>Leadwire sandbox</h1>",
+        "<p class='lead'>A stand-in for both providers. Nobody is called and nothing is sent. ",
+        f"Mindhunters at <code>{escape(mindhunters_url)}</code>, Vambe at <code>{escape(vambe_url)}</code>.</p>",
+        "<div class='tally'>",
+        *(f"<div><b>{number}</b>{name}</div>" for name, number in boxes.items()),
+        "</div><h2>Mindhunters: calls and templates</h2>",
+        _table(_MINDHUNTERS, reversed(state["mindhunters"]["tasks"][-SHOWN:]), none),
+        "<h2>Vambe: tasks for the team</h2>",
+        _table(_VAMBE, reversed(state["vambe"]["tasks"][-SHOWN:]), none),
+        "<h2>Refused, and why</h2>",
+        _table(_REFUSED, reversed(state["refused"][-SHOWN:]), "Nothing was refused."),
+        "<h2>Faults in force</h2>",
+        _table(_FAULTS, state["faults"], "None. POST a script to /_sandbox/faults to make the providers misbehave."),
+        f"<h2>What the documents leave open</h2><details{' open' if turned else ''}><summary>{len(switches)} switches, ",
+        f"{turned} turned. Behaviour without a switch is documented.</summary>{_table(_SWITCHES, switches, '')}</details>",
+        "</body></html>",
     )
+    return "".join(parts)
 
 
-def _refused_row(one: Mapping[str, Json]) -> str:
-    return _row(
-        ("time", _time(one["arrived_at"])),
-        ("", one["provider"]),
-        ("id", f"{one['method']} {one['path']}"),
-        ("bad", one["status"]),
-        ("text", one["why"]),
-    )
+def _table(columns: _Columns, rows: Iterable[Mapping[str, Json]], none: str) -> str:
+    body = "".join(_row(columns, row) for row in rows)
+    if not body:
+        return f"<p class='none'>{escape(none)}</p>"
+    head = "".join(f"<th>{escape(name)}</th>" for name, _, _ in columns)
+    return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def _fault_row(one: Mapping[str, Json]) -> str:
-    times = one.get("times", 1)
-    return _row(
-        ("", one.get("provider", "any")),
-        ("id", json.dumps(one["match"]) if one.get("match") else "every request"),
-        ("id", json.dumps(one["answer"])),
-        ("", "always" if times is None else times),
-        ("", one["acted"]),
-    )
-
-
-def _switches(switches: Sequence[Mapping[str, str]]) -> str:
-    rows = (
-        _row(
-            ("id", one["name"]),
-            ("id", one["value"]),
-            ("id", one["choices"]),
-            ("", one["basis"]),
-            ("text", one["about"]),
-            marked="turned" if one["value"] != one["default"] else "",
-        )
-        for one in switches
-    )
-    table = _table(("switch", "stands at", "takes", "basis", "what it decides"), rows, "")
-    turned = sum(one["value"] != one["default"] for one in switches)
-    return (
-        f"<h2>What the documents leave open</h2><details{' open' if turned else ''}><summary>{len(switches)} switches, "
-        f"{turned} turned. Behaviour without a switch is documented.</summary>{table}</details>"
-    )
+def _row(columns: _Columns, row: Mapping[str, Json]) -> str:
+    cells = []
+    for _, style, value_of in columns:
+        text = "-" if (value := value_of(row)) is None else str(value)
+        kind = ("bad" if text in {"failed", "expired", "cancelled"} else "good") if style == "status" else style
+        shown = text if len(text) <= _TEXT_CHARACTERS else f"{text[:_TEXT_CHARACTERS]}..."
+        cells.append(f"<td class='{kind}'>{escape(shown)}</td>")
+    turned = "turned" if "default" in row and row["value"] != row["default"] else ""
+    return f"<tr class='{turned}'>{''.join(cells)}</tr>"
