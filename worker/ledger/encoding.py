@@ -42,9 +42,10 @@ LABEL_LIMIT: Final = 255
 #: Sentences (reasons, errors) are cut to this many characters.
 SENTENCE_LIMIT: Final = 4000
 
+_MICROSECOND: Final = timedelta(microseconds=1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
-_LAST: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+_FIRST: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _UNFIT: Final = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _UNFIT_IN_SENTENCES: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 _encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
@@ -116,21 +117,16 @@ def _tamed(value: Json, levels: int) -> Json:
     if isinstance(value, float):
         return value if isfinite(value) else None
     if isinstance(value, int):
-        return _writable(value)
+        try:
+            str(value)
+        except ValueError:  # more digits than Python turns into text; no number anybody sent
+            return None
+        return value
     return value if value is None else str(value)
-
-
-def _writable(value: int) -> int | None:
-    try:
-        str(value)
-    except ValueError:  # more digits than Python turns into text; no number anybody sent
-        return None
-    return value
 
 
 #: Rows become the vocabulary's values and back. An event's parts that nobody searches for (subject, contact, changes,
 #: attempt, data) stand together in one JSON document; empty parts are left out.
-_CONTACT_PARTS: Final = tuple(part.name for part in fields(Contact))
 
 
 def event_document(event: Event) -> str:
@@ -176,7 +172,7 @@ def stored_event(row: Any, *, decisions: str | None = None, headers: str | None 
         dispatches=row.dispatches,
         dispatched_at=moment(row.dispatched_at),
         rule_set=row.rule_set,
-        decisions=_decisions(decisions) if decisions else (),
+        decisions=tuple(map(_decision, load(decisions))) if decisions else (),
         headers=load(headers) if headers else {},
     )
 
@@ -188,16 +184,21 @@ def contact_text(contact: Contact) -> str:
 
 def decisions_text(decisions: tuple[Decision, ...]) -> str:
     """Return what the column `decisions` holds."""
-    return dump([_decision_parts(decision) for decision in decisions])
+    return dump([_parts(each) | {"failed": _parts(each.failed) if each.failed else None} for each in decisions])
+
+
+def _decision(parts: dict[str, Json]) -> Decision:
+    failed = FailedTest(**parts["failed"]) if parts["failed"] else None
+    changed = {"outcome": DecisionOutcome(parts["outcome"]), "failed": failed, "tasks": tuple(parts["tasks"])}
+    return Decision(**(parts | changed))
 
 
 @lru_cache(maxsize=256)
 def retry_text(policy: RetryPolicy) -> str:
     """Return what a column holds of a retry policy; spans are in microseconds."""
-    parts = {part.name: getattr(policy, part.name) for part in fields(policy)}
-    parts |= {name: _micros(policy, name) for name in ("delay", "cap", "budget")}
-    parts["schedule"] = [span // _MICROSECOND for span in policy.schedule]
-    return dump(parts)
+    parts = _parts(policy)
+    parts |= {name: parts[name] // _MICROSECOND for name in ("delay", "cap", "budget")}
+    return dump(parts | {"schedule": [span // _MICROSECOND for span in policy.schedule]})
 
 
 @lru_cache(maxsize=256)
@@ -278,42 +279,14 @@ def attempt_row(row: Any) -> AttemptRow:
     )
 
 
-_MICROSECOND: Final = timedelta(microseconds=1)
-
-
-def _micros(policy: RetryPolicy, name: str) -> int:
-    span: timedelta = getattr(policy, name)
-    return span // _MICROSECOND
-
-
 def _contact_parts(contact: Contact) -> dict[str, Json]:
-    parts = {name: getattr(contact, name) for name in _CONTACT_PARTS}
-    return {name: part for name, part in parts.items() if part is not None}
+    return {name: part for name, part in _parts(contact).items() if part is not None}
 
 
-def _decision_parts(decision: Decision) -> dict[str, Json]:
-    failed = decision.failed
-    return {
-        "rule": decision.rule,
-        "outcome": decision.outcome,
-        "reason": decision.reason,
-        "failed": {part.name: getattr(failed, part.name) for part in fields(failed)} if failed else None,
-        "tasks": decision.tasks,
-        "place": decision.place,
-    }
+def _parts(value: Contact | Decision | FailedTest | RetryPolicy) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in _names(type(value))}
 
 
-def _decisions(text: str) -> tuple[Decision, ...]:
-    return tuple(_decision(parts) for parts in load(text))
-
-
-def _decision(parts: Mapping[str, Json]) -> Decision:
-    failed = parts["failed"]
-    return Decision(
-        rule=parts["rule"],
-        outcome=DecisionOutcome(parts["outcome"]),
-        reason=parts["reason"],
-        failed=FailedTest(**failed) if failed else None,
-        tasks=tuple(parts["tasks"]),
-        place=parts["place"],
-    )
+@lru_cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(part.name for part in fields(kind))

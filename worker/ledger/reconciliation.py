@@ -79,9 +79,7 @@ _LOCK_TASK: Final = Statement(
 _RESOLVE: Final = Statement(
     update(tasks)
     .where(
-        tasks.c.id == bindparam("this_id"),
-        tasks.c.epoch == bindparam("held_epoch"),
-        tasks.c.state == TaskState.UNKNOWN,
+        tasks.c.id == bindparam("this_id"), tasks.c.epoch == bindparam("held_epoch"), tasks.c.state == TaskState.UNKNOWN
     )
     .values(
         state=bindparam("new_state"),

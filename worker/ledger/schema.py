@@ -11,7 +11,7 @@ their conditions are literal text, repeated word for word in the statements, bec
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -24,6 +24,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    TextClause,
     UniqueConstraint,
     text,
 )
@@ -33,31 +34,46 @@ REVISIONS: Final = ("0001", "0002", "0003")
 
 metadata = MetaData()
 
-_Counter = BigInteger().with_variant(Integer, "sqlite")
+
+def _seq() -> Column[int]:
+    """Return the column that counts rows in the order they were recorded."""
+    return Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+
+
+def _required(type_: type[Text | BigInteger | Integer | Boolean], *names: str) -> list[Column[Any]]:
+    return [Column(name, type_, nullable=False) for name in names]
+
+
+def _optional(type_: type[Text | BigInteger | Integer], *names: str) -> list[Column[Any]]:
+    return [Column(name, type_) for name in names]
+
+
+def _task_id() -> Column[str]:
+    return Column("task_id", Text, ForeignKey("tasks.id"), primary_key=True)
+
+
+def _partial_index(name: str, column: str, second: str, condition: TextClause) -> Index:
+    return Index(name, column, second, sqlite_where=condition, postgresql_where=condition)
+
 
 deliveries = Table(
     "deliveries",
     metadata,
-    Column("seq", _Counter, primary_key=True),
+    _seq(),
     Column("id", Text, nullable=False, unique=True),
-    Column("source", Text, nullable=False),
-    Column("received_at", BigInteger, nullable=False),
-    Column("headers", Text, nullable=False),
+    *_required(Text, "source", "headers", "content_hash"),
+    *_required(BigInteger, "received_at"),
     Column("body", LargeBinary),
-    Column("content_hash", Text, nullable=False),
 )
 
-#: No foreign key to events: a key outlives the event it belongs to.
+#: The keys of events that came. No foreign key to events: a key outlives the event it belongs to.
 seen = Table(
     "seen",
     metadata,
-    Column("source", Text, primary_key=True),
-    Column("type", Text, primary_key=True),
-    Column("key", Text, primary_key=True),
-    Column("event_id", Text, nullable=False),
-    Column("content_hash", Text, nullable=False),
-    Column("taken_at", BigInteger, nullable=False),
-    Column("until_at", BigInteger),
+    *(Column(name, Text, primary_key=True) for name in ("source", "type", "key")),
+    *_required(Text, "event_id", "content_hash"),
+    *_required(BigInteger, "taken_at"),
+    *_optional(BigInteger, "until_at"),
     sqlite_with_rowid=False,
 )
 
@@ -67,34 +83,23 @@ EVENT_OPEN: Final = text("state = 'received'")
 events = Table(
     "events",
     metadata,
-    Column("seq", _Counter, primary_key=True),
+    _seq(),
     Column("id", Text, nullable=False, unique=True),
     Column("delivery_id", Text, ForeignKey("deliveries.id")),
-    Column("source", Text, nullable=False),
-    Column("type", Text, nullable=False),
-    Column("occurred_at", BigInteger, nullable=False),
-    Column("received_at", BigInteger, nullable=False),
-    Column("document", Text, nullable=False),
-    Column("dedupe_key", Text, nullable=False),
-    Column("content_hash", Text, nullable=False),
-    Column("state", Text, nullable=False),
-    Column("reason", Text),
-    Column("tries", Integer, nullable=False),
-    Column("due_at", BigInteger, nullable=False),
-    Column("dispatches", Integer, nullable=False),
-    Column("dispatched_at", BigInteger, nullable=False),
-    Column("rule_set", Text),
+    *_required(Text, "source", "type", "document", "dedupe_key", "content_hash", "state"),
+    *_required(BigInteger, "occurred_at", "received_at", "due_at", "dispatched_at"),
+    *_required(Integer, "tries", "dispatches"),
+    *_optional(Text, "reason", "rule_set"),
     Index("ix_events_state", "state", "source"),
-    Index("ix_events_open", "state", "due_at", sqlite_where=EVENT_OPEN, postgresql_where=EVENT_OPEN),
+    _partial_index("ix_events_open", "state", "due_at", EVENT_OPEN),
 )
 
 decisions = Table(
     "decisions",
     metadata,
     Column("event_id", Text, ForeignKey("events.id"), primary_key=True),
-    Column("rule_set", Text, nullable=False),
-    Column("decided_at", BigInteger, nullable=False),
-    Column("decisions", Text, nullable=False),
+    *_required(Text, "rule_set", "decisions"),
+    *_required(BigInteger, "decided_at"),
 )
 
 #: To be dispatched at `due_at`.
@@ -107,107 +112,71 @@ TASK_SENDING: Final = text("state = 'sending'")
 tasks = Table(
     "tasks",
     metadata,
-    Column("seq", _Counter, primary_key=True),
-    Column("id", Text, nullable=False, unique=True),
-    Column("key", Text, nullable=False, unique=True),
+    _seq(),
+    *(Column(name, Text, nullable=False, unique=True) for name in ("id", "key")),
     Column("event_id", Text, ForeignKey("events.id"), nullable=False),
-    Column("rule", Text, nullable=False),
-    Column("name", Text, nullable=False),
-    Column("type", Text, nullable=False),
-    Column("provider", Text, nullable=False),
-    Column("fields", Text, nullable=False),
-    Column("due_at", BigInteger, nullable=False),
-    Column("expires_at", BigInteger),
-    Column("retry", Text, nullable=False),
-    Column("if_unsure", Text, nullable=False),
-    Column("contact", Text, nullable=False),
-    Column("state", Text, nullable=False),
-    Column("reason", Text),
-    Column("note", Text),
-    Column("rule_set", Text, nullable=False),
-    Column("attempts", Integer, nullable=False),
-    Column("epoch", Integer, nullable=False),
-    Column("first_attempt_at", BigInteger),
-    Column("lease_until_at", BigInteger),
-    Column("owner", Text),
-    Column("dispatched_at", BigInteger),
-    Column("external_id", Text),
-    Column("created_at", BigInteger, nullable=False),
-    Column("updated_at", BigInteger, nullable=False),
-    Column("parent", Text),
-    Column("reactions", Text),
-    Column("slot_at", BigInteger),
+    *_required(
+        Text, "rule", "name", "type", "provider", "fields", "retry", "if_unsure", "contact", "state", "rule_set"
+    ),
+    *_required(BigInteger, "due_at", "created_at", "updated_at"),
+    *_required(Integer, "attempts", "epoch"),
+    *_optional(Text, "reason", "note", "owner", "external_id", "parent", "reactions"),
+    *_optional(BigInteger, "expires_at", "first_attempt_at", "lease_until_at", "dispatched_at", "slot_at"),
     UniqueConstraint("event_id", "rule", "name"),
     Index("ix_tasks_state", "state", "type", "due_at"),
-    Index("ix_tasks_timed", "provider", "due_at", sqlite_where=TASK_TIMED, postgresql_where=TASK_TIMED),
-    Index("ix_tasks_queued", "provider", "dispatched_at", sqlite_where=TASK_QUEUED, postgresql_where=TASK_QUEUED),
+    _partial_index("ix_tasks_timed", "provider", "due_at", TASK_TIMED),
+    _partial_index("ix_tasks_queued", "provider", "dispatched_at", TASK_QUEUED),
 )
 
 attempts = Table(
     "attempts",
     metadata,
-    Column("task_id", Text, ForeignKey("tasks.id"), primary_key=True),
+    _task_id(),
     Column("epoch", Integer, primary_key=True),
-    Column("number", Integer, nullable=False),
-    Column("started_at", BigInteger, nullable=False),
-    Column("ended_at", BigInteger),
-    Column("verdict", Text),
-    Column("status", Integer),
-    Column("error", Text),
-    Column("external_id", Text),
-    Column("deferred", Boolean, nullable=False),
+    *_required(Integer, "number"),
+    *_required(BigInteger, "started_at"),
+    *_required(Boolean, "deferred"),
+    *_optional(BigInteger, "ended_at"),
+    *_optional(Text, "verdict", "error", "external_id"),
+    *_optional(Integer, "status"),
     sqlite_with_rowid=False,
 )
 
 #: Whose turn it is in a team: how many turns have been handed out.
-turns = Table(
-    "turns",
-    metadata,
-    Column("team", Text, primary_key=True),
-    Column("taken", BigInteger, nullable=False),
-)
+turns = Table("turns", metadata, Column("team", Text, primary_key=True), *_required(BigInteger, "taken"))
 
 providers = Table(
     "providers",
     metadata,
     Column("name", Text, primary_key=True),
-    Column("paused_until_at", BigInteger),
-    Column("reason", Text),
-    Column("held", Boolean, nullable=False),
-    Column("updated_at", BigInteger, nullable=False),
-    Column("kind", Text),
-    Column("failures", Integer, nullable=False, server_default="0"),
-    Column("openings", Integer, nullable=False, server_default="0"),
-    Column("next_slot_at", BigInteger),
-    Column("day", Text),
-    Column("sent_today", Integer, nullable=False, server_default="0"),
-    Column("found_at", BigInteger),
+    *_required(Boolean, "held"),
+    *_required(BigInteger, "updated_at"),
+    *_optional(BigInteger, "paused_until_at", "next_slot_at", "found_at"),
+    *_optional(Text, "reason", "kind", "day"),
+    *(Column(name, Integer, nullable=False, server_default="0") for name in ("failures", "openings", "sent_today")),
 )
 
-#: Tasks in state unknown that are to be looked up at their provider; one without a row waits for a person.
+#: Pending reconciliations: unknown tasks that are to be looked up at their provider; one without a row waits for a person.
 doubts = Table(
     "doubts",
     metadata,
-    Column("task_id", Text, ForeignKey("tasks.id"), primary_key=True),
-    Column("provider", Text, nullable=False),
-    Column("began_at", BigInteger, nullable=False),
-    Column("ended_at", BigInteger, nullable=False),
-    Column("due_at", BigInteger, nullable=False),
-    Column("look_ups", Integer, nullable=False),
-    Column("absent_at", BigInteger),
+    _task_id(),
+    *_required(Text, "provider"),
+    *_required(BigInteger, "began_at", "ended_at", "due_at"),
+    *_required(Integer, "look_ups"),
+    *_optional(BigInteger, "absent_at"),
     Index("ix_doubts_due", "provider", "due_at"),
     sqlite_with_rowid=False,
 )
 
-#: What a task's end asks for and what is still to be planned: one row for each end that its rule reacts to.
+#: Ends of tasks that their rule follows and that are still to be planned for.
 reactions = Table(
     "reactions",
     metadata,
-    Column("task_id", Text, ForeignKey("tasks.id"), primary_key=True),
+    _task_id(),
     Column("trigger", Text, primary_key=True),
-    Column("since_at", BigInteger, nullable=False),
-    Column("due_at", BigInteger, nullable=False),
-    Column("tries", Integer, nullable=False),
+    *_required(BigInteger, "since_at", "due_at"),
+    *_required(Integer, "tries"),
     Index("ix_reactions_due", "due_at"),
     sqlite_with_rowid=False,
 )
@@ -216,14 +185,12 @@ reactions = Table(
 outcomes = Table(
     "outcomes",
     metadata,
-    Column("task_id", Text, ForeignKey("tasks.id"), primary_key=True),
-    Column("provider", Text, nullable=False),
-    Column("external_id", Text, nullable=False),
-    Column("delivered_at", BigInteger, nullable=False),
-    Column("due_at", BigInteger),
-    Column("polls", Integer, nullable=False),
-    Column("outcome", Text),
-    Column("seen_at", BigInteger),
+    _task_id(),
+    *_required(Text, "provider", "external_id"),
+    *_required(BigInteger, "delivered_at"),
+    *_required(Integer, "polls"),
+    *_optional(BigInteger, "due_at", "seen_at"),
+    *_optional(Text, "outcome"),
     Index("ix_outcomes_due", "provider", "due_at"),
     sqlite_with_rowid=False,
 )
@@ -231,29 +198,22 @@ outcomes = Table(
 rule_sets = Table(
     "rule_sets",
     metadata,
-    Column("seq", _Counter, primary_key=True),
+    _seq(),
     Column("version", Text, nullable=False, unique=True),
-    Column("files", Text, nullable=False),
-    Column("accepted_at", BigInteger, nullable=False),
+    *_required(Text, "files"),
+    *_required(BigInteger, "accepted_at"),
 )
 
-#: Written and emptied again by `Ledger.writable`.
-probes = Table(
-    "probes",
-    metadata,
-    Column("seq", _Counter, primary_key=True),
-    Column("filler", LargeBinary, nullable=False),
-)
+#: Written and emptied again by `Ledger.check_writable`.
+probes = Table("probes", metadata, _seq(), Column("filler", LargeBinary, nullable=False))
 
 #: How often what happened, in rows of the process that saw it; see `counters.py`. PostgreSQL is told to leave room in the
 #: pages, because these few rows are written again with every transaction.
 tallies = Table(
     "tallies",
     metadata,
-    Column("shard", Text, primary_key=True),
-    Column("name", Text, primary_key=True),
-    Column("labels", Text, primary_key=True),
-    Column("value", BigInteger, nullable=False),
+    *(Column(name, Text, primary_key=True) for name in ("shard", "name", "labels")),
+    *_required(BigInteger, "value"),
     sqlite_with_rowid=False,
     postgresql_with={"fillfactor": 50},
 )
@@ -267,7 +227,6 @@ moves = Table(
     "moves",
     MetaData(),
     Column("token", Text, primary_key=True),
-    Column("place", Text, nullable=False),
-    Column("revision", Text, nullable=False),
-    Column("begun_at", BigInteger, nullable=False),
+    *_required(Text, "place", "revision"),
+    *_required(BigInteger, "begun_at"),
 )

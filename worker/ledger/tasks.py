@@ -70,16 +70,7 @@ from worker.ledger.limits import (
     take_probe,
     uncount_claim,
 )
-from worker.ledger.schema import (
-    TASK_QUEUED,
-    TASK_SENDING,
-    TASK_TIMED,
-    attempts,
-    decisions,
-    events,
-    tasks,
-    turns,
-)
+from worker.ledger.schema import TASK_QUEUED, TASK_SENDING, TASK_TIMED, attempts, decisions, events, tasks, turns
 from worker.ledger.statements import ForIds, Statement, columns_of, upsert
 from worker.ledger.types import (
     UNTIL_RESUMED,
@@ -387,13 +378,7 @@ def _task_row(task: Task, at: int) -> dict[str, Any]:
 
 def _new_ref(task: Task) -> TaskRef:
     return TaskRef(
-        id=task.id,
-        type=task.type,
-        provider=task.provider,
-        rule=task.rule,
-        name=task.name,
-        attempts=0,
-        epoch=0,
+        id=task.id, type=task.type, provider=task.provider, rule=task.rule, name=task.name, attempts=0, epoch=0
     )
 
 
@@ -688,13 +673,7 @@ class _Claiming:
 def _add_attempts(connection: Connection, begun: Sequence[Any]) -> None:
     """Note the attempts that these rows of claimed tasks stand for."""
     rows = [
-        {
-            "task_id": row.id,
-            "epoch": row.epoch,
-            "number": row.attempts,
-            "started_at": row.updated_at,
-            "deferred": False,
-        }
+        {"task_id": row.id, "epoch": row.epoch, "number": row.attempts, "started_at": row.updated_at, "deferred": False}
         for row in begun
     ]
     if rows:

@@ -125,9 +125,7 @@ def _make_tasks() -> None:
 
 def _make_companions() -> None:
     op.create_table(
-        "turns",
-        sa.Column("team", sa.Text, primary_key=True),
-        sa.Column("taken", sa.BigInteger, nullable=False),
+        "turns", sa.Column("team", sa.Text, primary_key=True), sa.Column("taken", sa.BigInteger, nullable=False)
     )
     op.create_table(
         "providers",
@@ -145,9 +143,7 @@ def _make_companions() -> None:
         sa.Column("accepted_at", sa.BigInteger, nullable=False),
     )
     op.create_table(
-        "probes",
-        sa.Column("seq", _COUNTER, primary_key=True),
-        sa.Column("filler", sa.LargeBinary, nullable=False),
+        "probes", sa.Column("seq", _COUNTER, primary_key=True), sa.Column("filler", sa.LargeBinary, nullable=False)
     )
 
 
