@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from math import isfinite
@@ -284,9 +283,4 @@ def _contact_parts(contact: Contact) -> dict[str, Json]:
 
 
 def _parts(value: Contact | Decision | FailedTest | RetryPolicy) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in _names(type(value))}
-
-
-@lru_cache
-def _names(kind: Any) -> tuple[str, ...]:
-    return tuple(part.name for part in fields(kind))
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}

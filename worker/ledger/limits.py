@@ -216,13 +216,9 @@ class HealthSignal:
 
 def probe_interval(kind: PauseKind | None, openings: int) -> timedelta:
     """Return how long the others wait while one task probes a provider whose pause is over."""
-    match kind:
-        case PauseKind.BREAKER:
-            return breaker_span(openings)
-        case PauseKind.ASKED:
-            return FIRST_SPAN
-        case _:
-            return ANSWER_SPAN
+    if kind is PauseKind.BREAKER:
+        return breaker_span(openings)
+    return FIRST_SPAN if kind is PauseKind.ASKED else ANSWER_SPAN
 
 
 def breaker_span(openings: int) -> timedelta:
@@ -233,15 +229,12 @@ def breaker_span(openings: int) -> timedelta:
 
 def longest_pause(kind: PauseKind | None, openings: int) -> timedelta | None:
     """Return how far ahead of now the end of such a pause can be; None for a person's, who may say any moment."""
-    match kind:
-        case PauseKind.BREAKER:
-            return breaker_span(openings)
-        case PauseKind.ASKED:
-            return LONGEST_REST
-        case PauseKind.ANSWER:
-            return LONGEST_SPAN
-        case _:
-            return None
+    longest = {
+        PauseKind.BREAKER: breaker_span(openings),
+        PauseKind.ASKED: LONGEST_REST,
+        PauseKind.ANSWER: LONGEST_SPAN,
+    }
+    return longest.get(kind) if kind else None
 
 
 def next_state(state: ProviderState, signal: HealthSignal, now: datetime) -> ProviderState:

@@ -62,7 +62,6 @@ from worker.ledger.encoding import (
 )
 from worker.ledger.inbox import LOCK_OPEN_EVENTS
 from worker.ledger.limits import (
-    Deferral,
     RateLimiter,
     is_over,
     note_outcomes,
@@ -194,7 +193,10 @@ def insert_plans(
 
 
 def _insert_plans(connection: Connection, parts: Sequence[_Insertion]) -> list[Inserted]:
-    limiter = _limiter_for(connection, parts)  # before any event is locked
+    claiming = [(part.terms.limits, part.now) for part in parts if part.terms is not None]
+    limiter = None
+    if claiming:  # the providers are locked before any event
+        limiter = RateLimiter(connection, [limits for limits, _ in claiming], min(now for _, now in claiming))
     ours: dict[str, tuple[int, _Planned]] = {}
     for caller, part in enumerate(parts):
         for planned in part.plans:
@@ -261,22 +263,13 @@ def _insert_tasks(
     inserted = [Inserted() for _ in callers]
     for each in [*added, *again]:
         if each.row["state"] == TaskState.QUEUED:
-            inserted[each.caller].due.append(_new_ref(each.task))
+            inserted[each.caller].due.append(task_ref(_NewRow(**each.row)))
     there = {each.task.id for each in added}
     _add_attempts(connection, [row for row in claimed.begun if row.id in there])
     for caller, answer in claimed.answers:
         if answer.task_id in there:
             inserted[caller].claimed.append(answer)
     return inserted
-
-
-def _limiter_for(connection: Connection, callers: Sequence[_Insertion]) -> RateLimiter | None:
-    """Lock the providers that callers' terms limit; None where nobody claims."""
-    claiming = [each for each in callers if each.terms is not None]
-    if not claiming:
-        return None
-    limits = [each.terms.limits for each in claiming if each.terms is not None]
-    return RateLimiter(connection, limits, min(each.now for each in claiming))
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,12 +367,6 @@ def _task_row(task: Task, at: int) -> dict[str, Any]:
         "reactions": dump(list(task.reactions)) if task.reactions else None,
         "slot_at": None,
     }
-
-
-def _new_ref(task: Task) -> TaskRef:
-    return TaskRef(
-        id=task.id, type=task.type, provider=task.provider, rule=task.rule, name=task.name, attempts=0, epoch=0
-    )
 
 
 # Dispatch --------------------------------------------------------------------------------------------------------------
@@ -619,7 +606,11 @@ class _Claiming:
             deferral = self._limiter.begin(
                 provider, slot_at, request.limits, request.now, whatever_the_rate=pause is not None
             )
-        return self._taken(row, request) if deferral is None else self._deferred(row, deferral, request)
+        if deferral is None:
+            return self._taken(row, request)
+        why, due_at = f"{row.provider}: {deferral.why}", deferral.due_at
+        self._end(row, TaskState.WAITING, micros(due_at), why, request, slot_at=deferral.slot_at)
+        return NotClaimed(task_id=row.id, state=TaskState.WAITING, why=why, due_at=due_at, held=deferral.held)
 
     def _meets_pause(self, row: Any, pause: ProviderState, request: ClaimRequest) -> NotClaimed:
         until_at = pause.paused_until_at or request.now
@@ -627,11 +618,6 @@ class _Claiming:
         why = f"{row.provider} is paused until {'it is resumed' if until_at >= UNTIL_RESUMED else instant(until_at)}"
         self._end(row, TaskState.WAITING, micros(until_at), f"{why}: {pause.reason}", request)
         return NotClaimed(task_id=row.id, state=TaskState.WAITING, why=why, due_at=until_at, held=Held.PAUSE)
-
-    def _deferred(self, row: Any, deferral: Deferral, request: ClaimRequest) -> NotClaimed:
-        why, due_at = f"{row.provider}: {deferral.why}", deferral.due_at
-        self._end(row, TaskState.WAITING, micros(due_at), why, request, slot_at=deferral.slot_at)
-        return NotClaimed(task_id=row.id, state=TaskState.WAITING, why=why, due_at=due_at, held=deferral.held)
 
     def _taken(self, row: Any, request: ClaimRequest) -> Taken:
         return Taken(

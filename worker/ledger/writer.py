@@ -277,7 +277,8 @@ class Writer:
                 with self._locked():
                     # Only now, with the lock in hand: what came while others wrote goes along.
                     open_ = self._join(group)
-                    self._write(group)
+                    if not self._write_pipelined(group):
+                        self._write_step_by_step(group)
             except BaseException as error:  # noqa: BLE001 - the thread survives everything; the callers are told
                 self._failed(group, error)
             was_grouped = len(group) > 1
@@ -339,19 +340,17 @@ class Writer:
             job.error = _not_committed(error)
         return True
 
-    def _write(self, group: list[Job[Any]]) -> None:
-        """Run and commit jobs. Raises when the transaction as a whole failed: no caller may count on it then."""
-        if not self._write_pipelined(group):
-            self._write_step_by_step(group)
-
     def _write_step_by_step(self, group: list[Job[Any]], *, hurry: bool = False) -> None:
-        """Run and commit jobs, each kind in a savepoint; `hurry` bounds the wait for what others hold."""
+        """Run and commit jobs, each kind in a savepoint; `hurry` bounds the wait for what others hold.
+
+        Raises when the transaction as a whole failed: no caller may count on it then.
+        """
         connection = self._connected()
         connection.begin()
         self._counters.begin(connection)
         driver: Any = connection.connection.driver_connection
-        if hurry:
-            _hurry(driver)
+        if hurry and not _is_sqlite(driver):
+            driver.execute(f"SET LOCAL lock_timeout = {_HURRY_MILLISECONDS}", prepare=False)
         for place, batch in enumerate(_batches(group)):
             if place:
                 _move_savepoint(driver)
@@ -556,12 +555,6 @@ def _pipeline(driver: Any) -> Iterator[None]:
         commit = driver.execute("COMMIT")
     if commit.statusmessage != "COMMIT":
         raise LedgerBusyError(f"the storage answered the commit with {commit.statusmessage}")
-
-
-def _hurry(driver: Any) -> None:
-    """Wait only a moment for what others hold, until this transaction ends."""
-    if not _is_sqlite(driver):
-        driver.execute(f"SET LOCAL lock_timeout = {_HURRY_MILLISECONDS}", prepare=False)
 
 
 def _is_lost(driver: Any, error: BaseException) -> bool:

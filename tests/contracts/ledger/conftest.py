@@ -28,7 +28,7 @@ NOW = datetime(2026, 3, 2, 12, 0, 0, 123456, tzinfo=UTC)
 LEASE = timedelta(seconds=60)
 
 
-class AdminQueries:
+class LedgerBench:
     """A ledger and short ways to bring it where a test begins. `at(seconds)` is a moment counted from `now`."""
 
     now = NOW
@@ -157,5 +157,5 @@ def url(request, tmp_path):
 def desk(url):
     """A fresh ledger, open."""
     ledger = open_ledger(url, busy_timeout=timedelta(milliseconds=100), wait=timedelta(seconds=5))
-    yield AdminQueries(ledger, url)
+    yield LedgerBench(ledger, url)
     ledger.close()
