@@ -14,7 +14,7 @@ from rules.vocabulary import RetryPolicy, TaskState, Verdict
 from worker.providers import CannotTell, Interpretation, TaskAbsent, TaskFound
 
 #: How long a provider is left alone after an answer that no other of its tasks would fare better with (a rejected
-#: credential, a wrong URL). Then one task is let through as a probe (see `worker/ledger/pauses.py`).
+#: credential, a wrong URL). Then one task is let through as a probe (see `worker/ledger/limits.py`).
 PROVIDER_PAUSE: Final = timedelta(seconds=60)
 #: How long a provider that gets too many requests (429) is left alone, at the least, without a wish, and at the longest.
 ASKED_LEAST: Final = timedelta(seconds=1)
