@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from rules.vocabulary import Problem
-from worker.settings import PREFIX, Settings, environment_of
 
 if TYPE_CHECKING:
     from worker.sandbox import Sandbox
+    from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ def up() -> None:
     """Start everything on this machine: broker, ledger, worker, ingress and Flower."""
     from console.starting import check_start
     from console.supervisor import Supervisor
+    from worker.settings import PREFIX, environment_of
 
     settings = _settings_and_logs()
     environment = environment_of(Path.cwd())
@@ -121,6 +122,7 @@ def celery(arguments: tuple[str, ...]) -> None:
     from celery.bin.celery import celery as program
 
     from console import local_broker
+    from worker.settings import PREFIX
 
     settings = _settings_and_logs()
     socket = local_broker.socket_path(settings.home)
@@ -273,6 +275,8 @@ def _check_answers(host: str, port: int, path: str) -> None:
 
 
 def _settings() -> Settings:
+    from worker.settings import Settings, environment_of
+
     return Settings.from_environment(environment_of(Path.cwd()))
 
 
