@@ -343,7 +343,9 @@ EventTypes = Annotated[
 ]
 _OTHER_TYPE = Literal["send_email", "follow_up", "appointment", "survey", "notification", "webhook", "custom"]
 _AN_OTHER_TYPE: Final = Must(f"must be one of {listed(get_args(_OTHER_TYPE))}")
-OtherType = Annotated[Fixed[_OTHER_TYPE], BeforeValidator(_refuse_own_types), _AN_OTHER_TYPE]
+OtherType = Annotated[
+    OrTemplate[_OTHER_TYPE], BeforeValidator(_refuse_own_types), BeforeValidator(_no_template), _AN_OTHER_TYPE
+]
 Mapped = dict[str, Any]
 ExpectedTasks = Annotated[
     list[Annotated[tuple[str, Mapped], PlainValidator(_read_expected, json_schema_input_type=str | Mapped)]],

@@ -284,7 +284,7 @@ def _check_retry(retry: Located, inherited: Mapping[str, Json]) -> None:
         return
     schedule = retry.mapping.get("schedule", base.get("schedule"))
     if strategy != "custom":
-        if strategy in {"fixed", "exponential"} and "schedule" in retry:
+        if strategy in ("fixed", "exponential") and "schedule" in retry:
             retry["schedule"].key_fault(f"`schedule` is for strategy custom, and this one is {strategy}")
         if strategy == "fixed" and "factor" in retry:
             retry["factor"].key_fault("`factor` is for strategy exponential, and this one is fixed")

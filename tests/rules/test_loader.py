@@ -425,6 +425,25 @@ def test_only_the_named_sections_are_resolved():
     assert AGENT == worker.rules[0].actions[0].body["agent"]
 
 
+def test_any_key_may_wait_for_its_variable():
+    """A process that does not resolve the rules takes a variable wherever a value of a closed set is wanted, too."""
+    other = rule(
+        "      - mindhunters_task: {agent: '${A}', type: '${T}'}\n        retry: {strategy: '${S}', delay: '${D}'}\n"
+    )
+
+    (action,) = load({"a.yaml": other}, {}, resolve=frozenset({"sources"})).rules[0].actions
+
+    assert ("${T}", RetryPolicy()) == (action.body["type"], action.retry)
+
+
+@pytest.mark.parametrize("value", ["[]", "{}", "[x]", "true", "null"])
+def test_a_strategy_of_another_kind_is_a_fault_like_any_other(value):
+    """No value makes the checks themselves fail."""
+    (fault,) = faults(call(beside=f"        retry: {{strategy: {value}}}\n"))
+
+    assert "retry.strategy" in fault
+
+
 def test_an_unresolved_section_is_checked_all_the_same():
     """Not knowing a variable excuses nothing else."""
     text = rule("      - make_call: {agent: '${AGENT}', title: '${X}', priority: 99}\n")
