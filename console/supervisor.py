@@ -46,10 +46,10 @@ LONGEST_PAUSE_SECONDS: Final = 30.0
 #: A child that ran this long starts with the first pause again.
 STEADY_SECONDS: Final = 60.0
 LOOK_SECONDS: Final = 0.2
-#: How often the ledger is asked whether due work moves, and how long it may stand still before the worker is restarted.
-PROGRESS_SECONDS: Final = 5.0
-#: More than a lost message (30 s until the sweep repeats it) and a slow attempt (30 s) explain.
-STALLED_SECONDS: Final = 75.0
+#: How often is looked whether the worker reports.
+REPORT_SECONDS: Final = 5.0
+#: A worker reports every few seconds; one that has not for so long hangs.
+SILENT_SECONDS: Final = 75.0
 #: A log that has grown over this is put aside as `NAME.log.1`, in place of the one put aside before.
 LOG_LIMIT_BYTES: Final = 20 * 1024 * 1024
 #: What provider credentials are called: only the worker gets them.
@@ -106,8 +106,8 @@ class Supervisor:
     _ledger: Ledger | None = None
     _instance: str = ""
     _asked_seconds: float = 0.0
-    _still_since_seconds: float = 0.0
-    _taken: float = 0.0
+    _reported_seconds: float = 0.0
+    _reported: float = 0.0
 
     def run(self) -> None:
         """Start everything, watch it, and stop everything. Raises Problem when a start is not possible."""
@@ -162,8 +162,9 @@ class Supervisor:
         front = f"http://{_reachable(settings.host)}:{port}"
         private = f"http://{_reachable(settings.operator_host)}"
         flower, operator = f"{private}:{flower_port}", f"{private}:{operator_port}"
-        ready_file = self._worker_sign
+        ready_file = self.settings.home / "worker-ready"
         worker = ["worker", "--owner", self._instance, "--ready-file", str(ready_file)]
+        worker += ["--health-file", str(self._worker_report)]
         ready_file.unlink(missing_ok=True)
         self._start(self._child("worker", worker, shared, ready_file.exists))
         self._start(self._child("ingress", ["ingress"], without_credentials, lambda: _answers(f"{front}/healthz")))
@@ -199,9 +200,9 @@ class Supervisor:
         return Child(name, command, environment, self._log_path(name), is_ready)
 
     @property
-    def _worker_sign(self) -> Path:
-        """The file that the worker touches with every message it takes."""
-        return self.settings.home / "worker-ready"
+    def _worker_report(self) -> Path:
+        """The file in which the worker reports that it works."""
+        return self.settings.home / "worker-health"
 
     def _log_path(self, name: str) -> Path:
         return self.settings.home / "logs" / f"{name}.log"
@@ -219,7 +220,7 @@ class Supervisor:
                 pass_fds=[self._lock],
                 start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops children in order
             )
-        child.started_seconds = self._still_since_seconds = time.monotonic()
+        child.started_seconds = self._reported_seconds = time.monotonic()
         child.restart_at_seconds = None
 
     def _wait_until_ready(self, child: Child) -> None:
@@ -255,9 +256,9 @@ class Supervisor:
                 self._ended(child, process.returncode, now_seconds)
             elif child.restart_at_seconds is not None and now_seconds >= child.restart_at_seconds:
                 self._restart(child, now_seconds)
-        if now_seconds - self._asked_seconds >= PROGRESS_SECONDS:
+        if now_seconds - self._asked_seconds >= REPORT_SECONDS:
             self._asked_seconds = now_seconds
-            self._check_progress(now_seconds)
+            self._check_worker(now_seconds)
             self._put_logs_aside()
 
     def _restart(self, child: Child, now_seconds: float) -> None:
@@ -285,27 +286,16 @@ class Supervisor:
         if child.name == "worker":
             self._release_leases()
 
-    def _check_progress(self, now_seconds: float) -> None:
-        """Restart a worker that is alive but deaf: after a broker's crash Celery was seen to consume nothing for good.
-
-        Deaf is one that takes no message while work is due; that the oldest work stands still proves nothing, since a slow
-        provider may hold it up.
-        """
-        assert self._ledger is not None
-        try:
-            oldest_at = self._ledger.queries.oldest_due()
-        except LedgerError:
-            return
-        taken = self._worker_sign.stat().st_mtime if self._worker_sign.exists() else 0.0
-        if oldest_at is None or oldest_at > utc_now() or taken != self._taken:
-            self._taken = taken
-            self._still_since_seconds = now_seconds
-        elif now_seconds - self._still_since_seconds > STALLED_SECONDS:
-            self._still_since_seconds = now_seconds
-            worker = next(child for child in self._children if child.name == "worker")
-            if worker.process is not None:
-                log.error("work is due since %s and the worker takes no message: it is restarted", oldest_at)
-                _end([worker.process], STOP_SECONDS)
+    def _check_worker(self, now_seconds: float) -> None:
+        """Restart a worker that reports no more: it hangs. One that takes no messages ends by itself (`Watchdog`)."""
+        worker = next(child for child in self._children if child.name == "worker")
+        reported = self._worker_report.stat().st_mtime if self._worker_report.exists() else 0.0
+        if worker.process is None or reported != self._reported:
+            self._reported, self._reported_seconds = reported, now_seconds
+        elif now_seconds - self._reported_seconds > SILENT_SECONDS:
+            self._reported_seconds = now_seconds
+            log.error("the worker has reported nothing for %.0f s: it is restarted", SILENT_SECONDS)
+            _end([worker.process], STOP_SECONDS)
 
     def _release_leases(self) -> None:
         """What a dead worker of ours held is unknown at once: no need to wait for its lease to end."""

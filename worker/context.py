@@ -215,18 +215,15 @@ def build_worker(settings: Settings, *, owner: str) -> WorkerContext:
 
 def limits_of(settings: Settings) -> Mapping[ProviderName, Limits]:
     """Return how much each provider may get from all workers together."""
-    of_settings = {
-        ProviderName.MINDHUNTERS: (
-            settings.mindhunters_rate,
-            settings.mindhunters_concurrency,
-            settings.mindhunters_daily_cap,
-        ),
-        ProviderName.VAMBE: (settings.vambe_rate, settings.vambe_concurrency, settings.vambe_daily_cap),
-    }
-    return {
-        name: Limits(rate_per_second=rate, burst=max(1, math.ceil(rate)), concurrency=concurrency, daily_cap=cap)
-        for name, (rate, concurrency, cap) in of_settings.items()
-    }
+    found = {}
+    for name in ProviderName:
+        rate, concurrency, daily_cap = (
+            getattr(settings, f"{name}_{limit}") for limit in ("rate", "concurrency", "daily_cap")
+        )
+        found[name] = Limits(
+            rate_per_second=rate, burst=max(1, math.ceil(rate)), concurrency=concurrency, daily_cap=daily_cap
+        )
+    return found
 
 
 def broker_of(settings: Settings) -> str:
@@ -249,19 +246,18 @@ def _credentials(
     settings: Settings, names: Iterable[ProviderName] = ProviderName
 ) -> Mapping[ProviderName, tuple[str, SecretStr]]:
     """Return URL and credential of these providers; raises SettingsError naming all that is missing."""
-    wanted: dict[ProviderName, tuple[tuple[str, str | None], tuple[str, SecretStr | None]]] = {
-        ProviderName.MINDHUNTERS: (
-            ("MINDHUNTERS_URL", settings.mindhunters_url),
-            ("MINDHUNTERS_TOKEN", settings.mindhunters_token),
-        ),
-        ProviderName.VAMBE: (("VAMBE_URL", settings.vambe_url), ("VAMBE_API_KEY", settings.vambe_api_key)),
+    fields = {
+        ProviderName.MINDHUNTERS: ("mindhunters_url", "mindhunters_token"),
+        ProviderName.VAMBE: ("vambe_url", "vambe_api_key"),
     }
-    asked = {name: wanted[name] for name in names}
-    missing = [name for pair in asked.values() for name, value in pair if not value]
-    if missing:
-        unset = ", ".join(f"LEADWIRE_{name}" for name in missing)
-        raise SettingsError(f"not set: {unset}: the provider cannot be reached without it")
-    return {name: (url, credential) for name, ((_, url), (_, credential)) in asked.items() if url and credential}
+    found = {name: tuple(getattr(settings, field) for field in fields[name]) for name in names}
+    unset = [
+        field for name, values in found.items() for field, value in zip(fields[name], values, strict=True) if not value
+    ]
+    if unset:
+        variables = ", ".join(f"LEADWIRE_{field.upper()}" for field in unset)
+        raise SettingsError(f"not set: {variables}: the provider cannot be reached without it")
+    return {name: (url, credential) for name, (url, credential) in found.items()}
 
 
 def _client(name: ProviderName, url: str, credential: SecretStr, *, threads: int) -> ProviderClient:

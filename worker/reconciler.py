@@ -16,16 +16,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from rules.engine import correlation_tag
 from rules.vocabulary import ProviderName, TaskState, Verdict
 from worker.awake import awake_seconds
 from worker.context import Clock, WorkerContext
 from worker.delivery import log_pause
+from worker.http import HttpClient
 from worker.ledger import Ledger, PauseKind, PendingReconciliation, Settlement
 from worker.providers import (
     Answered,
@@ -46,7 +47,6 @@ from worker.retry import (
     AttemptHistory,
     Hindrance,
     LookUpHistory,
-    LookUpPolicy,
     NextStep,
     after_look_up,
     hindrance_of,
@@ -54,6 +54,12 @@ from worker.retry import (
 
 log = logging.getLogger(__name__)
 
+#: The total deadline of one request.
+REQUEST_SECONDS: Final = 10.0
+#: The total deadline of all look-ups of one round with their pages; no listing begins in its second half.
+LOOK_UP_SECONDS: Final = 40.0
+#: How long a pending task is held meanwhile: longer than both together.
+HOLD: Final = timedelta(seconds=60)
 #: How many pending tasks are taken at once.
 BATCH: Final = 100
 #: So many listings in a row without any answer, and the rest of what was taken counts as asked.
@@ -76,13 +82,6 @@ _FORBIDDEN: Final = 403
 Group = list[tuple[PendingReconciliation, LookupTarget]]
 
 
-class Sender(Protocol):
-    """What sends a request; `worker.http.HttpClient` is one."""
-
-    def send(self, request: ProviderRequest, *, deadline_seconds: float) -> Sent:
-        """Send it and say how it ended, within so many seconds."""
-
-
 class ThrottledClient:
     """Asks one provider about tasks that it may already have, each request in its place of the provider's rate limit.
 
@@ -95,7 +94,7 @@ class ThrottledClient:
         self,
         ledger: Ledger,
         provider: Provider,
-        sender: Sender,
+        http_client: HttpClient,
         *,
         clock: Clock,
         charge: Callable[[datetime], datetime],
@@ -103,7 +102,7 @@ class ThrottledClient:
     ) -> None:
         self._ledger = ledger
         self._provider = provider
-        self._sender = sender
+        self._http_client = http_client
         self._clock = clock
         self._charge = charge
         self._is_over = is_over
@@ -137,7 +136,7 @@ class ThrottledClient:
         if self._place_seconds is None:
             self._charge(asked_at)
         self._place_seconds = None
-        sent = self._sender.send(request, deadline_seconds=deadline_seconds)
+        sent = self._http_client.send(request, deadline_seconds=deadline_seconds)
         now = self._clock.now()
         if not isinstance(sent, Answered):
             return sent, hindrance_of(None, None, now)
@@ -157,7 +156,7 @@ class ThrottledClient:
     def _is_let_in(self, now: datetime, deadline_seconds: float) -> bool:
         """Whether the provider takes our credential: then a 403 is about this request alone."""
         self._charge(now)
-        probed = self._sender.send(self._provider.probe_request(), deadline_seconds=deadline_seconds)
+        probed = self._http_client.send(self._provider.probe_request(), deadline_seconds=deadline_seconds)
         return isinstance(probed, Answered) and probed.status < 300  # noqa: PLR2004 - any success
 
     def _is_paused(self) -> bool:
@@ -186,24 +185,6 @@ class ClockSteadiness:
         return seconds - self._since_seconds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReconcilerTiming:
-    """How long the parts of a round may take.
-
-    `request_seconds` is the total deadline of one request, `look_up_seconds` that of all look-ups of one round with their
-    pages, of which no listing begins in the second half; `hold` is how long a pending task is held meanwhile, so it is longer
-    than both together. `policy` says when a look-up is repeated.
-    """
-
-    request_seconds: float = 10.0
-    look_up_seconds: float = 40.0
-    hold: timedelta = timedelta(seconds=60)
-    policy: LookUpPolicy = LOOK_UP_POLICY
-
-
-TIMING: Final = ReconcilerTiming()
-
-
 class Reconciler:
     """Looks up the pending tasks of one provider.
 
@@ -215,10 +196,9 @@ class Reconciler:
         self,
         ledger: Ledger,
         provider: Provider,
-        sender: Sender,
+        http_client: HttpClient,
         *,
         clock: Clock,
-        timing: ReconcilerTiming = TIMING,
         closing: threading.Event | None = None,
         charge: Callable[[datetime], datetime] = lambda now: now,
         rest_seconds: float = 0.0,
@@ -228,10 +208,9 @@ class Reconciler:
         self._ledger = ledger
         self._provider = provider
         self._clock = clock
-        self._timing = timing
         self._closing = closing or threading.Event()
         is_over = self._closing.is_set
-        self._client = ThrottledClient(ledger, provider, sender, clock=clock, charge=charge, is_over=is_over)
+        self._client = ThrottledClient(ledger, provider, http_client, clock=clock, charge=charge, is_over=is_over)
         self._rest_seconds = rest_seconds
         self._steadiness = steadiness
         self._query_works = False
@@ -239,9 +218,9 @@ class Reconciler:
     def once(self) -> int:
         """Look up what is due now; return how many pending tasks that was. Raises LedgerError."""
         self._is_steady(timedelta())  # looks at the clocks in every round
-        pending = self._ledger.reconciliation.claim(self._provider.name, self._clock.now(), self._timing.hold, BATCH)
-        end_seconds = self._clock.awake_seconds() + self._timing.look_up_seconds
-        begin_by_seconds = end_seconds - self._timing.look_up_seconds / 2
+        pending = self._ledger.reconciliation.claim(self._provider.name, self._clock.now(), HOLD, BATCH)
+        end_seconds = self._clock.awake_seconds() + LOOK_UP_SECONDS
+        begin_by_seconds = end_seconds - LOOK_UP_SECONDS / 2
         silent = 0
         for group in self._groups(pending):
             if silent < SILENT_LIMIT:
@@ -285,10 +264,10 @@ class Reconciler:
         while not self._closing.is_set():
             left_seconds = end_seconds - self._clock.awake_seconds()
             if left_seconds <= 0:
-                why = f"it could not be read within {self._timing.look_up_seconds:g} s"
+                why = f"it could not be read within {LOOK_UP_SECONDS:g} s"
                 return CannotTell(reason=why), seen.held
             request = self._provider.listing_request(sought, page)
-            sent, hindrance = self._client.ask(request, min(left_seconds, self._timing.request_seconds))
+            sent, hindrance = self._client.ask(request, min(left_seconds, REQUEST_SECONDS))
             listing = self._provider.read_listing(sent, sought, page, seen, query_works=group[0][0].query_works)
             if hindrance is not None and isinstance(listing, CannotTell):
                 listing = replace(listing, passes=True, retry_after_at=hindrance.retry_after_at)
@@ -308,9 +287,9 @@ class Reconciler:
         self, pending: PendingReconciliation, outcome: TaskFound | TaskAbsent | CannotTell, asked_at: datetime
     ) -> None:
         """Write down what a look-up that began at `asked_at` came to."""
-        now, task, policy = self._clock.now(), pending.task, self._timing.policy
+        now, task = self._clock.now(), pending.task
         if isinstance(outcome, TaskAbsent) and not self._is_steady(now - pending.began_at):
-            self._ledger.reconciliation.postpone(pending, now + policy.apart, failed=False)
+            self._ledger.reconciliation.postpone(pending, now + LOOK_UP_POLICY.apart, failed=False)
             return
         step = after_look_up(
             outcome,
@@ -320,7 +299,6 @@ class Reconciler:
             task.if_unsure,
             asked_at=asked_at,
             now=now,
-            look_up_policy=policy,
         )
         if step.state is TaskState.UNKNOWN and step.due_at is not None:
             absent_at = asked_at if isinstance(outcome, TaskAbsent) and step.counted else None
@@ -380,7 +358,7 @@ class Reconciler:
         return self._steadiness.seconds() >= (since_attempt.total_seconds() if is_recent else STEADY_SECONDS)
 
 
-def reconcilers(context: WorkerContext, timing: ReconcilerTiming = TIMING) -> list[Reconciler]:
+def reconcilers(context: WorkerContext) -> list[Reconciler]:
     """Return the reconcilers of a worker, one for each provider."""
     found = []
     for name, client in context.clients.items():
@@ -390,7 +368,6 @@ def reconcilers(context: WorkerContext, timing: ReconcilerTiming = TIMING) -> li
             client.provider,
             client.transport,
             clock=context.clock,
-            timing=timing,
             closing=context.closing,
             steadiness=ClockSteadiness(context.clock.now, context.clock.awake_seconds),
             charge=partial(context.ledger.limits.charge, name, limits),
