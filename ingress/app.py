@@ -21,7 +21,7 @@ from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
 from threading import Lock
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from flask import Flask, Response, request
 from flask.sessions import NullSession, SessionInterface
@@ -30,7 +30,9 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllo
 from ingress.request_counts import UNKNOWN, RequestCounter
 from ingress.sources import Rejected, Source, Unreadable, WebhookRequest, WebhookResponse
 from rules.vocabulary import EventState, LedgerBusyError, LedgerError, Problem
+from worker.ledger import Ledger
 from worker.ledger.types import Delivery, IncomingEvent, Recorded
+from worker.publisher import Publisher
 
 log = logging.getLogger(__name__)
 
@@ -81,31 +83,6 @@ class Reply(WebhookResponse):
     reason: str = ""
 
 
-class EventPublisher(Protocol):
-    """What the application needs of the publisher."""
-
-    def events(self, ids: Sequence[str]) -> None:
-        """Have these events processed; returns at once and may fail without harm: the sweeper finds them."""
-
-
-class Inbox(Protocol):
-    """What the application needs of the ledger's inbox."""
-
-    def record(self, delivery: Delivery, events: Sequence[IncomingEvent]) -> Recorded:
-        """Record a delivery and its new events in one transaction; returns once it is committed."""
-
-
-class InboxLedger(Protocol):
-    """What the application needs of the ledger."""
-
-    @property
-    def inbox(self) -> Inbox:
-        """What keeps deliveries."""
-
-    def check_writable(self) -> None:
-        """Commit a write that leaves nothing behind; raises LedgerError when that cannot be done now."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
     """What has to be on disk before the sender of a verified request is answered."""
@@ -114,76 +91,53 @@ class Recording:
     delivery: Delivery
     events: Sequence[IncomingEvent]
 
-    def committed(self, recorded: Recorded, publisher: EventPublisher) -> Reply:
-        """Publish what is on disk now and return what the sender is told. Never raises."""
-        if recorded.event_ids:
-            try:
-                publisher.events(recorded.event_ids)
-            except Exception as fault:  # noqa: BLE001 - it is on disk: the sweeper finds it
-                log.warning("%s: cannot dispatch: %s; the sweep will", self.source.name, type(fault).__name__)
-        return _accepted(self.source, self.events, recorded)
-
-    def failed(self, fault: Exception) -> Reply:
-        """Return what the sender is told when it could not be recorded. Never raises."""
-        try:
-            return _failed(self.source, fault)
-        finally:
-            fault.__traceback__ = None  # its frames hold the request, and it is held by what they hold: a circle
-
 
 class DeferredResponse(Response):
     """The response to a webhook that is verified and read, and not on disk yet.
 
     Called by a WSGI server it waits in that thread for the commit. A server that must not wait puts a list into the environ
-    under `DEFERRED`: the response then only adds itself to it, and is called again once that server has recorded `delivery`
-    and `events` and called `finish` or `fail`.
+    under `DEFERRED`: the response then only adds itself to it, and is called again once that server has recorded
+    `recording.delivery` with `recording.events` and called `finish` or `fail`.
     """
 
-    def __init__(
-        self,
-        recording: Recording,
-        record: Callable[[Delivery, Sequence[IncomingEvent]], Recorded],
-        publisher: EventPublisher,
-        counter: RequestCounter,
-    ) -> None:
+    def __init__(self, recording: Recording, ledger: Ledger, publisher: Publisher, counter: RequestCounter) -> None:
         super().__init__(status=recording.source.ack.status)
-        self.delivery, self.events = recording.delivery, recording.events
-        self._recording: Recording | None = recording
-        self._record = record
+        self.recording = recording
+        self._ledger = ledger
         self._publisher = publisher
         self._counter = counter
+        self._is_finished = False
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Send the response, as WSGI has it."""
-        if self._recording is not None:
-            deferred: list[DeferredResponse] | None = environ.get(DEFERRED)
-            if deferred is not None:
-                deferred.append(self)
+        if not self._is_finished:
+            if DEFERRED in environ:
+                environ[DEFERRED].append(self)
                 return ()
             try:
-                recorded = self._record(self.delivery, self.events)
+                self.finish(self._ledger.inbox.record(self.recording.delivery, self.recording.events))
             except Exception as fault:  # noqa: BLE001 - nothing may get past
                 self.fail(fault)
-            else:
-                self.finish(recorded)
         return super().__call__(environ, start_response)
 
     def finish(self, recorded: Recorded) -> None:
-        """Make it the answer to what is committed, publish the new events, count the request. Never raises."""
-        self._become(self._taken().committed(recorded, self._publisher))
+        """Publish the events that are on disk now, and become the answer that says so."""
+        source = self.recording.source
+        try:
+            if recorded.event_ids:
+                self._publisher.events(recorded.event_ids)
+        except Exception as fault:  # noqa: BLE001 - it is on disk: the sweeper finds it
+            log.warning("%s: cannot publish: %s; the sweeper will", source.name, type(fault).__name__)
+        self._become(_accepted(source, self.recording.events, recorded))
 
     def fail(self, fault: Exception) -> None:
-        """Make it the answer to what could not be committed, count the request. Never raises."""
-        self._become(self._taken().failed(fault))
-
-    def _taken(self) -> Recording:
-        recording, self._recording = self._recording, None
-        assert recording is not None
-        self._source_name = recording.source.name
-        return recording
+        """Become the answer to what could not be recorded."""
+        self._become(_failed(self.recording.source, fault))
+        fault.__traceback__ = None  # its frames hold the request, and it is held by what they hold: a circle
 
     def _become(self, reply: Reply) -> None:
-        self._counter.add(self._source_name, reply.outcome, reply.reason)
+        self._is_finished = True
+        self._counter.add(self.recording.source.name, reply.outcome, reply.reason)
         _fill(self, reply)
 
 
@@ -205,8 +159,8 @@ class _NoSessions(SessionInterface):
 
 def create_app(
     sources: Sources | Callable[[], Sources],
-    ledger: InboxLedger,
-    publisher: EventPublisher,
+    ledger: Ledger,
+    publisher: Publisher,
     counter: RequestCounter,
     *,
     now: Callable[[], datetime],
@@ -241,7 +195,7 @@ def create_app(
         decided = _oversized(limit_bytes) if body is None else decide(_webhook_request(body), source, now(), new_id)
         if isinstance(decided, Reply):
             return counted(name, decided)
-        return DeferredResponse(decided, ledger.inbox.record, publisher, counter)
+        return DeferredResponse(decided, ledger, publisher, counter)
 
     def healthz() -> Response:
         return _say(200, status="ok")
@@ -424,7 +378,7 @@ def _webhook_request(body: bytes) -> WebhookRequest:
 class Readiness:
     """Whether the ledger takes writes, asked of it once in `READINESS_SECONDS` at the most."""
 
-    def __init__(self, ledger: InboxLedger) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._asking = Lock()
         self._reasons: list[str] = ["the ledger is being asked for the first time"]

@@ -244,7 +244,9 @@ class _Commits:
         """Record a delivery and return what came of it once it is on disk. Raises LedgerError when it is not, or nobody knows."""
         loop = asyncio.get_running_loop()
         ended: Future[None] = loop.create_future()
-        job = self._inbox.begin_record(response.delivery, response.events, partial(self._tell, loop, ended))
+        job = self._inbox.begin_record(
+            response.recording.delivery, response.recording.events, partial(self._tell, loop, ended)
+        )
         withdrawal = loop.call_later(self._busy_seconds, self._withdraw, loop, job, ended)
         try:
             await ended
