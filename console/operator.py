@@ -144,7 +144,7 @@ class SnapshotReader:
         """Take `queues`, which reads the depth of each queue, None without a broker; `refused` as in `MetricsSnapshot`."""
 
         def measure() -> tuple[Measures, Requests]:
-            with requests.standing_still() as pending:
+            with requests.paused() as pending:
                 return ledger.queries.measure(now()), pending
 
         self._measures: SharedReading[tuple[Measures, Requests]] = SharedReading("ledger", measure)

@@ -1,4 +1,4 @@
-"""What the long-running commands need before they run: what is checked first, and how the front door is put together."""
+"""What the long-running commands need before they run: what is checked first, and how the ingress is put together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from console.operator import OperatorServer, SnapshotReader, create_operator_app
 from ingress import sources
 from ingress.app import Readiness, create_app, largest_body_bytes
 from ingress.processes import bind
-from ingress.request_counts import RequestCounter, RequestCounts
+from ingress.request_counts import RequestCounts
 from ingress.server import WebhookServer
 from rules.loader import SECTIONS
 from rules.rule_set import RuleSet, SourceText
@@ -37,8 +37,8 @@ BUSY_AFTER: Final = timedelta(seconds=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrontDoor:
-    """The listening server, the operator port beside it (in one process of several), and what they hold open."""
+class IngressProcess:
+    """The server of webhooks, the operator port beside it (in one process of several), and what they hold open."""
 
     server: WebhookServer
     operator: OperatorServer | None
@@ -119,8 +119,10 @@ def bind_public_port(settings: Settings) -> Sequence[socket.socket]:
         raise SettingsError(f"LEADWIRE_PORT: cannot listen on {settings.host}:{settings.port}: {error}") from error
 
 
-def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, operator_port: bool = True) -> FrontDoor:
-    """Put the front door together; the operator port, if wanted, serves already. Raises Problem with what is missing."""
+def build_ingress(
+    settings: Settings, sockets: Sequence[socket.socket], *, operator_port: bool = True
+) -> IngressProcess:
+    """Put an ingress process together; its operator port, if wanted, serves already. Raises Problem with what is missing."""
     broker_url = broker_of(settings)
     with ExitStack() as undone:
         for sock in sockets:
@@ -140,8 +142,7 @@ def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, op
             raise RuleError(faults)
         publisher = Publisher(celery_app(broker_url))
         undone.callback(publisher.close)
-        counter = RequestCounter()
-        requests = RequestCounts(counter.all, ledger.inbox, built)
+        requests = RequestCounts(ledger.inbox)
         operator = None
         if operator_port:
             watch = SnapshotReader(
@@ -154,15 +155,17 @@ def build_front_door(settings: Settings, sockets: Sequence[socket.socket], *, op
             )
             operator = _operator_port(settings, watch, Readiness(ledger))
             undone.callback(operator.close)
-        app = create_app(built, ledger, publisher, counter, now=utc_now, new_id=partial(new_id, "ev"))
+        app = create_app(built, ledger, publisher, requests, now=utc_now, new_id=partial(new_id, "ev"))
         limit_bytes = largest_body_bytes(built)
-        server = WebhookServer(app, sockets, ledger.inbox, counter, body_limit_bytes=limit_bytes, busy_after=BUSY_AFTER)
+        server = WebhookServer(
+            app, sockets, ledger.inbox, requests, body_limit_bytes=limit_bytes, busy_after=BUSY_AFTER
+        )
         undone.pop_all()
     requests.start()
     if operator is not None:
         operator.start()
         log.info("metrics and status are at port %s of %s, behind the operator token", operator.port, operator.host)
-    return FrontDoor(server=server, operator=operator, requests=requests, ledger=ledger, publisher=publisher)
+    return IngressProcess(server=server, operator=operator, requests=requests, ledger=ledger, publisher=publisher)
 
 
 def _operator_port(settings: Settings, watch: SnapshotReader, readiness: Readiness) -> OperatorServer:

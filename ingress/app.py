@@ -27,7 +27,7 @@ from flask import Flask, Response, request
 from flask.sessions import NullSession, SessionInterface
 from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed
 
-from ingress.request_counts import UNKNOWN, RequestCounter
+from ingress.request_counts import UNKNOWN, RequestCounts
 from ingress.sources import Rejected, Source, Unreadable, WebhookRequest, WebhookResponse
 from rules.vocabulary import EventState, LedgerBusyError, LedgerError, Problem
 from worker.ledger import Ledger
@@ -100,12 +100,12 @@ class DeferredResponse(Response):
     `recording.delivery` with `recording.events` and called `finish` or `fail`.
     """
 
-    def __init__(self, recording: Recording, ledger: Ledger, publisher: Publisher, counter: RequestCounter) -> None:
+    def __init__(self, recording: Recording, ledger: Ledger, publisher: Publisher, counts: RequestCounts) -> None:
         super().__init__(status=recording.source.ack.status)
         self.recording = recording
         self._ledger = ledger
         self._publisher = publisher
-        self._counter = counter
+        self._counts = counts
         self._is_finished = False
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -137,7 +137,7 @@ class DeferredResponse(Response):
 
     def _become(self, reply: Reply) -> None:
         self._is_finished = True
-        self._counter.add(self.recording.source.name, reply.outcome, reply.reason)
+        self._counts.add(self.recording.source.name, reply.outcome, reply.reason)
         _fill(self, reply)
 
 
@@ -161,7 +161,7 @@ def create_app(
     sources: Sources | Callable[[], Sources],
     ledger: Ledger,
     publisher: Publisher,
-    counter: RequestCounter,
+    counts: RequestCounts,
     *,
     now: Callable[[], datetime],
     new_id: Callable[[], str],
@@ -170,7 +170,7 @@ def create_app(
     """Return the WSGI application of the public port.
 
     `sources` may be a function, which is then asked at every request. `body_limit_bytes` holds where a source has no limit
-    of its own. `new_id` returns a fresh event id. Every webhook request is counted in `counter`.
+    of its own. `new_id` returns a fresh event id. Every webhook request is counted in `counts`.
     """
     app = _Flask("leadwire", static_folder=None)
     app.session_interface = _NoSessions()
@@ -180,7 +180,7 @@ def create_app(
     readiness = Readiness(ledger)
 
     def counted(name: str, reply: Reply) -> Response:
-        counter.add(name, reply.outcome, reply.reason)
+        counts.add(name, reply.outcome, reply.reason)
         return _fill(Response(), reply)
 
     def webhook(name: str) -> Response:
@@ -195,7 +195,7 @@ def create_app(
         decided = _oversized(limit_bytes) if body is None else decide(_webhook_request(body), source, now(), new_id)
         if isinstance(decided, Reply):
             return counted(name, decided)
-        return DeferredResponse(decided, ledger, publisher, counter)
+        return DeferredResponse(decided, ledger, publisher, counts)
 
     def healthz() -> Response:
         return _say(200, status="ok")
@@ -311,7 +311,7 @@ def _accepted(source: Source, events: Sequence[IncomingEvent], recorded: Recorde
     body = source.ack.body
     if body is None:
         unreadable = sum(event.state is EventState.UNREADABLE for event in events)
-        content = _counts(len(recorded.event_ids), recorded.duplicates, recorded.conflicts, unreadable)
+        content = _accepted_body(len(recorded.event_ids), recorded.duplicates, recorded.conflicts, unreadable)
     else:
         content = body.encode()
     content_type = source.ack.content_type or (_JSON["content-type"] if body is None else "text/plain; charset=utf-8")
@@ -324,7 +324,7 @@ def _accepted(source: Source, events: Sequence[IncomingEvent], recorded: Recorde
 
 
 @lru_cache(maxsize=256)
-def _counts(events: int, duplicates: int, conflicts: int, unreadable: int) -> bytes:
+def _accepted_body(events: int, duplicates: int, conflicts: int, unreadable: int) -> bytes:
     extra = {"conflicts": conflicts, "unreadable": unreadable}
     given = {name: count for name, count in extra.items() if count}
     return _json(status="accepted", events=events, duplicates=duplicates, **given)

@@ -1,8 +1,7 @@
-"""How counts of webhook requests reach the ledger: what was added since the last time, once a second.
+"""Counts of webhook requests, which reach the ledger in sums once a second.
 
 A stranger can post as often as the machine allows, so a refused request writes nothing; a second of counting is lost when the
-process is killed. Sources that nobody configured count under one name. What could not be written yet can be shown beside
-the ledger's numbers: busy answers are most worth knowing about while the ledger takes nothing.
+process is killed.
 """
 
 from __future__ import annotations
@@ -10,69 +9,42 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import Final
 
 from rules.vocabulary import LedgerError
+from worker.ledger.inbox import LedgerInbox
 
 log = logging.getLogger(__name__)
 
 PERIOD_SECONDS: Final = 1.0
-#: What stands for every source that is not configured.
+#: What stands for every source that is not configured: anybody can post to any number of names.
 UNKNOWN: Final = "(unknown)"
 
+#: How many requests by (source, outcome, reason).
 Requests = Mapping[tuple[str, str, str], int]
 
 
-class RequestCounter:
-    """How often requests to each source came to each outcome, and why; one per process, for any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counter: Counter[tuple[str, str, str]] = Counter()
-
-    def add(self, source: str, outcome: str, reason: str) -> None:
-        """Count one request."""
-        with self._lock:
-            self._counter[source, str(outcome), reason] += 1
-
-    def all(self) -> dict[tuple[str, str, str], int]:
-        """Return the counts by (source, outcome, reason)."""
-        with self._lock:
-            return dict(self._counter)
-
-
-class RequestLedger(Protocol):
-    """What is needed of the ledger's inbox."""
-
-    def count_requests(self, requests: Requests) -> None:
-        """Add so many requests by source, outcome and reason."""
-
-
 class RequestCounts:
-    """The thread that carries a process's counts into the ledger until `close`."""
+    """What one process has counted and not written yet, and from `start` to `close` the thread that writes it."""
 
-    def __init__(
-        self,
-        counts: Callable[[], Requests],
-        inbox: RequestLedger,
-        sources: Collection[str],
-        *,
-        period_seconds: float = PERIOD_SECONDS,
-    ) -> None:
-        """Take what returns the process's counts so far by (source, outcome, reason), which only ever grow."""
-        self._counts = counts
+    def __init__(self, inbox: LedgerInbox, *, period_seconds: float = PERIOD_SECONDS) -> None:
         self._inbox = inbox
-        self._sources = frozenset(sources)
         self._period_seconds = period_seconds
-        self._written: Counter[tuple[str, str, str]] = Counter()
+        self._unwritten: Counter[tuple[str, str, str]] = Counter()
+        self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="request-counts", daemon=True)
 
+    def add(self, source: str, outcome: str, reason: str) -> None:
+        """Count one request; may be called from any thread."""
+        with self._lock:
+            self._unwritten[source, str(outcome), reason] += 1
+
     def start(self) -> None:
-        """Begin."""
+        """Begin to write."""
         self._thread.start()
 
     def close(self) -> None:
@@ -81,35 +53,29 @@ class RequestCounts:
         if self._thread.is_alive():
             self._thread.join(timeout=10)
 
-    def _run(self) -> None:
-        while not self._closing.wait(self._period_seconds):
-            self.once()
-        self.once()
-
-    def once(self) -> None:
-        """Write what was counted since the last time; a ledger that cannot be written now gets it next time."""
+    def write(self) -> None:
+        """Add what was counted since the last time to the ledger; when that cannot be done now, it is part of the next time."""
         with self._writing:
-            counts = self._counts()
-            new = self._since(counts)
+            with self._lock:
+                new, self._unwritten = self._unwritten, Counter()
             if not new:
                 return
             try:
                 self._inbox.count_requests(new)
             except LedgerError as error:
                 log.debug("requests are counted in the ledger later: %s", error)
-                return
-            self._written = Counter(counts)
+                with self._lock:
+                    self._unwritten.update(new)
 
     @contextmanager
-    def standing_still(self) -> Iterator[Requests]:
-        """Write nothing for a while; give what is not in the ledger until then."""
+    def paused(self) -> Iterator[Requests]:
+        """Write nothing for a while, and give what is not in the ledger: busy answers matter most while it takes nothing."""
         with self._writing:
-            yield self._since(self._counts())
+            with self._lock:
+                unwritten = dict(self._unwritten)
+            yield unwritten
 
-    def _since(self, counts: Requests) -> Counter[tuple[str, str, str]]:
-        new: Counter[tuple[str, str, str]] = Counter()
-        for (source, outcome, reason), number in counts.items():
-            added = number - self._written[source, outcome, reason]
-            if added:
-                new[source if source in self._sources else UNKNOWN, outcome, reason] += added
-        return new
+    def _run(self) -> None:
+        while not self._closing.wait(self._period_seconds):
+            self.write()
+        self.write()

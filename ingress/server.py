@@ -33,7 +33,7 @@ from aiohttp import StreamReader, web
 from flask import Flask
 
 from ingress.app import DEFERRED, GUARD_HEADERS, DeferredResponse, Reply, busy, refusal
-from ingress.request_counts import UNKNOWN, RequestCounter
+from ingress.request_counts import UNKNOWN, RequestCounts
 from ingress.sources import WebhookResponse
 from rules.vocabulary import LedgerBusyError
 from worker.ledger.inbox import LedgerInbox
@@ -97,7 +97,7 @@ class WebhookServer:
         app: Flask,
         sockets: Sequence[socket.socket],
         inbox: LedgerInbox,
-        counter: RequestCounter,
+        counts: RequestCounts,
         *,
         body_limit_bytes: int,
         busy_after: timedelta,
@@ -116,7 +116,7 @@ class WebhookServer:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self.host, self.port = self._sockets[0].getsockname()[:2]
         self._app = app
-        self._counter = counter
+        self._counts = counts
         self._body_limit_bytes = body_limit_bytes
         self._keep_alive_seconds = min(KEEP_ALIVE, arrives_within).total_seconds()
         self._commits = _Commits(inbox, busy_after.total_seconds())
@@ -190,7 +190,7 @@ class WebhookServer:
             self._busy -= 1
             self._idle[request.protocol] = None
         if isinstance(answer, Reply):
-            self._counter.add(UNKNOWN, answer.outcome, answer.reason)
+            self._counts.add(UNKNOWN, answer.outcome, answer.reason)
         if isinstance(answer, WebhookResponse):
             headers = [(name.title(), value) for name, value in answer.headers.items()]
             answer = _Answer(answer.status, [*headers, *GUARD_HEADERS], answer.body)

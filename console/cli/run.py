@@ -62,7 +62,7 @@ def demo(*, keep: bool) -> None:
 @click.command()
 def ingress() -> None:
     """Receive webhooks on LEADWIRE_HOST and LEADWIRE_PORT."""
-    from console.starting import bind_public_port, build_front_door
+    from console.starting import bind_public_port, build_ingress
     from ingress import processes
     from worker import runtime
 
@@ -71,16 +71,16 @@ def ingress() -> None:
     ours = processes.fork(settings.ingress_processes)
     _stop_on_sigterm()
     try:
-        door = build_front_door(settings, sockets, operator_port=ours.is_first)
+        process = build_ingress(settings, sockets, operator_port=ours.is_first)
         try:
             ours.watch()
             if ours.is_first:
-                log.info("webhooks are received on port %s of %s", door.server.port, door.server.host)
+                log.info("webhooks are received on port %s of %s", process.server.port, process.server.host)
             runtime.tune_garbage_collection()
-            door.server.run()
+            process.server.run()
         finally:
             ours.end()
-            door.close()
+            process.close()
     finally:
         ours.end()
         ours.join()

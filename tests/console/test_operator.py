@@ -67,10 +67,13 @@ def serve(ledger, now):
     servers = []
 
     def start(*, token=TOKEN, reasons=list, patience_seconds=8.0, **changed):
-        counted = changed.pop("counted", {})
+        requests = RequestCounts(ledger.inbox)
+        for named, number in changed.pop("counted", {}).items():
+            for _ in range(number):
+                requests.add(*named)
         given = {
             "ledger": ledger,
-            "requests": RequestCounts(lambda: counted, ledger.inbox, ["crm"]),
+            "requests": requests,
             "now": lambda: now,
             "queues": lambda: {"leadwire.events": 3},
             "sources": ["crm"],

@@ -10,7 +10,7 @@ from contextlib import closing
 import httpx
 import pytest
 
-from console.starting import bind_public_port, build_front_door, check_start
+from console.starting import bind_public_port, build_ingress, check_start
 from rules.vocabulary import RuleError, SettingsError
 from worker.ledger import migrate, open_ledger
 from worker.ledger.counters import CounterName
@@ -87,7 +87,7 @@ def open_door(settings):
         }
         migrate(settings.database_url)
         read = Settings.from_environment(variables)
-        door = build_front_door(read, bind_public_port(read))
+        door = build_ingress(read, bind_public_port(read))
         thread = threading.Thread(target=door.server.run)
         thread.start()
         opened.append((door, thread))

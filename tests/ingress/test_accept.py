@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ingress.app import RequestOutcome, create_app
-from ingress.request_counts import RequestCounter
+from ingress.request_counts import RequestCounts
 from ingress.sources import Source, WebhookRequest
 from rules.vocabulary import EventState, LedgerBusyError, LedgerError
 from worker.ledger.types import Delivery, IncomingEvent, Recorded
@@ -94,10 +94,10 @@ class Told:
     reason: str
 
 
-def _accept(received: WebhookRequest, source: Source, rule_set: Book | None = None, post: Post | None = None) -> Told:
-    numbers, counter = count(1), RequestCounter()
+def _accept(received: WebhookRequest, source: Source, ledger: Book | None = None, post: Post | None = None) -> Told:
+    numbers, counts = count(1), RequestCounts(None)
     ids = {"now": lambda: NOW, "new_id": lambda: f"ev_{next(numbers)}"}
-    app = create_app({"crm": source}, rule_set or Book(), post or Post(), counter, **ids)
+    app = create_app({"crm": source}, ledger or Book(), post or Post(), counts, **ids)
     environ = {
         "REQUEST_METHOD": received.method,
         "PATH_INFO": "/webhooks/crm",
@@ -112,7 +112,8 @@ def _accept(received: WebhookRequest, source: Source, rule_set: Book | None = No
     }
     started: list[object] = []
     body = b"".join(app(environ, lambda *given: started.extend(given)))
-    ((_, outcome, reason),) = counter.all()
+    with counts.paused() as counted:
+        ((_, outcome, reason),) = counted
     headers = {name.lower(): value for name, value in started[1]}
     return Told(int(started[0][:3]), headers, body, RequestOutcome(outcome), reason)
 
@@ -125,18 +126,18 @@ def source(make_source) -> Source:
 
 def test_a_good_request_is_recorded_then_dispatched(source) -> None:
     """The answer says how many events are new; their ids go to the broker; the raw body is kept, its signature not."""
-    rule_set, post = Book(), Post()
+    ledger, post = Book(), Post()
     reply = _accept(
         _signed(GOOD, user_agent="crm/1", authorization="x", cookie="y", content_type="application/json"),
         source,
-        rule_set,
+        ledger,
         post,
     )
 
     assert (202, {"status": "accepted", "events": 2, "duplicates": 0}) == (reply.status, json.loads(reply.body))
     assert RequestOutcome.ACCEPTED is reply.outcome
     assert ["ev_1", "ev_2"] == post.ids
-    (delivery,) = rule_set.deliveries
+    (delivery,) = ledger.deliveries
     assert ("crm", NOW, GOOD, hashlib.sha256(GOOD).hexdigest()) == (
         delivery.source,
         delivery.received_at,
@@ -149,9 +150,9 @@ def test_a_good_request_is_recorded_then_dispatched(source) -> None:
 
 def test_a_redelivery_is_told_apart(source) -> None:
     """The same request again is a success without events, and nothing is dispatched."""
-    rule_set, post = Book(), Post()
-    _accept(_signed(GOOD), source, rule_set)
-    reply = _accept(_signed(GOOD), source, rule_set, post)
+    ledger, post = Book(), Post()
+    _accept(_signed(GOOD), source, ledger)
+    reply = _accept(_signed(GOOD), source, ledger, post)
 
     assert {"status": "accepted", "events": 0, "duplicates": 2} == json.loads(reply.body)
     assert [] == post.ids
@@ -160,26 +161,26 @@ def test_a_redelivery_is_told_apart(source) -> None:
 @pytest.mark.parametrize("signature", [None, "", "N/A", "0" * 64, "ñ", "\ud800", "not hex"])
 def test_what_is_not_verified_is_never_stored(signature, source, caplog) -> None:
     """401 with the reason's name, nothing recorded, a line in the log without anything of the request."""
-    rule_set = Book()
+    ledger = Book()
     headers = {} if signature is None else {"x-sig": signature}
     received = WebhookRequest(method="POST", path="/", headers=headers, body=b'{"phone": "+56911112222"}')
     with caplog.at_level(logging.WARNING):
-        reply = _accept(received, source, rule_set)
+        reply = _accept(received, source, ledger)
 
     assert (401, RequestOutcome.REJECTED) == (reply.status, reply.outcome)
     assert reply.reason in {"missing", "malformed", "mismatch"}
-    assert [] == rule_set.deliveries
+    assert [] == ledger.deliveries
     assert "+569" not in caplog.text
     assert "crm: rejected" in caplog.text
 
 
 def test_size_comes_before_everything(source, make_source) -> None:
     """A body over the limit is 413 whatever its signature; a source may have a limit of its own."""
-    rule_set = Book()
+    ledger = Book()
     small = make_source(GENERIC.replace("region: CL", "body: {limit_bytes: 1024}"), ENV)
 
-    assert 413 == _accept(_signed(b"x" * (1024 * 1024 + 1)), source, rule_set).status
-    assert 202 == _accept(_signed(b"x" * (1024 * 1024)), source, rule_set).status
+    assert 413 == _accept(_signed(b"x" * (1024 * 1024 + 1)), source, ledger).status
+    assert 202 == _accept(_signed(b"x" * (1024 * 1024)), source, ledger).status
     assert 413 == _accept(WebhookRequest(method="POST", path="/", body=b"x" * 1025), small).status
     assert 401 == _accept(WebhookRequest(method="POST", path="/", body=b"x" * 1024), small).status
 
@@ -194,15 +195,15 @@ def test_other_methods_are_405(method, source) -> None:
 
 def test_questions_inside_a_body_are_answered_after_the_signature(source) -> None:
     """A ping makes no event; a challenge is echoed; neither is answered without its signature."""
-    rule_set = Book()
+    ledger = Book()
 
-    assert 200 == _accept(_signed(b'{"event": "ping"}'), source, rule_set).status
-    assert b'{"challenge": "abc"}' == _accept(_signed(b'{"event": "ask", "value": "abc"}'), source, rule_set).body
-    assert 400 == _accept(_signed(b'{"event": "ask", "value": "<b>"}'), source, rule_set).status
+    assert 200 == _accept(_signed(b'{"event": "ping"}'), source, ledger).status
+    assert b'{"challenge": "abc"}' == _accept(_signed(b'{"event": "ask", "value": "abc"}'), source, ledger).body
+    assert 400 == _accept(_signed(b'{"event": "ask", "value": "<b>"}'), source, ledger).status
     assert (
         401 == _accept(WebhookRequest(method="POST", path="/", body=b'{"event": "ask", "value": "abc"}'), source).status
     )
-    assert [] == rule_set.deliveries
+    assert [] == ledger.deliveries
 
 
 @pytest.mark.parametrize(
@@ -210,16 +211,16 @@ def test_questions_inside_a_body_are_answered_after_the_signature(source) -> Non
 )
 def test_verified_and_unreadable_is_kept(body, source) -> None:
     """Success, because the sender would only repeat it; one event that says why; redelivered, it is a duplicate."""
-    rule_set, post = Book(), Post()
-    reply = _accept(_signed(body), source, rule_set, post)
-    again = _accept(_signed(body), source, rule_set, post)
+    ledger, post = Book(), Post()
+    reply = _accept(_signed(body), source, ledger, post)
+    again = _accept(_signed(body), source, ledger, post)
 
     assert (202, {"status": "accepted", "events": 0, "duplicates": 0, "unreadable": 1}) == (
         reply.status,
         json.loads(reply.body),
     )
     assert 1 == json.loads(again.body)["duplicates"]
-    (event,) = rule_set.events
+    (event,) = ledger.events
     assert (EventState.UNREADABLE, "unreadable") == (event.state, event.event.type)
     assert event.reason
     assert [] == post.ids
@@ -244,10 +245,10 @@ def test_a_fault_of_ours_is_logged_without_the_payload(source, caplog) -> None:
 
 def test_a_broker_that_is_away_changes_nothing(source) -> None:
     """What is on disk is found by the sweep."""
-    rule_set = Book()
+    ledger = Book()
 
-    assert 202 == _accept(_signed(GOOD), source, rule_set, Post(fault=OSError("no broker"))).status
-    assert 2 == len(rule_set.events)
+    assert 202 == _accept(_signed(GOOD), source, ledger, Post(fault=OSError("no broker"))).status
+    assert 2 == len(ledger.events)
 
 
 def test_a_source_may_answer_in_its_own_words(make_source) -> None:
@@ -297,15 +298,15 @@ HOSTILE = [
 @pytest.mark.parametrize("body", HOSTILE, ids=lambda body: f"{body[:14]!r}..{len(body)}")
 def test_signed_garbage_is_never_a_5xx(body, format_, make_source) -> None:
     """Whatever a holder of the secret sends, the answer is a success and what was stored can be stored."""
-    rule_set = Book()
+    ledger = Book()
     content_type = "application/x-www-form-urlencoded" if b"=" in body[:40] else "application/json;charset=\xff"
     reply = _accept(
-        _signed(body, content_type=content_type), make_source(SIGNED.replace("FORMAT", format_), ENV), rule_set
+        _signed(body, content_type=content_type), make_source(SIGNED.replace("FORMAT", format_), ENV), ledger
     )
 
     assert 202 == reply.status
     assert RequestOutcome.ACCEPTED is reply.outcome
-    for one in rule_set.events:
+    for one in ledger.events:
         json.dumps(one.event.view(), allow_nan=False, ensure_ascii=False).encode()
 
 
@@ -326,12 +327,12 @@ _TEXT = st.text(st.characters(codec=None), max_size=60)
 def test_no_request_whatever_is_a_5xx(body, content_type, key, method, query, good, make_source) -> None:
     """Known and unknown senders, any bytes, any headers: an answer below 500, and stored only when verified."""
     for format_ in ("json", "auto"):
-        rule_set = Book()
+        ledger = Book()
         source = make_source(SIGNED.replace("FORMAT", format_), ENV)
         headers = dict(_signed(body).headers) if good else {"x-sig": key}
         headers |= {"content-type": content_type, "idempotency-key": key, "webhook-request-origin": key}
         received = WebhookRequest(method=method, path="/webhooks/crm", query_string=query, headers=headers, body=body)
-        reply = _accept(received, source, rule_set)
+        reply = _accept(received, source, ledger)
         assert reply.status < 500
         assert reply.status != 429
-        assert good or not rule_set.deliveries
+        assert good or not ledger.deliveries

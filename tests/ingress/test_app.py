@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from itertools import count
 
 import httpx
@@ -12,7 +13,7 @@ import waitress
 from flask import Flask
 
 from ingress.app import create_app
-from ingress.request_counts import RequestCounter
+from ingress.request_counts import RequestCounts
 from rules.vocabulary import LedgerBusyError
 from worker.ledger import Ledger, migrate, open_ledger
 
@@ -54,6 +55,11 @@ class FullDisk:
         raise LedgerBusyError("the disk is full")
 
 
+def _counted(counts: RequestCounts):
+    with counts.paused() as counted:
+        return counted
+
+
 @pytest.fixture
 def ledger(tmp_path) -> Iterator[Ledger]:
     """Return a real, empty ledger."""
@@ -71,9 +77,9 @@ def make_app(ledger, make_source, now):
 
     def make(**changed: object) -> Flask:
         sources = {"crm": make_source(GENERIC, ENV), "meta": make_source(META, ENV, name="meta")}
-        given = {"sources": sources, "ledger": ledger, "publisher": Post(), "counter": RequestCounter(), **changed}
+        given = {"sources": sources, "ledger": ledger, "publisher": Post(), "counts": RequestCounts(None), **changed}
         app = create_app(**given, now=lambda: now, new_id=lambda: f"ev_{next(numbers)}")
-        app.counts = given["counter"].all
+        app.counts = partial(_counted, given["counts"])
         return app
 
     return make
@@ -110,7 +116,10 @@ def test_what_is_refused_is_json_and_counted(make_app, ledger) -> None:
         assert 405 == getattr(client, method)("/webhooks/crm").status_code
     assert (405, True) == ((refused := client.post("/healthz")).status_code, "GET" in refused.headers["Allow"])
     assert [] == list(ledger.queries.list_events())
-    assert 1 == app.counts()["crm", "rejected", "mismatch"]
+    for number in range(20):
+        client.post(f"/webhooks/made-up-{number}", data=BODY, headers=HEADERS)
+    assert (1, 21) == (app.counts()["crm", "rejected", "mismatch"], app.counts()["(unknown)", "unknown_source", ""])
+    assert {"crm", "(unknown)"} == {source for source, _, _ in app.counts()}
 
 
 @pytest.mark.parametrize(

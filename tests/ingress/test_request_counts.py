@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from ingress.request_counts import UNKNOWN, RequestCounts
+from ingress.request_counts import RequestCounts
 from rules.vocabulary import LedgerBusyError
 
 ACCEPTED = ("crm", "accepted", "")
@@ -31,67 +31,53 @@ class Book:
 
 
 @pytest.fixture
-def rule_set() -> Book:
-    """Return a ledger."""
+def inbox() -> Book:
+    """Return a ledger's inbox."""
     return Book()
 
 
 @pytest.fixture
-def counter() -> Counter[tuple[str, str, str]]:
-    """Return what a process has counted."""
-    return Counter()
+def counts(inbox) -> RequestCounts:
+    """Return what counts, and writes often."""
+    return RequestCounts(inbox, period_seconds=0.01)
 
 
-@pytest.fixture
-def counts(rule_set, counter) -> RequestCounts:
-    """Return what carries the one into the other."""
-    return RequestCounts(lambda: dict(counter), rule_set, ["crm"], period_seconds=0.01)
-
-
-def test_only_what_is_new_is_written(rule_set, counter, counts) -> None:
+def test_only_what_is_new_is_written(inbox, counts) -> None:
     """Each time what was added; nothing when nothing was."""
-    counter[ACCEPTED] += 2
-    counts.once()
-    counts.once()
-    counter[ACCEPTED] += 1
-    counter[REJECTED] += 5
-    counts.once()
+    counts.add(*ACCEPTED)
+    counts.add(*ACCEPTED)
+    counts.write()
+    counts.write()
+    counts.add(*ACCEPTED)
+    counts.add(*REJECTED)
+    counts.write()
 
-    assert [{ACCEPTED: 2}, {ACCEPTED: 1, REJECTED: 5}] == rule_set.written
-
-
-def test_sources_that_nobody_configured_count_as_one(rule_set, counter, counts) -> None:
-    """Whatever names strangers make up, the ledger sees one."""
-    for number in range(100):
-        counter[f"made-up-{number}", "unknown", ""] += 1
-    counts.once()
-
-    assert [{(UNKNOWN, "unknown", ""): 100}] == rule_set.written
+    assert [{ACCEPTED: 2}, {ACCEPTED: 1, REJECTED: 1}] == inbox.written
 
 
-def test_a_ledger_that_takes_nothing_gets_it_later(rule_set, counter, counts) -> None:
+def test_a_ledger_that_takes_nothing_gets_it_later(inbox, counts) -> None:
     """What could not be written is shown meanwhile and written when it can be, once."""
-    counter[ACCEPTED] += 2
-    rule_set.busy = True
-    counts.once()
-    counter[ACCEPTED] += 1
-    with counts.standing_still() as pending:
-        assert {ACCEPTED: 3} == pending
-    rule_set.busy = False
-    counts.once()
+    counts.add(*ACCEPTED)
+    inbox.busy = True
+    counts.write()
+    counts.add(*ACCEPTED)
+    with counts.paused() as unwritten:
+        assert {ACCEPTED: 2} == unwritten
+    inbox.busy = False
+    counts.write()
 
-    assert [{ACCEPTED: 3}] == rule_set.written
-    with counts.standing_still() as pending:
-        assert {} == pending
+    assert [{ACCEPTED: 2}] == inbox.written
+    with counts.paused() as unwritten:
+        assert {} == unwritten
 
 
-def test_it_runs_by_itself_and_ends_with_everything_written(rule_set, counter, counts) -> None:
+def test_it_runs_by_itself_and_ends_with_everything_written(inbox, counts) -> None:
     """The thread writes now and then; closing writes the rest."""
     counts.start()
-    counter[ACCEPTED] += 1
-    assert rule_set.told.wait(10)
-    counter[REJECTED] += 1
+    counts.add(*ACCEPTED)
+    assert inbox.told.wait(10)
+    counts.add(*REJECTED)
     counts.close()
     counts.close()
 
-    assert Counter({ACCEPTED: 1, REJECTED: 1}) == sum((Counter(each) for each in rule_set.written), Counter())
+    assert Counter({ACCEPTED: 1, REJECTED: 1}) == sum((Counter(each) for each in inbox.written), Counter())

@@ -22,7 +22,7 @@ import pytest
 
 from ingress.app import BODY_LIMIT_BYTES, Recording, create_app
 from ingress.processes import bind
-from ingress.request_counts import RequestCounter
+from ingress.request_counts import RequestCounts
 from ingress.server import WebhookServer
 from worker.ledger import Ledger, migrate, open_ledger
 from worker.ledger.database import sqlite_module
@@ -43,6 +43,11 @@ class Post:
     def events(self, ids) -> None:
         """Take the ids."""
         self.ids += ids
+
+
+def _counted(counts: RequestCounts):
+    with counts.paused() as counted:
+        return counted
 
 
 @pytest.fixture
@@ -73,11 +78,11 @@ def serve(ledger, post, make_source, now) -> Iterator[Callable[..., WebhookServe
     running: list[tuple[WebhookServer, threading.Thread]] = []
 
     def start(source: str = GENERIC, **bounds: timedelta) -> WebhookServer:
-        sources, counter = {"crm": make_source(source, {"KEY": SECRET})}, RequestCounter()
-        app = create_app(sources, ledger, post, counter, now=lambda: now, new_id=lambda: f"ev_{next(numbers)}")
+        sources, counts = {"crm": make_source(source, {"KEY": SECRET})}, RequestCounts(ledger.inbox)
+        app = create_app(sources, ledger, post, counts, now=lambda: now, new_id=lambda: f"ev_{next(numbers)}")
         bounds = {"busy_after": timedelta(seconds=5), "body_limit_bytes": BODY_LIMIT_BYTES, **bounds}
-        server = WebhookServer(app, bind("127.0.0.1", 0), ledger.inbox, counter, **bounds)
-        server.counts = counter.all
+        server = WebhookServer(app, bind("127.0.0.1", 0), ledger.inbox, counts, **bounds)
+        server.counts = partial(_counted, counts)
         thread = threading.Thread(target=server.run)
         thread.start()
         running.append((server, thread))
