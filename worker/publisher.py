@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from celery import Celery
@@ -23,6 +23,7 @@ from worker.ledger.types import TaskRef
 log = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
+_Key = TypeVar("_Key")
 
 PROCESS_EVENT: Final = "leadwire.process_event"
 #: One Celery task name per task type, so that Flower tells them apart.
@@ -126,30 +127,26 @@ class Publisher:
         with self._app.producer_pool.acquire(block=True, timeout=2) as producer:
             if event_ids and self._depth(producer.channel, EVENTS_QUEUE) < DEPTH_LIMIT:
                 self._send(producer, PROCESS_EVENT, EVENTS_QUEUE, [event_ids], {})
-            for queue, waiting in _by_queue(tasks).items():
+            for queue, waiting in _grouped(tasks, lambda task: QUEUE_OF[task.provider]).items():
                 depth = self._depth(producer.channel, queue)
                 if depth >= DEPTH_LIMIT:
                     continue
                 if max(len(waiting), depth) > SINGLE_DELIVERY_LIMIT:
-                    self._send_grouped(producer, queue, waiting)
+                    for group in _grouped(waiting, lambda task: task.type).values():
+                        self._send_tasks(producer, queue, group)
                 else:
-                    self._send_singly(producer, queue, waiting)
+                    for task in waiting:
+                        self._send_tasks(producer, queue, [task])
         return max(len(event_ids), len(tasks))
 
-    def _send_singly(self, producer: Any, queue: str, tasks: Sequence[TaskRef]) -> None:
-        for task in tasks:
-            labels = {"rule": task.rule, "attempt": task.attempts + 1}
-            self._send(producer, CELERY_TASK_OF[task.type], queue, [task.id], labels, single=task)
-
-    def _send_grouped(self, producer: Any, queue: str, tasks: Sequence[TaskRef]) -> None:
-        groups: dict[TaskType, list[TaskRef]] = {}
-        for task in tasks:
-            groups.setdefault(task.type, []).append(task)
-        for type_, group in groups.items():
-            if len(group) == 1:
-                self._send_singly(producer, queue, group)  # it costs the same, and has a row of its own in Flower
-            else:
-                self._send(producer, CELERY_TASK_OF[type_], queue, [[task.id for task in group]], {"tasks": len(group)})
+    def _send_tasks(self, producer: Any, queue: str, tasks: Sequence[TaskRef]) -> None:
+        """Publish one message with these tasks, which are of one type; a single one has a row of its own in Flower."""
+        first, name = tasks[0], CELERY_TASK_OF[tasks[0].type]
+        if len(tasks) == 1:
+            labels = {"rule": first.rule, "attempt": first.attempts + 1}
+            self._send(producer, name, queue, [first.id], labels, single=first)
+        else:
+            self._send(producer, name, queue, [[task.id for task in tasks]], {"tasks": len(tasks)})
 
     def _depth(self, channel: Any, queue: str) -> int:
         """Return how many messages stand in a queue; looked up at most every `DEPTH_SECONDS`."""
@@ -188,10 +185,10 @@ class Publisher:
         )
 
 
-def _by_queue(tasks: Sequence[TaskRef]) -> dict[str, list[TaskRef]]:
-    found: dict[str, list[TaskRef]] = {}
+def _grouped(tasks: Sequence[TaskRef], key: Callable[[TaskRef], _Key]) -> dict[_Key, list[TaskRef]]:
+    found: dict[_Key, list[TaskRef]] = {}
     for task in tasks:
-        found.setdefault(QUEUE_OF[task.provider], []).append(task)
+        found.setdefault(key(task), []).append(task)
     return found
 
 
