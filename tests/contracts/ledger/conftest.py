@@ -154,7 +154,7 @@ def url(request, tmp_path):
 
 
 @pytest.fixture
-def desk(url):
+def bench(url):
     """A fresh ledger, open."""
     ledger = open_ledger(url, busy_timeout=timedelta(milliseconds=100), wait=timedelta(seconds=5))
     yield LedgerBench(ledger, url)
