@@ -323,6 +323,8 @@ class Writer:
         self._undo()
         give_up_seconds = monotonic() + _ALONE_SECONDS
         for rest_seconds in _ALONE_RESTS_SECONDS:
+            if not group:
+                break
             sleep(rest_seconds)
             group = [job for job in group if monotonic() > give_up_seconds or not self._ended_alone(job)]
         for job in group:
