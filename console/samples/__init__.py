@@ -190,7 +190,7 @@ def _made_up(source: Source, values: Mapping[str, Json]) -> tuple[Json, Mapping[
         raise Problem(f"{source.name}: no XML sample can be made; send a file of your own")
     data, event, contact = source.mapping.data, source.mapping.event, source.mapping.contact
     split = source.splits[0] if source.splits else None
-    draft = _Draft(split.constants if split else {})
+    draft = _PayloadDraft(split.constants if split else {})
     about = {name: values[name] for name in ("value", "source", "notes")}
     if data is None:
         draft.item = about
@@ -222,7 +222,7 @@ def _first(path: CompiledPath | None) -> str:
     return path.text.partition(", ")[0] if path else ""
 
 
-class _Draft:
+class _PayloadDraft:
     """A body and headers under construction."""
 
     def __init__(self, constants: Mapping[str, Json]) -> None:
