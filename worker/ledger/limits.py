@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, or_, select, update
 
@@ -63,8 +63,7 @@ _UNLIMITED: Final = Limits()
 # Rate, concurrency, daily cap: decisions -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimiterState:
+class LimiterState(NamedTuple):
     """What one provider has had: the end of its line of slots, requests on their way, and attempts on `day` (UTC).
 
     `free` are slots before `next_slot_at` that nobody has, as far as they were looked for. `turned_away` counts those refused
@@ -101,7 +100,7 @@ def check_room(
         spread = CONCURRENCY_REST * (state.turned_away % limits.concurrency) / limits.concurrency
         why = f"{state.sending} requests are on their way, as many as may be at once"
         deferral = Deferral(held=Held.CONCURRENCY, due_at=now + CONCURRENCY_REST + spread, why=why, slot_at=slot_at)
-        return replace(state, turned_away=state.turned_away + 1), deferral
+        return state._replace(turned_away=state.turned_away + 1), deferral
     return state, None
 
 
@@ -124,9 +123,9 @@ def reserve_slot(
 def take_slot(state: LimiterState, limits: Limits, now: datetime) -> tuple[LimiterState, datetime]:
     """Return the state with one more slot taken, and that slot's moment: now, or one to come."""
     if state.free:
-        return replace(state, free=state.free[1:]), max(now, state.free[0])
+        return state._replace(free=state.free[1:]), max(now, state.free[0])
     own_at = max(now, (state.next_slot_at or now) - slot_interval(limits) * (limits.burst - 1))
-    return replace(state, next_slot_at=max(now, state.next_slot_at or now) + slot_interval(limits)), own_at
+    return state._replace(next_slot_at=max(now, state.next_slot_at or now) + slot_interval(limits)), own_at
 
 
 def is_far_ahead(state: LimiterState, limits: Limits, now: datetime) -> bool:
@@ -155,16 +154,16 @@ def clamp_line(
         free += [free_at + step * gap for gap in range(min(gaps, LINE_LIMIT - len(free)))]
         number += gaps
         free_at = max(free_at, slot_at + step)
-    return replace(state, next_slot_at=end_at, free=tuple(free) if number > UNSEEN else ())
+    return state._replace(next_slot_at=end_at, free=tuple(free) if number > UNSEEN else ())
 
 
 def count_begun(state: LimiterState, limits: Limits, now: datetime) -> LimiterState:
     """Return the state with one more request on its way."""
     if not limits.daily_cap:
-        return replace(state, sending=state.sending + 1)
+        return state._replace(sending=state.sending + 1)
     today = day_of(now)
     sent_today = state.sent_today + 1 if state.day == today else 1
-    return replace(state, sending=state.sending + 1, day=today, sent_today=sent_today)
+    return state._replace(sending=state.sending + 1, day=today, sent_today=sent_today)
 
 
 def slot_interval(limits: Limits) -> timedelta:

@@ -253,7 +253,8 @@ def _insert_tasks(
         _PLAN_AGAIN.run_many(connection, sorted(changed, key=itemgetter("task_id")))
         new = [each for each in new if each.identity not in unsent]
     claimed = _claim_on_insert(connection, callers, new, limiter) if limiter else _ClaimedOnInsert()
-    new = [_NewTask(each.caller, each.task, claimed.rows.get(each.task.id, each.row)) for each in new]
+    if claimed.rows:
+        new = [_NewTask(each.caller, each.task, claimed.rows.get(each.task.id, each.row)) for each in new]
     is_new = _ADD_TASK.run_each(connection, [each.row for each in new]) if new else []
     added = [each for each, count in zip(new, is_new, strict=True) if count]
     counters_of(connection).planned(plans, [each.task for each in added])
