@@ -132,7 +132,7 @@ class WebhookServer:
         """Serve until `close`, SIGTERM or SIGINT; what was begun is finished, and the signal then goes to its former handler."""
         sys.setswitchinterval(SWITCH_SECONDS)
         self._connections_limit = _connections_limit()
-        with _signals(self.close), asyncio.Runner(loop_factory=new_event_loop) as runner:
+        with _stopping_on_signals(self.close), asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(self._serve())
         self._pool.shutdown()
 
@@ -331,8 +331,8 @@ class _Bodies:
 
 
 @contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Have SIGTERM and SIGINT call `stop` for a while; whoever had the signal before gets it afterwards."""
+def _stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Have SIGTERM and SIGINT call `stop`; once what was begun is finished, the signal goes to its former handler."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
