@@ -23,9 +23,10 @@ from functools import lru_cache
 from threading import Lock
 from typing import Any, Final
 
-from flask import Flask, Response, request
+from flask import Flask, Request, Response, request
 from flask.sessions import NullSession, SessionInterface
 from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed
+from werkzeug.routing import MapAdapter
 
 from ingress.request_counts import UNKNOWN, RequestCounts
 from ingress.sources import Rejected, Source, Unreadable, WebhookRequest, WebhookResponse
@@ -142,7 +143,13 @@ class DeferredResponse(Response):
 
 
 class _Flask(Flask):
-    """Flask without what every request would pay for and none needs: sessions, and the search for coroutine functions."""
+    """Flask without what every request would pay for and none needs: host names, sessions, the search for coroutine functions."""
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Return what finds the view of a request, by its path and method alone."""
+        if request is None:
+            return super().create_url_adapter(request)
+        return MapAdapter(self.url_map, "", "", None, "http", request.path, request.method)
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """Return a view or a handler as it is: all of them are plain functions."""

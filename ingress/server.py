@@ -229,7 +229,7 @@ class WebhookServer:
             response.finish(await self._commits.wait(response))
         except Exception as fault:  # noqa: BLE001 - nothing may get past
             response.fail(fault)
-        return _call(response, environ)
+        return _Answer(response.status_code, list(response.headers), response.get_data())
 
 
 class _Commits:
