@@ -187,7 +187,7 @@ class _Resolver:
         if isinstance(value, dict):
             for key in value:
                 if "${" in key:
-                    places.complain((*path, key), "a variable cannot stand in a key", at_key=True)
+                    places.add_fault((*path, key), "a variable cannot stand in a key", at_key=True)
             return {key: self._walk(child, places, (*path, key)) for key, child in value.items()}
         if isinstance(value, list):
             return [self._walk(child, places, (*path, index)) for index, child in enumerate(value)]
@@ -196,7 +196,7 @@ class _Resolver:
         return value
 
     def _text(self, text: str, places: SourceMap, path: Path) -> str:
-        lookup = _Lookup(self.environment, lambda message: places.complain(path, message))
+        lookup = _Lookup(self.environment, lambda message: places.add_fault(path, message))
         takes_templates = path[0] == "rules" and path[2:3] == ("then",)
         if takes_templates and is_template(_REFERENCE.sub("", text)):
             if len(text) > TEMPLATE_LIMIT_CHARACTERS:
@@ -214,9 +214,9 @@ class _Resolver:
 class _Lookup:
     """The variables of one text: three ways to write a value, and one complaint for each that has none."""
 
-    def __init__(self, environment: Mapping[str, str], complain: Callable[[str], None]) -> None:
+    def __init__(self, environment: Mapping[str, str], add_fault: Callable[[str], None]) -> None:
         self._environment = environment
-        self._complain = complain
+        self._add_fault = add_fault
         self.failed = False
 
     def plain(self, found: re.Match[str]) -> str:
@@ -238,7 +238,7 @@ class _Lookup:
     def bare(self, found: re.Match[str]) -> str:
         """Complain: inside `{{ }}` a value without quotes would be read as code."""
         if found.group() != "$${":
-            self._complain(f"inside {{{{ }}}} a variable must stand in quotes: '{found.group()}'")
+            self._add_fault(f"inside {{{{ }}}} a variable must stand in quotes: '{found.group()}'")
             self.failed = True
         return "none"
 
@@ -263,7 +263,7 @@ class _Lookup:
             complaint = f"the environment variable {name} is not UTF-8 text"
         else:
             return value
-        self._complain(complaint)
+        self._add_fault(complaint)
         self.failed = True
         return None
 

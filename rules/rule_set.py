@@ -136,7 +136,7 @@ class Defaults:
 class SourceText:
     """One entry of `sources:` as written, variables resolved; the front door makes a Source of it.
 
-    `path` is where it stands in its file, so that `places.complain((*path, "auth"), "...")` names the line.
+    `path` is where it stands in its file, so that `places.add_fault((*path, "auth"), "...")` names the line.
     """
 
     name: str

@@ -142,13 +142,13 @@ def validated(value: Json, places: SourceMap) -> RuleFile | None:
         return RuleFile()
     if not isinstance(value, dict):
         keys = listed(allowed_keys(RuleFile))
-        places.complain((), f"a rule file must be a mapping with some of the keys {keys}; this is {kind(value)}")
+        places.add_fault((), f"a rule file must be a mapping with some of the keys {keys}; this is {kind(value)}")
         return None
     try:
         return RuleFile.model_validate(value)
     except ValidationError as error:
         for path, message, at_key in messages_of(error, RuleFile):
-            places.complain(path, message, at_key=at_key)
+            places.add_fault(path, message, at_key=at_key)
         return None
 
 

@@ -67,7 +67,7 @@ class SourceMap:
         """Return where the key that leads to `path` begins; list items and unknown paths: the value's place."""
         return self.keys.get(path) or self.of_value(path)
 
-    def complain(self, path: Path, message: str, *, at_key: bool = False) -> None:
+    def add_fault(self, path: Path, message: str, *, at_key: bool = False) -> None:
         """Record a fault at `path`: the file cannot be accepted."""
         self.faults.append(self._fault(path, message, at_key=at_key))
 
@@ -117,11 +117,11 @@ class Located:
 
     def fault(self, message: str) -> None:
         """Record a fault of the value: the file cannot be accepted."""
-        self.places.complain(self.path, message)
+        self.places.add_fault(self.path, message)
 
     def key_fault(self, message: str) -> None:
         """Record a fault of the key above the value."""
-        self.places.complain(self.path, message, at_key=True)
+        self.places.add_fault(self.path, message, at_key=True)
 
     def warn(self, message: str, *, at_key: bool = False) -> None:
         """Record a warning: the file is accepted, the author should know."""
@@ -162,7 +162,7 @@ _WORD_LIMIT: Final = 100
 _WORD_BEFORE: Final = re.compile(r"[^\s{}\[\],]{1,200}\Z")
 
 
-def complaint_about(error: yaml.MarkedYAMLError, text: str) -> tuple[str, int, int]:
+def syntax_fault(error: yaml.MarkedYAMLError, text: str) -> tuple[str, int, int]:
     """Return what is wrong with the text, and the line and column (counted from 0) where to look."""
     problem = error.problem or "unreadable"
     place = error.problem_mark or error.context_mark
@@ -331,7 +331,7 @@ class _Builder:
             for event in yaml.parse(text, Loader=yaml.CSafeLoader):
                 self._take(event)
         except yaml.MarkedYAMLError as error:
-            message, line, column = complaint_about(error, text)
+            message, line, column = syntax_fault(error, text)
             if any(fault.line == line + 1 and "quote it" in fault.message for fault in self._places.faults):
                 raise _Refused(
                     "the rest of the file was not read: mend this line, then check again", line, column

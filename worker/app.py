@@ -184,7 +184,7 @@ class LeadwireWorker:
         if isinstance(task_ids, str):
             return self._events.result(outcomes[0], name)
         if len(outcomes) == 1:
-            show([outcome for outcome in outcomes if not outcome.told])
+            show([outcome for outcome in outcomes if not outcome.already_shown])
         return count_states(outcomes)
 
     def _show_planned(self, tasks: Sequence[PlannedTask]) -> None:

@@ -1,13 +1,13 @@
-"""What a worker process does beside its messages, each on a thread of its own.
+"""Background work of a worker process, each kind on a thread of its own.
 
-- `Sweeper` dispatches what is due, what a lost message left behind, and ends the leases of dead workers.
-- `Reconciler` (in `worker/reconciler.py`, one for each provider) looks up what may have been executed.
-- `FollowUps` plans what follows on the end of a task: `on_failure` and `on_outcome`.
+- `Sweeper` dispatches due work, including that of lost messages, and ends the leases of dead workers.
+- `Reconciler` (`worker/reconciler.py`, one for each provider) looks up tasks of unknown outcome.
+- `FollowUps` plans the tasks that rules want when a task ends: `on_failure` and `on_outcome`.
 - `OutcomePoller` asks Mindhunters what became of delivered tasks.
-- `Watchdog` reports whether the worker works, and ends it when it is deaf.
+- `Watchdog` reports the worker's health, and ends a worker that takes no messages any more.
 
-`BackgroundWork` starts and stops all but the watchdog. Several workers may do all this side by side: the ledger gives each
-thing to one of them.
+`BackgroundWork` starts and stops all but the watchdog. Several workers may do all this at once: the ledger hands each item to
+one of them.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ STOP_SECONDS: Final = 15.0
 
 
 class PeriodicThread:
-    """Calls `work` again and again, on a thread of its own, from `start` until `stop`.
+    """Calls `work` again and again on its own thread, from `start` until `stop`.
 
-    `work` does one round and returns how many seconds to wait until the next one. A round that raises is logged, and the next
-    one comes after `period_seconds`, as the first one does.
+    `work` does one round and returns the seconds until the next one. An exception is logged, and the next round follows after
+    `period_seconds`. The first round starts `period_seconds` after `start`.
     """
 
     def __init__(self, name: str, work: Callable[[], float], *, period_seconds: float = PERIOD_SECONDS) -> None:
@@ -63,15 +63,15 @@ class PeriodicThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Begin the next round at once, or as soon as the round under way has ended."""
+        """Start the next round at once, or when the current one has ended."""
         self._woken.set()
 
     def stop(self, patience_seconds: float = STOP_SECONDS) -> None:
-        """End after the round under way, and wait for that at most so long."""
+        """Stop after the current round; waits for that at most `patience_seconds`."""
         self._stopping.set()
         self._woken.set()
         if self._thread.is_alive():
@@ -79,7 +79,7 @@ class PeriodicThread:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread runs."""
+        """Whether the thread is running."""
         return self._thread.is_alive()
 
     def _run(self) -> None:
@@ -99,9 +99,9 @@ class PeriodicThread:
 
 
 class BackgroundWork:
-    """All background work of one worker process but the watchdog.
+    """All background threads of one worker process but the watchdog.
 
-    `show` is called with planned follow-ups that no message goes out for now, so that Flower can show them.
+    `show` is called with planned follow-ups for which no message is published now, so that Flower can show them.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class BackgroundWork:
             thread.start()
 
     def stop(self) -> None:
-        """Stop all threads after the rounds under way; the worker is ending, so attempts under way give up early."""
+        """Stop all threads after their current rounds; marks the worker as shutting down, so that attempts give up early."""
         self._context.closing.set()
         for patience_seconds in (0.0, STOP_SECONDS):  # all are told to end before any is waited for
             for thread in self.threads:
@@ -136,7 +136,7 @@ class BackgroundWork:
         self._depths.close()
 
     def note(self, outcomes: Iterable[DeliveryOutcome]) -> None:
-        """Have what follows planned at once when this worker has just ended a task badly."""
+        """Start a round of follow-ups at once when one of these outcomes is a task that ended in failure."""
         if any(outcome.state in {TaskState.DEAD, TaskState.SUPPRESSED} for outcome in outcomes):
             self._follow_ups_thread.wake()
 
@@ -163,10 +163,10 @@ LEASES_SECONDS: Final = 5.0
 
 
 class Sweeper:
-    """Finds in the ledger what time, a lost message or a dead process left behind, and sets it going again.
+    """Finds due work, lost messages and leases of dead processes in the ledger, and dispatches or releases them.
 
-    Each thing it finds is taken by compare-and-set, so several at once are harmless. While the broker cannot be reached, or
-    enough messages wait there, it leaves the ledger as it is.
+    Each row is taken by compare-and-set, so several sweepers do no harm. While the broker cannot be reached, or enough messages
+    wait there, nothing is dispatched.
     """
 
     def __init__(self, context: WorkerContext, depths: QueueDepths) -> None:
@@ -176,13 +176,13 @@ class Sweeper:
         self._more = False
 
     def work(self) -> float:
-        """Do one round, the tasks alone where the last one left some behind; return when the next one is due, in seconds."""
+        """Do one round (tasks only, when the last round left some); return the seconds until the next one."""
         is_next, self._more = self._more, False
         self._more = self._dispatch_more() if is_next else self.once()
         return NEXT_SWEEP_SECONDS if self._more else PERIOD_SECONDS
 
     def once(self) -> bool:
-        """Do one whole round; return whether it left tasks behind for want of room alone."""
+        """Do a whole round; return whether due tasks were left only because the queues are full."""
         context, clock = self._context, self._context.clock
         now = clock.now()
         if clock.awake_seconds() - self._leases_seconds >= LEASES_SECONDS:
@@ -235,12 +235,12 @@ _NO_REASON: Final = "no reason was recorded"
 
 
 class FollowUps:
-    """Plans what follows on the end of a task, by the rules that planned the task; recorded once, and sent like any other.
+    """Plans the tasks that a rule wants when one of its tasks ends, using the rule set that planned the ended task.
 
-    The ledger notes an end in the transaction that makes it, and strikes it off in the one that records what follows: a worker
-    that dies at any moment delays a follow-up by seconds and never loses or doubles it. What cannot be planned (its rule set
-    is gone, or a variable of it) is tried five times, then set aside, with a remark on the task. `show` is called with the tasks
-    that no message goes out for now.
+    A reaction is inserted in the transaction that ends the task and deleted in the one that records the follow-ups: a worker
+    that dies delays them by seconds and never loses or doubles them. A reaction that cannot be planned (its rule set or a
+    variable is missing) is tried five times, then set aside with a note on the task. `show` is called with the tasks for which
+    no message is published now.
     """
 
     def __init__(self, context: WorkerContext, show: Callable[[Sequence[Task]], None] = lambda _: None) -> None:
@@ -250,20 +250,20 @@ class FollowUps:
         self._has_retried = False
 
     def work(self) -> float:
-        """Do one round; return when the next one is due, in seconds. The first one retries what was set aside before."""
+        """Do one round; return the seconds until the next one. The first round retries what was set aside."""
         if not self._has_retried:
             self.retry_set_aside()
             self._has_retried = True
         return 0.0 if self.once() == ENDS_BATCH else PERIOD_SECONDS
 
     def retry_set_aside(self) -> None:
-        """Have tried again what was set aside: what was missing may be there for this process."""
+        """Make reactions due again that were set aside: what was missing may be present in this process."""
         number = self._context.ledger.follow_ups.retry_set_aside(self._context.clock.now())
         if number:
             log.info("%s tasks have ended whose answer could not be planned before; it is tried again", number)
 
     def once(self) -> int:
-        """Plan what follows on the ends that were noted; return how many ends were taken."""
+        """Plan the follow-ups of noted ends; return how many ends were taken."""
         taken = self._context.ledger.follow_ups.claim(self._context.clock.now(), ENDS_BATCH)
         for reaction in taken:
             self._plan(reaction)
@@ -334,11 +334,11 @@ REST_SECONDS: Final = 5.0
 
 
 class OutcomePoller:
-    """Asks Mindhunters, which tells nobody, what became of delivered tasks: at its rate, with growing pauses.
+    """Polls Mindhunters, which sends no notifications, for what became of delivered tasks: within its rate, ever less often.
 
-    Off unless `LEADWIRE_MINDHUNTERS_POLL` says how long the first pause is. The word that ends a task is kept with it, and
-    followed up where its rule says so; any other word is kept as it is. An answer that tells nothing changes nothing: the task
-    is asked about again, until a week after its last moment. An answer that asks to be left alone ends the round.
+    Off unless `LEADWIRE_MINDHUNTERS_POLL` sets the first pause. A final status is recorded and starts the rule's follow-ups;
+    any other status is recorded unchanged. After an inconclusive answer the task is polled again, until a week after its
+    delivery, `due_at` or `expires_at`, whichever is latest. An answer that asks for a pause ends the round.
     """
 
     def __init__(self, context: WorkerContext) -> None:
@@ -357,17 +357,17 @@ class OutcomePoller:
         )
 
     def is_wanted(self) -> bool:
-        """Say whether the settings ask for it; warns when a rule waits for what nobody will ask."""
+        """Whether the settings turn polling on; logs a warning when it is off and a rule needs it."""
         if not self._first_pause and waits_for_outcomes(self._context.rule_set):
             log.warning("rules have on_outcome, and nobody asks for outcomes: set LEADWIRE_MINDHUNTERS_POLL, to 60 say")
         return bool(self._first_pause)
 
     def work(self) -> float:
-        """Do one round; return when the next one is due, in seconds."""
+        """Do one round; return the seconds until the next one."""
         return 0.0 if self.once() == POLLS_BATCH else PERIOD_SECONDS
 
     def once(self) -> int:
-        """Ask about what is due; return how many tasks were taken."""
+        """Poll the tasks that are due; return how many were taken."""
         context, clock, name = self._context, self._context.clock, ProviderName.MINDHUNTERS
         now, seconds = clock.now(), clock.awake_seconds()
         if self._missed_seconds is None or seconds - self._missed_seconds >= MISSED_SECONDS:
@@ -408,7 +408,7 @@ class OutcomePoller:
 
 
 def waits_for_outcomes(rule_set: RuleSet) -> bool:
-    """Say whether a rule waits for an outcome."""
+    """Whether any rule of the set has `on_outcome`."""
     open_: list[Action] = [action for rule in rule_set.rules for action in rule.actions]
     while open_:
         action = open_.pop()
@@ -430,14 +430,14 @@ ENDING_SECONDS: Final = 20.0
 
 
 class Watchdog:
-    """Reports for probes whether this worker works, and ends it when it is deaf, so that it is started afresh.
+    """Writes the health report that probes read, and ends a worker that takes no messages, so that it is restarted.
 
-    After a broker's crash Celery was seen alive but deaf: connected, and taking no message for good. Deaf is a worker that
-    takes no message for `deaf_seconds` while work is due and messages wait; neither a slow provider nor an idle hour nor a
-    broker that is away or full looks like that.
+    After a crash of the broker Celery was seen connected but taking no messages for good. A worker counts as deaf when it takes
+    no message for `deaf_seconds` while work is due and messages wait. A slow provider, an idle hour, or a broker that is
+    unreachable or full do not count.
 
-    `depths` says how many messages wait in each queue, None while the broker cannot be reached; `oldest_due` since when the
-    oldest work is due. `sign` is the file that the worker touches with every message it takes; `report` is the file kept for
+    `depths` returns the number of messages in each queue, None while the broker cannot be reached; `oldest_due` returns since
+    when the oldest work is due. `sign` is a file that the worker touches for every message it takes; `report` is the file for
     probes. `end` ends the process.
     """
 
@@ -464,13 +464,13 @@ class Watchdog:
         self._thread = PeriodicThread("the watchdog", self._work, period_seconds=HINDERED_REPORT_SECONDS)
 
     def start(self) -> None:
-        """Begin, with nothing left of an earlier process."""
+        """Start, after deleting files of an earlier process."""
         self._sign.unlink(missing_ok=True)
         self._report.unlink(missing_ok=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End; the last report is taken away."""
+        """Stop and delete the report."""
         self._stopped.set()
         self._thread.stop(patience_seconds=5)
         self._report.unlink(missing_ok=True)
@@ -484,7 +484,7 @@ class Watchdog:
         return REPORT_SECONDS if works else HINDERED_REPORT_SECONDS
 
     def once(self) -> HealthReport:
-        """Judge once, write the report, and end the process when it is deaf."""
+        """Check once, write the report, and end the process when it is deaf."""
         hindered = self._hindered()
         if hindered is not None:
             self._taken = self._last_taken()

@@ -1,6 +1,6 @@
-"""What a worker process works with, and how it is put together.
+"""The objects a worker process works with, and how they are built.
 
-The only module that constructs these things, reads the clock and draws at random; everything else is given them.
+Only this module constructs them, reads the clock and draws random numbers; everything else gets them passed in.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ def utc_now() -> datetime:
 
 
 def chance() -> float:
-    """Return a number from 0 up to 1."""
+    """Return a random number in [0, 1)."""
     return random.random()  # noqa: TID251, S311 - the one place that draws; jitter is no secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clock:
-    """Tells the time, waits and draws. With another one in its place the same run can be made again."""
+    """Time, sleeping and random numbers. Tests and simulations pass another one to make a run repeatable."""
 
     now: Callable[[], datetime] = utc_now
     #: Seconds of a clock that never goes back and also counts time in which the machine was suspended; for spans.
@@ -70,13 +70,13 @@ class Clock:
 
 
 def new_id(prefix: str) -> str:
-    """Return a fresh id such as `ev_019ab3...`: sortable by time, 12 hexadecimal digits of it and 16 of chance."""
+    """Return a new id such as `ev_019ab3...`, sortable by time: 12 hexadecimal digits of time and 16 random ones."""
     milliseconds = time.time_ns() // 1_000_000
     return f"{prefix}_{milliseconds:012x}{secrets.token_hex(8)}"
 
 
 class Bulkhead:
-    """How many threads of this worker one provider may hold (`size`), so that a slow one never holds them all."""
+    """Bounds how many threads of this worker one provider may hold (`size`), so that a slow one never holds them all."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -85,9 +85,9 @@ class Bulkhead:
         self._changed = threading.Condition()
 
     def acquire(self, patience_seconds: float) -> bool:
-        """Take a place, to be given back with `release`; False when none came free in time.
+        """Take a place; returns False when none was free within `patience_seconds`. Give it back with `release`.
 
-        Whoever has no patience does not overtake those who wait.
+        With 0 seconds the caller does not overtake those who wait.
         """
         with self._changed:
             if not patience_seconds and self._waiting:
@@ -109,16 +109,16 @@ class Bulkhead:
 
     @property
     def free(self) -> int:
-        """How many places are free at this moment."""
+        """Return how many places are free now."""
         return self._free
 
 
 @dataclass(slots=True)
 class AdaptiveBatchSize:
-    """How many tasks of one provider are claimed at once: as many as it was seen to answer within a moment.
+    """How many tasks of one provider are claimed at once: as many as it was seen to answer within a short time.
 
-    A claim costs a sync to disk, and all that are claimed must begin soon. Shared by threads without a lock: whatever
-    value wins, it was right a moment ago.
+    Each claim costs a sync to disk, but all claimed tasks must start soon. Threads share it without a lock: any of the values
+    they write was right a moment ago.
     """
 
     size: int = CONCURRENT_REQUESTS
@@ -126,15 +126,15 @@ class AdaptiveBatchSize:
     full_until_seconds: float = 0.0
 
     def note_full(self, now_seconds: float) -> None:
-        """Remember for a moment that the provider has as many requests as it may have at once."""
+        """Remember, for a short time, that the provider is at its concurrency limit."""
         self.full_until_seconds = now_seconds + FULL_SECONDS
 
     def reset(self) -> None:
-        """Claim few at once again."""
+        """Return to the initial batch size."""
         self.size = CONCURRENT_REQUESTS
 
     def note(self, answered: int, seconds: float) -> None:
-        """Learn that so many tasks were claimed together, and answered within so many seconds."""
+        """Adapt to a batch of `answered` tasks that took this many seconds."""
         if seconds > QUICK_SECONDS:
             self.reset()
         elif answered >= self.size:
@@ -143,7 +143,7 @@ class AdaptiveBatchSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderClient:
-    """One provider as this worker reaches it."""
+    """One provider with what this worker needs to call it."""
 
     provider: Provider
     transport: HttpClient
@@ -153,14 +153,14 @@ class ProviderClient:
     batch_size: AdaptiveBatchSize
 
     def acquire(self, patience_seconds: float) -> bool:
-        """Take a place in the bulkhead, with more patience where the provider answers quickly: then one comes free soon."""
+        """Take a place in the bulkhead; waits longer for a provider that answers quickly, because a place is then free soon."""
         is_quick = self.batch_size.size > CONCURRENT_REQUESTS
         return self.bulkhead.acquire(max(patience_seconds, QUICK_PATIENCE_SECONDS) if is_quick else patience_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerContext:
-    """Everything that one worker process works with. `owner` is the name under which it claims."""
+    """Everything that one worker process works with. `owner` is the name under which it claims tasks."""
 
     settings: Settings
     ledger: Ledger
@@ -175,11 +175,11 @@ class WorkerContext:
     _claim_numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def limits_for(self, client: ProviderClient) -> Limits:
-        """Return how much a provider may get from all workers together."""
+        """Return the provider's limits, which hold for all workers together."""
         return self.limits.get(client.provider.name, Limits())
 
     def new_claim_owner(self) -> str:
-        """Return an owner's name for one claim alone, so that a claim whose commit is in doubt can be undone by it."""
+        """Return an owner name for a single claim, by which that claim can be undone when its commit is in doubt."""
         return f"{self.owner}/{next(self._claim_numbers)}"
 
     def close(self) -> None:
@@ -193,7 +193,7 @@ class WorkerContext:
 
 
 def build_worker(settings: Settings, *, owner: str) -> WorkerContext:
-    """Put together what one worker process works with. Raises Problem with all that is missing."""
+    """Build the context of one worker process. Raises Problem that lists everything missing."""
     broker_url = broker_of(settings)
     credentials = _credentials(settings)
     ledger = open_ledger(settings.database_url, yielding=YIELD_TO_INGRESS)
@@ -214,7 +214,7 @@ def build_worker(settings: Settings, *, owner: str) -> WorkerContext:
 
 
 def limits_of(settings: Settings) -> Mapping[ProviderName, Limits]:
-    """Return how much each provider may get from all workers together."""
+    """Return the limits of each provider from the settings; they hold for all workers together."""
     found = {}
     for name in ProviderName:
         rate, concurrency, daily_cap = (
@@ -236,7 +236,7 @@ def broker_of(settings: Settings) -> str:
 
 
 def reach(settings: Settings, name: ProviderName) -> tuple[Provider, HttpClient]:
-    """Return one provider and a transport to it, for a command that asks it something. Raises SettingsError."""
+    """Return a provider and an HTTP client for it, for a command that sends it a request. Raises SettingsError."""
     url, credential = _credentials(settings, [name])[name]
     provider = providers.load(name)
     return provider, HttpClient(url, provider.auth_headers(credential.get_secret_value()))

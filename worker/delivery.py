@@ -1,10 +1,10 @@
-"""Deliver tasks: claim each in the ledger, send its request, and settle what came of it.
+"""Deliver tasks: claim each in the ledger, send its request, record the outcome.
 
-The attempt is recorded before the request leaves and settled afterwards. What dies in between leaves an attempt without an
-outcome: the task becomes `unknown`, is looked up at its provider (`worker/reconciler.py`), and is never simply sent again.
+The attempt is recorded before the request is sent and settled afterwards. If the process dies in between, the attempt has no
+outcome: the task becomes `unknown` and is looked up at its provider (`worker/reconciler.py`) before it may be sent again.
 
-`deliver` is what the Celery tasks `make_call`, `whatsapp_template` and their like do. Under load `worker/planning.py` claims
-tasks in the transaction that records them and has them sent here too (`send_claimed`).
+`deliver` is the body of the Celery tasks `make_call`, `whatsapp_template` and so on. Under load `worker/planning.py` claims
+tasks in the transaction that records them, and sends them with `send_claimed`.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ GATHER_SECONDS: Final = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryOutcome:
-    """What one delivery message came to for one task, in words that may be shown anywhere.
+    """The result of one task in a delivery message; holds nothing personal.
 
-    `rule` and `attempt` (counting from 1) are those of the task; without a rule nothing was claimed. `told` says that it has
-    been shown already, `began_at` and `ended_at` when that was, unless it was now.
+    `rule` and `attempt` (from 1) are the task's; `rule` is None when nothing was claimed. `already_shown`: Flower has it
+    already. `began_at` and `ended_at` are the attempt's moments, None for now.
     """
 
     task_id: str
@@ -67,7 +67,7 @@ class DeliveryOutcome:
     words: str
     rule: str | None = None
     attempt: int = 1
-    told: bool = False
+    already_shown: bool = False
     began_at: datetime | None = None
     ended_at: datetime | None = None
 
@@ -79,7 +79,7 @@ Tell = Callable[[Sequence[DeliveryOutcome]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptResult:
-    """What an attempt came to and how long it took; `too_late` when the task would expire before it could be made."""
+    """How an attempt ended and how long it took; `too_late`: the task would have expired before the request could be sent."""
 
     reading: Interpretation
     status: int | None = None
@@ -94,10 +94,10 @@ Attempted = tuple[Claim, AttemptResult | None]
 def deliver(
     context: WorkerContext, provider: ProviderName, task_ids: Sequence[str], tell: Tell
 ) -> list[DeliveryOutcome]:
-    """Deliver these tasks of one provider: claim each before its request, settle it when its answer arrives.
+    """Deliver tasks of one provider: claim each before its request, settle it after the answer. Returns one outcome each.
 
-    When the provider holds its share of the worker's threads already, or the worker is about to end, what has not been
-    claimed is put back for the sweeper. Raises LedgerError when the ledger cannot be used.
+    When the provider already holds its share of the worker's threads, or the worker is shutting down, tasks not yet claimed are
+    put back for the sweeper. Raises LedgerError when the ledger cannot be used.
     """
     client = context.clients[provider]
     if not client.acquire(BULKHEAD_PATIENCE_SECONDS):
@@ -115,7 +115,7 @@ def _put_back(context: WorkerContext, task_ids: Sequence[str], why: str, tell: T
     outcomes = [DeliveryOutcome(task_id=task_id, state=waiting, words=f"put back: {why}") for task_id in task_ids]
     tell(outcomes)
     context.ledger.tasks.put_back(task_ids, context.clock.now())
-    return [replace(outcome, told=True) for outcome in outcomes]
+    return [replace(outcome, already_shown=True) for outcome in outcomes]
 
 
 def _deliver_one(context: WorkerContext, client: ProviderClient, task_id: str, tell: Tell) -> list[DeliveryOutcome]:
@@ -148,7 +148,7 @@ def _deliver_many(
         claimed_seconds = context.clock.awake_seconds()
         answers = _claim(context, client, rest[:size])
         done, held = send_claimed(context, client, answers, claimed_seconds, tell)
-        tell([outcome for outcome in done if not outcome.told])
+        tell([outcome for outcome in done if not outcome.already_shown])
         delivered += done
         rest = rest[size:]
     return delivered
@@ -161,11 +161,11 @@ def send_claimed(
     claimed_seconds: float,
     tell: Tell,
 ) -> tuple[list[DeliveryOutcome], Held | None]:
-    """Send concurrently what was claimed in one transaction, and settle together what was answered meanwhile.
+    """Send tasks that were claimed in one transaction concurrently, and settle answered ones in groups.
 
-    `answers` are the ledger's, `claimed_seconds` the moment of the claim by `Clock.awake_seconds`. Returns the outcomes and
-    what of the provider keeps the tasks that come after these (None: nothing). Raises what settling raised, when all are
-    settled.
+    `answers` are the results of the claim, `claimed_seconds` the moment of the claim by `Clock.awake_seconds`. Returns the
+    outcomes, and the provider's limit or pause that keeps further tasks from being claimed (None: none does). An error of
+    settling is raised after all of them have been tried.
     """
     claims = [claim for claim in answers if isinstance(claim, Claim)]
     outcomes = [_not_claimed(answer) for answer in answers if isinstance(answer, NotClaimed)]
@@ -210,7 +210,7 @@ def _claim(context: WorkerContext, client: ProviderClient, task_ids: Sequence[st
 
 
 def undo_claim(context: WorkerContext, owner: str, task_ids: Sequence[str]) -> None:
-    """Give back what was claimed under this owner's name, if the claim, whose commit is in doubt, stands; nothing was sent."""
+    """Give back what was claimed under this owner's name, if that claim, whose commit is in doubt, was written."""
     clock, ledger = context.clock, context.ledger
     given = _write_patiently(
         clock, lambda: ledger.tasks.give_back_of(owner, task_ids, clock.now()), ", ".join(task_ids)
@@ -219,7 +219,7 @@ def undo_claim(context: WorkerContext, owner: str, task_ids: Sequence[str]) -> N
 
 
 def note_full(context: WorkerContext, client: ProviderClient, held: Held | None) -> bool:
-    """Return whether a provider has as many requests as it may have at once, and remember it for a moment."""
+    """Return whether the provider is at its concurrency limit, and remember that for a moment."""
     if held is Held.CONCURRENCY:
         client.batch_size.note_full(context.clock.awake_seconds())
     return held is Held.CONCURRENCY
@@ -236,10 +236,10 @@ def _not_claimed(answer: NotClaimed) -> DeliveryOutcome:
 def make_attempt(
     context: WorkerContext, client: ProviderClient, claim: Claim, claimed_seconds: float
 ) -> AttemptResult | None:
-    """Send a claimed task's request, and again quickly after a failure that certainly did not create the task.
+    """Send a claimed task's request; retry quickly after a failure that certainly did not create the task.
 
-    The quick tries keep a blip from costing the hour until the next retry. Returns None when nothing was executed for a reason
-    of our own: the claim grew old before the request began, or the worker ends. The task loses nothing by either.
+    The quick retries keep a short outage from costing the hour until the next attempt. Returns None when no request was sent
+    because the claim had become too old or the worker is shutting down; the attempt is then not counted.
     """
     clock = context.clock
     end_seconds = claimed_seconds + ATTEMPT_SECONDS
@@ -304,11 +304,10 @@ def _seconds_to_quick_try(clock: Clock, reading: Interpretation, pause_seconds: 
 
 
 class ConcurrentSender:
-    """Makes the attempts at claims of one provider with up to `CONCURRENT_REQUESTS` threads, each taking the next claim left.
+    """Makes the attempts for claims of one provider, with up to `CONCURRENT_REQUESTS` threads that take claims from one list.
 
-    Every claim is answered once, by whoever takes it off the list, and only that one may send it. Whoever settles them is woken
-    once for many answers: with a thread woken for each claim, and the settling one for each answer, that alone was a fifth of
-    what a delivery cost. `claimed_seconds` is as for `send_claimed`.
+    Each claim is taken, sent and answered by one thread only. The thread that settles is woken once for many results: waking it
+    for each claim and each answer took a fifth of a delivery's cost. `claimed_seconds` is as for `send_claimed`.
     """
 
     def __init__(
@@ -325,7 +324,7 @@ class ConcurrentSender:
         self._all = threading.Event()
 
     def results(self) -> Iterator[list[Attempted]]:
-        """Make the attempts and yield what they came to, in groups, as it comes."""
+        """Make the attempts and yield their results in groups, as they arrive."""
         given, number = 0, self._open
         self._begin()
         while given < number:
@@ -338,7 +337,7 @@ class ConcurrentSender:
                 yield group
 
     def stop(self) -> None:
-        """Begin no further attempt; what was not begun comes out as None."""
+        """Start no further attempts; claims not started yield None as their result."""
         while (claim := self._next()) is not None:
             self._answer(claim, None)
 
@@ -417,7 +416,7 @@ def _settle(context: WorkerContext, attempts: Sequence[Attempted], tell: Tell) -
             outcome = _outcome(claim, TaskState.WAITING, "given back before anything was sent")
             tell([outcome])
             _write_patiently(clock, partial(ledger.tasks.give_back, claim, clock.now()), claim.task.id)
-            outcomes.append(replace(outcome, told=True))
+            outcomes.append(replace(outcome, already_shown=True))
     return outcomes
 
 
@@ -492,7 +491,7 @@ _MEANING: Final[Mapping[int | None, str]] = {
 def outcome_words(
     verdict: Verdict, status: int | None, state: TaskState, *, due_at: datetime | None, attempt: int
 ) -> str:
-    """Return verdict, status, what that means and what follows: what may be shown anywhere of an outcome."""
+    """Return verdict, status, its meaning and the next state in one text without personal data."""
     if state is TaskState.SUPPRESSED:
         return "too late: its time has passed"
     words = f"{verdict} {status}" if status else str(verdict)
@@ -527,9 +526,9 @@ _PAUSED: Final[Mapping[PauseKind | None, str]] = {
 
 
 def log_pause(pause: ProviderState) -> None:
-    """Log that a provider is left alone from now on: until when and, in our own words, why.
+    """Log that a provider is paused: until when and, in words of Leadwire's own, why.
 
-    The provider's own words may hold personal data and stay in the ledger.
+    The provider's own text may hold personal data and stays in the ledger.
     """
     until = instant(pause.paused_until_at) if pause.paused_until_at else "it is resumed"
     status = re.match(r"[1-5][0-9]{2}\b", pause.reason or "")

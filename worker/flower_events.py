@@ -62,15 +62,15 @@ _ARGUMENTS_LIMIT: Final = 1024
 
 
 class TaskWaiting(Retry):
-    """Raised for Celery when a task waits: it sends `task-retried`, and publishes nothing."""
+    """Raised inside a Celery task when the ledger's task waits: Celery sends `task-retried` and publishes no message."""
 
 
 class TaskDead(Problem):
-    """Raised for Celery when a task was given up: it sends `task-failed`."""
+    """Raised inside a Celery task when the ledger's task is dead: Celery sends `task-failed`."""
 
 
 class TaskUnknown(Problem):
-    """Raised for Celery when nobody knows whether a task was executed: it sends `task-failed`."""
+    """Raised inside a Celery task when it is unknown whether the ledger's task was executed: Celery sends `task-failed`."""
 
 
 _EVENTS_OF: Final[dict[TaskState | None, tuple[str, ...]]] = {
@@ -81,9 +81,10 @@ _EVENTS_OF: Final[dict[TaskState | None, tuple[str, ...]]] = {
 
 
 class FlowerEvents:
-    """Sends events through the worker's own event dispatcher.
+    """Sends task events to Flower through the worker's own event dispatcher.
 
-    `dispatcher` returns it, or None while the worker has none; then nothing is sent, and `FlowerSync` catches up.
+    `dispatcher` returns the dispatcher, or None while the worker has none; then nothing is sent, and `FlowerSync` sends it
+    later.
     """
 
     def __init__(self, dispatcher: Callable[[], Any]) -> None:
@@ -99,12 +100,12 @@ class FlowerEvents:
             log.debug("Flower misses events: %s", type(error).__name__)
 
     def result(self, outcome: DeliveryOutcome, name: str) -> str:
-        """Return or raise, from a Celery task, what makes Celery show the outcome of a message with one task.
+        """Return the result of a Celery task, or raise what makes Celery send the right event, for a message with one task.
 
-        `name` is the Celery task's. Raises TaskWaiting, TaskDead, TaskUnknown, or Ignore when there is nothing to show.
+        `name` is the Celery task's name. Raises TaskWaiting, TaskDead, TaskUnknown, or Ignore when nothing is to be shown.
         """
         state = outcome.state
-        if outcome.told:
+        if outcome.already_shown:
             raise Ignore
         if state in {TaskState.SUPPRESSED, TaskState.CANCELLED}:
             self.row(outcome, name)
@@ -120,13 +121,14 @@ class FlowerEvents:
         return _line(outcome)
 
     def outcomes(self, outcomes: Sequence[DeliveryOutcome], name: str) -> None:
-        """Show tasks whose message does not show them by itself; `name` is that of their Celery task.
+        """Send events for tasks whose message carries several of them; `name` is their Celery task's name.
 
-        When any of them waits, its events leave now: another worker may take it next, and its events must come later.
+        If any of them waits, the events are flushed at once: another worker may claim it next, and its events must arrive
+        later.
         """
         delivered: list[str] = []
         for outcome in outcomes:
-            if outcome.told or outcome.rule is None:
+            if outcome.already_shown or outcome.rule is None:
                 continue
             if outcome.state is TaskState.DELIVERED:
                 delivered.append(outcome.task_id)
@@ -138,11 +140,11 @@ class FlowerEvents:
             self._call("flush")
 
     def delivered(self, task_ids: Sequence[str], result: str = "delivered, with others in one message") -> None:
-        """Turn the rows of these tasks to SUCCESS; those without a row get none."""
+        """Turn the existing rows of these tasks to SUCCESS; tasks without a row get none."""
         self._call("send", DELIVERED_TOGETHER, uuid=task_ids[0], uuids=list(task_ids), result=result)
 
     def batch(self, batch: InlineBatch, now: datetime) -> None:
-        """Show tasks that were delivered by the message that planned them, as a message of their own would be shown."""
+        """Show tasks delivered by the message that planned them, as if they had had a delivery message of their own."""
         ids = [outcome.task_id for outcome in batch.outcomes]
         began_seconds = batch.began_at.timestamp()
         self._call(
@@ -159,9 +161,9 @@ class FlowerEvents:
         )
 
     def planned(self, tasks: Sequence[Task], now: datetime) -> None:
-        """Show tasks that no message goes out for now: those that planning ended, and those that are due later.
+        """Show tasks for which no message is published now: ended during planning, or due later.
 
-        The latter only while they are few, else they would push everything else out of Flower.
+        Those due later are shown only while they are few; more would push everything else out of Flower.
         """
         later = [task for task in tasks if task.state is TaskState.PLANNED and task.due_at - now >= WAITS_AT_LEAST]
         ended = [task for task in tasks if task.state in {TaskState.DEAD, TaskState.SUPPRESSED}]
@@ -170,7 +172,7 @@ class FlowerEvents:
             self.row(outcome, CELERY_TASK_OF[task.type])
 
     def row(self, outcome: DeliveryOutcome, name: str) -> None:
-        """Make a task's row, or bring it up to date; nothing for a state that Flower has no word for."""
+        """Create or update a task's row in Flower; does nothing for a state that Flower does not know."""
         if outcome.state not in _EVENTS_OF:
             return
         began_seconds = outcome.began_at.timestamp() if outcome.began_at else time.time()
@@ -187,7 +189,7 @@ class FlowerEvents:
 
 
 def count_states(outcomes: Iterable[DeliveryOutcome]) -> str:
-    """Return how many tasks came to what, such as `1 dead, 3 delivered`: the result of a message with many tasks."""
+    """Return the number of tasks by state, such as `1 dead, 3 delivered`: the Celery result of a message with many tasks."""
     counts = Counter(str(outcome.state or "elsewhere") for outcome in outcomes)
     return ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
 
@@ -229,16 +231,16 @@ def _planning_words(task: Task | StoredTask) -> str:
 
 
 class RedactedRequest(Request):
-    """A message's request whose events leave out what an exception says: that may quote a payload, an address or SQL.
+    """A Celery request whose events leave out exception texts, which may quote a payload, an address or SQL.
 
-    Used by the tasks' option `Request`.
+    Set as the tasks' option `Request`.
     """
 
     _words: str | None = None
     _fault: str = "unknown"
 
     def on_failure(self, exc_info: Any, *arguments: Any, **named: Any) -> Any:
-        """Keep what may be shown of the exception, then do as Celery does."""
+        """Keep the redacted outcome of the exception, then call Celery's method."""
         exception = exc_info.exception
         if isinstance(exception, ExceptionWithTraceback):
             exception = exception.exc
@@ -248,9 +250,10 @@ class RedactedRequest(Request):
         return super().on_failure(exc_info, *arguments, **named)
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
-        """Send an event with the outcome as its result, without exception and traceback.
+        """Send an event with the redacted outcome as its result, without exception and traceback.
 
-        An unexpected exception does not end a task: the ledger has it tried again, or knows that its outcome is unknown.
+        For an unexpected exception `task-failed` is not final: the ledger makes the task due again, or marks its outcome as
+        unknown.
         """
         if type in {"task-failed", "task-retried"}:
             words = self._words
@@ -267,10 +270,10 @@ class RedactedRequest(Request):
 
 
 class BatchingConsumer(Consumer):
-    """Celery's consumer, which sends the events of tasks five times a second; named by the setting `worker_consumer`.
+    """Celery's consumer, but sending task events five times a second. Set by `worker_consumer`.
 
-    Celery 5.7 publishes the events it has collected at the next turn of its loop, which under load is one message for each
-    event or two. It also greets and watches the other workers (mingle, gossip), which Leadwire has no use for.
+    Celery 5.7 publishes collected events at the next iteration of its loop: under load a message for every one or two events.
+    Mingle and gossip with other workers are turned off, because Leadwire does not use them.
     """
 
     #: How long an event may wait for others; a full message (24 events) leaves at once.
@@ -283,7 +286,7 @@ class BatchingConsumer(Consumer):
         self._flush_at_seconds = -self.LOST_SECONDS
 
     def on_send_event_buffered(self) -> None:  # type: ignore[override]  # the stub names the promise it is called through
-        """Have what is collected sent a little later, once."""
+        """Schedule one sending of the collected events, if none is scheduled."""
         hub: Any = self.hub  # type: ignore[attr-defined]  # the stubs know little of the consumer
         now_seconds = time.monotonic()
         if hub and now_seconds >= self._flush_at_seconds + self.LOST_SECONDS:
@@ -313,13 +316,12 @@ _CELERYS_HEARTBEAT: Final = Panel.data["heartbeat"]
 
 
 class FlowerSync:
-    """Tells Flower what it may have missed, out of the ledger; in every worker.
+    """Repeats to Flower what it may have missed, from the ledger. Runs in every worker.
 
-    Flower only knows what it heard. A worker that is killed says nothing more of what it was sending; unknown outcomes are
-    ended by the reconciler or by `leadwire settle`, in another process; and while Flower or the broker was away nobody
-    listened. So every worker looks every five seconds which outcomes are unknown or no longer so, and sends the latest
-    tasks when it starts and when a monitor begins to listen. It sends what stands in the ledger, so that doing so twice, or
-    from several workers, changes nothing. When `closing` is set it stops half-way.
+    Flower knows only the events it received. It misses outcomes when a worker is killed, when another process settles an
+    unknown task (the reconciler, `leadwire settle`), and while Flower or the broker is down. So every worker checks every five
+    seconds which outcomes are unknown or no longer unknown, and sends the latest tasks at its start and when a monitor starts.
+    Sending the ledger's states twice, or from several workers, changes nothing. Stops early when `closing` is set.
     """
 
     def __init__(self, ledger: Ledger, events: FlowerEvents, closing: threading.Event) -> None:
@@ -334,7 +336,7 @@ class FlowerSync:
         self._unknown_seconds = 0.0
 
     def listen_for_monitors(self) -> None:
-        """Send everything again when a monitor begins to listen: it asks all workers for a heartbeat then."""
+        """Send everything again when a monitor starts, which shows by its request for a heartbeat to all workers."""
 
         @control_command(name="heartbeat")
         def heartbeat(state: Any) -> None:
@@ -343,11 +345,11 @@ class FlowerSync:
             self._asked.set()
 
     def note(self, outcomes: Iterable[DeliveryOutcome]) -> None:
-        """Remember the unknown outcomes that this worker has just shown: one may be ended before the next look."""
+        """Remember unknown outcomes that this worker has just shown: they may be settled before the next check."""
         self._noted.extend(outcome.task_id for outcome in outcomes if outcome.state is TaskState.UNKNOWN)
 
     def work(self) -> float:
-        """Send what is due now; return in how many seconds to look again. For a `PeriodicThread`."""
+        """Send what is due now; return the seconds until the next check. For a `PeriodicThread`."""
         try:
             self._send_due()
         except LedgerError as error:
@@ -365,7 +367,7 @@ class FlowerSync:
             self._sent_all_seconds = awake_seconds()
 
     def send_unknown(self) -> None:
-        """Tell which outcomes are newly unknown, and how those that were so have ended."""
+        """Send which outcomes are newly unknown, and how earlier unknown ones were settled."""
         known = self._unknown | {self._noted.popleft() for _ in range(len(self._noted))}
         found = {task.id: task for task in self._ledger.queries.list_tasks(LATEST_OF_STATE, state=TaskState.UNKNOWN)}
         for task_id in found.keys() - known:
@@ -380,7 +382,7 @@ class FlowerSync:
         self._unknown = set(found)
 
     def send_latest(self) -> None:
-        """Tell what came of the latest tasks."""
+        """Send the states of the latest tasks."""
         delivered: list[str] = []
         for task in self._latest():
             if self._closing.is_set():

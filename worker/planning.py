@@ -1,11 +1,11 @@
-"""Plan events: decide which tasks each leads to, record them, and under load deliver them at once.
+"""Plan events: decide which tasks each one leads to, record them, and under load deliver them at once.
 
-`process_events` is what the Celery task `process_event` does. Planning is pure, and the recording is one transaction that
-checks that the event is still unplanned: a message that comes twice, or two workers with the same event, change nothing.
+`process_events` is the body of the Celery task `process_event`. Planning is pure. Recording is one transaction that checks that
+the event is still unplanned, so a duplicate message, or two workers with the same event, change nothing.
 
-Under load most tasks get their first attempt from the message that plans them, without another message (`InlineDelivery`):
-they are claimed on insert, in the transactions that record their plans, and sent when the whole message is recorded. No event
-waits to be decided until a provider has answered for another one.
+Under load most tasks get their first attempt within the message that plans them, without another message (`InlineDelivery`).
+They are claimed in the transactions that insert them, and sent when the whole message is recorded, so that no event waits for
+another event's provider.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class ProcessingSummary:
-    """What a message of events came to, in numbers, and the tasks that no message goes out for now.
+    """The result of one message of events: counts, and the tasks for which no message is published now.
 
-    Those `quiet` ones are due later, or ended while they were planned.
+    Those `quiet` tasks are due later, or ended during planning.
     """
 
     asked: int
@@ -57,7 +57,7 @@ class ProcessingSummary:
 
 @dataclass(frozen=True, slots=True)
 class InlineBatch:
-    """Tasks of one type that were delivered with the message that planned them, and when that began."""
+    """Tasks of one type that were delivered within the message that planned them, and when that began."""
 
     type: TaskType
     outcomes: Sequence[DeliveryOutcome]
@@ -71,11 +71,11 @@ TellOf = Callable[[TaskType, Sequence[DeliveryOutcome]], None]
 def process_events(
     context: WorkerContext, event_ids: Sequence[str], tell: TellOf, ended: Callable[[InlineBatch], None]
 ) -> ProcessingSummary:
-    """Plan these events and dispatch what is due, or deliver it at once where a message would carry many tasks of one type.
+    """Plan these events. Publish the tasks that are due, or deliver them at once when there are many of one type.
 
-    `tell` shows outcomes at once; `ended` is called with the batch that was delivered, also when this raises in the end. Events
-    that were dispatched before are planned one at a time: one that crashes the process must not take its neighbours with it.
-    Raises LedgerError when the ledger cannot be used; the sweeper repeats what was not recorded.
+    `tell` is called with outcomes as they come. `ended` is called with each batch delivered, also when this function raises.
+    Events that were dispatched before are planned one at a time, because one of them may crash the process. Raises LedgerError
+    when the ledger cannot be used; the sweeper dispatches again what was not recorded.
     """
     summary = ProcessingSummary(asked=len(event_ids))
     fresh, suspects = context.ledger.inbox.fresh_events(event_ids)
@@ -141,9 +141,9 @@ def _note_failure(context: WorkerContext, event_id: str, step: str, error: Excep
 
 
 class InlineDelivery:
-    """The first attempts that one message makes at tasks of one type: claimed by `record`, made by `send`.
+    """The first attempts that one message makes at tasks of one type: `record` claims them, `send` sends them.
 
-    A context manager: it holds one of the worker's threads for the provider (see `Bulkhead`) from its first claim to its end.
+    A context manager: from the first claim to its end it holds one of the provider's places in the worker (see `Bulkhead`).
     """
 
     def __init__(self, context: WorkerContext) -> None:
@@ -166,9 +166,9 @@ class InlineDelivery:
             self._client.bulkhead.release()
 
     def record(self, plans: Sequence[Plan]) -> Collection[str]:
-        """Record plans, dispatch their tasks that are due, and claim those that this message delivers; return the ids of both.
+        """Record plans, publish their due tasks, claim those that this message delivers; return the ids of all of these.
 
-        Raises what the ledger raises; what of these plans may have been claimed is given back then.
+        Raises what the ledger raises; claims of these plans that may have been written are given back first.
         """
         clock, ledger = self._context.clock, self._context.ledger
         terms = self._terms(plans, clock.now())
@@ -187,7 +187,7 @@ class InlineDelivery:
         return {task.id for task in due} | {answer.task_id for answer in answers}
 
     def send(self, tell_of: TellOf) -> InlineBatch | None:
-        """Deliver what was claimed; None when nothing was asked for."""
+        """Deliver the claimed tasks; returns None when `record` asked for none."""
         client, type_ = self._client, self._type
         if client is None or type_ is None or not self._answers:
             return None
@@ -196,7 +196,7 @@ class InlineDelivery:
         answers, self._answers = self._answers, []
         outcomes, held = send_claimed(self._context, client, answers, self._claimed_seconds, tell)
         note_full(self._context, client, held)
-        tell([outcome for outcome in outcomes if not outcome.told])
+        tell([outcome for outcome in outcomes if not outcome.already_shown])
         return InlineBatch(type_, outcomes, began_at)
 
     def _terms(self, plans: Sequence[Plan], now: datetime) -> ClaimTerms | None:

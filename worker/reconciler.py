@@ -1,14 +1,13 @@
-"""Look up at its provider what may have been executed, before anything is sent again.
+"""Look up tasks of unknown outcome at their provider, before anything is sent again.
 
-A task whose outcome nobody knows waits in the ledger as a `PendingReconciliation`. One `Reconciler` runs for each provider, so
-that a dead one never delays the other. Several workers may reconcile side by side: each pending task is taken by one at a
-time, and what a look-up comes to is written only by who still holds it. What follows a look-up is decided by
-`worker/retry.py`, what an answer proves by the provider's own module.
+Such a task waits in the ledger as a `PendingReconciliation`. There is one `Reconciler` for each provider, so that an
+unreachable one does not delay the other. Several workers may reconcile at once: each pending task is claimed by one process,
+and only the process that still holds it may write the result. `worker/retry.py` decides what follows a look-up, the provider's
+own module what an answer proves.
 
-One listing answers for all tasks that it would show, so that many pending tasks (a worker that was killed, a provider that
-hung) cost few requests. A provider that does not answer is not asked for each listing in turn: after two without any answer,
-or one that says that it takes no requests now, whatever else was taken counts as asked. While a provider is paused, for
-whatever reason, nobody asks it.
+One listing serves all tasks that it would show, so that many pending tasks cost few requests (after a worker was killed, or a
+provider hung). After two listings without any answer, or one answer that asks to stop, the remaining tasks of the round are
+postponed without a request. While a provider is paused it is not asked at all.
 """
 
 from __future__ import annotations
@@ -83,11 +82,11 @@ Group = list[tuple[PendingReconciliation, LookupTarget]]
 
 
 class ThrottledClient:
-    """Asks one provider about tasks that it may already have, each request in its place of the provider's rate limit.
+    """Sends look-ups and polls to one provider within its rate limit.
 
-    `charge` takes a place and returns its moment; `is_over` says that the process ends. Nobody else sees such a request
-    wait: a place that is far off is kept until it comes, so that a long line delays requests and does not grow by them. An
-    answer that asks to be left alone pauses the provider as an attempt's would.
+    `charge` reserves a slot of the rate and returns its moment; `is_over` returns whether the process is shutting down. A slot
+    that is far ahead is kept until it comes, so that waiting does not make the line longer. An answer that asks for a pause
+    pauses the provider, as it does for an attempt.
     """
 
     def __init__(
@@ -109,9 +108,9 @@ class ThrottledClient:
         self._place_seconds: float | None = None
 
     def wait(self, patience_seconds: float) -> bool:
-        """Wait for a place; False when it comes later than that, the process ends, or the provider is paused.
+        """Wait for a slot. False when it is more than `patience_seconds` away, at shutdown, or when the provider is paused.
 
-        The place is kept for the next request, whenever that is sent.
+        The slot is kept for the next request.
         """
         clock = self._clock
         if self._place_seconds is None:
@@ -126,12 +125,12 @@ class ThrottledClient:
 
     @property
     def place_at(self) -> datetime:
-        """When the place that is kept comes; now when there is none, or it has come."""
+        """Return when the reserved slot comes; now when there is none or it has come."""
         now, seconds = self._clock.now(), self._clock.awake_seconds()
         return now + timedelta(seconds=max(0.0, (self._place_seconds or seconds) - seconds))
 
     def ask(self, request: ProviderRequest, deadline_seconds: float) -> tuple[Sent, Hindrance | None]:
-        """Send a request and say what hindered it, if that passes by itself; without a place it goes at once, charged."""
+        """Send a request; return the response and what hindered it, if that is temporary. Charges a slot if none is reserved."""
         asked_at = self._clock.now()
         if self._place_seconds is None:
             self._charge(asked_at)
@@ -167,7 +166,7 @@ class ThrottledClient:
 
 
 class ClockSteadiness:
-    """For how long the wall clock has kept step with the clock for spans: people and time servers may set it at any moment."""
+    """Measures for how long the wall clock has agreed with the monotonic clock; people and time servers may set it."""
 
     def __init__(self, now: Callable[[], datetime], awake: Callable[[], float] = awake_seconds) -> None:
         self._now = now
@@ -176,7 +175,7 @@ class ClockSteadiness:
         self._since_seconds = awake()
 
     def seconds(self) -> float:
-        """Return for how long, as far as is known here; to be called often, since a leap is seen only then."""
+        """Return for how many seconds no jump was seen. Call it often: a jump is noticed only by a call."""
         seconds = self._awake()
         apart_seconds = self._now().timestamp() - seconds
         if abs(apart_seconds - self._apart_seconds) > DRIFT_SECONDS:
@@ -188,8 +187,8 @@ class ClockSteadiness:
 class Reconciler:
     """Looks up the pending tasks of one provider.
 
-    `charge` counts a request against the provider's rate and returns its place in line, for which each listing waits;
-    `rest_seconds` lie between two pages of one listing at least. Without `steadiness` the clock is taken to be steady.
+    `charge` counts a request against the provider's rate and returns the moment of its slot. `rest_seconds` is the least pause
+    between two pages of one listing. Without `steadiness` the clock is assumed to be steady.
     """
 
     def __init__(
@@ -216,7 +215,7 @@ class Reconciler:
         self._query_works = False
 
     def once(self) -> int:
-        """Look up what is due now; return how many pending tasks that was. Raises LedgerError."""
+        """Look up what is due now; return the number of pending tasks taken. Raises LedgerError."""
         self._is_steady(timedelta())  # looks at the clocks in every round
         pending = self._ledger.reconciliation.claim(self._provider.name, self._clock.now(), HOLD, BATCH)
         end_seconds = self._clock.awake_seconds() + LOOK_UP_SECONDS
@@ -359,7 +358,7 @@ class Reconciler:
 
 
 def reconcilers(context: WorkerContext) -> list[Reconciler]:
-    """Return the reconcilers of a worker, one for each provider."""
+    """Return one reconciler for each provider of a worker."""
     found = []
     for name, client in context.clients.items():
         limits = context.limits_for(client)

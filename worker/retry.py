@@ -1,7 +1,7 @@
-"""What follows an attempt, and what follows a look-up: retry when, give up when, ask a person when.
+"""What follows an attempt or a look-up: when to retry, when to give up, when to ask a person.
 
-Pure: the reading of the answer, the task's policy, `now` and `chance` go in, the next step comes out. Retry-After is kept
-in full up to the policy's cap, and jitter only ever makes a retry later.
+Pure functions: the outcome, the task's policy, `now` and a random number go in, the next step comes out. Retry-After is
+respected in full up to the policy's cap. Jitter only makes a retry later.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ FIRST_PATIENCE: Final = timedelta(seconds=5)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextStep:
-    """The state a task goes to. `counted` is false when the attempt costs the task nothing.
+    """The next state of a task. `counted` is false when the attempt does not count against the policy.
 
-    `pause_until_at` leaves its provider alone; `pause_asked` says that the provider wished it, and nothing is wrong with us.
+    `pause_until_at` pauses the task's provider; `pause_asked` says that the provider asked for it, rather than having failed.
     """
 
     state: TaskState
@@ -44,7 +44,7 @@ class NextStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptHistory:
-    """What was tried before: `attempt` is this attempt's number (from 1)."""
+    """Earlier attempts: `attempt` is the number of the current one (from 1)."""
 
     attempt: int
     first_attempt_at: datetime
@@ -59,7 +59,7 @@ def next_step(
     chance: float,
     status: int | None = None,
 ) -> NextStep:
-    """Say what follows an attempt. `chance` is a number from 0 up to 1, `status` that of the answer."""
+    """Return what follows an attempt. `chance` is a random number in [0, 1), `status` the answer's HTTP status."""
     match reading.verdict:
         case Verdict.DELIVERED:
             return NextStep(state=TaskState.DELIVERED, reason=reading.warning)
@@ -127,12 +127,12 @@ def _retry(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookUpPolicy:
-    """When a provider is asked again about a task that may have been executed.
+    """When a task of unknown outcome is looked up again.
 
-    A task counts as absent after two complete listings without it: the second begins at least `after_end` after the attempt
-    ended and `apart` after the first, since a provider may show new tasks late. A look-up that cannot tell is repeated after
-    `again`, then nobody can tell. One that met an outage is waited for, up to `outage` after the attempt ended, and asked
-    again between `outage_least` and `outage_longest` later.
+    A task counts as absent after two complete listings without it. The second is requested at least `after_end` after the
+    attempt ended and `apart` after the first, since a provider may list new tasks late. An inconclusive look-up is repeated
+    after each span of `again`; after the last one a person is asked. Look-ups that fail because of an outage are repeated for
+    up to `outage` after the attempt ended, between `outage_least` and `outage_longest` apart.
     """
 
     after_end: timedelta = timedelta(seconds=20)
@@ -153,7 +153,7 @@ LOOK_UP_POLICY: Final = LookUpPolicy()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookUpHistory:
-    """What was looked up before: `failed` look-ups could not tell, `absent_at` began the listing that did not hold the task."""
+    """Earlier look-ups: `failed` were inconclusive; `absent_at` is when the first listing without the task was requested."""
 
     ended_at: datetime
     failed: int = 0
@@ -171,10 +171,10 @@ def after_look_up(
     now: datetime,
     look_up_policy: LookUpPolicy = LOOK_UP_POLICY,
 ) -> NextStep:
-    """Say what follows a look-up that began at `asked_at`.
+    """Return what follows a look-up that began at `asked_at`.
 
-    UNKNOWN with a moment: it is looked up again then, and unless `counted` this one says nothing; UNKNOWN without one: a
-    person is asked.
+    UNKNOWN with `due_at`: look up again then; with `counted` False this look-up does not count. UNKNOWN without `due_at`: a
+    person must settle the task.
     """
     match told:
         case TaskFound():
@@ -223,9 +223,9 @@ def _after_outage(told: CannotTell, before: LookUpHistory, look_up_policy: LookU
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hindrance:
-    """Why a question to a provider, a look-up or a poll, came to nothing, when that passes by itself.
+    """A temporary reason why a look-up or poll failed.
 
-    `answered` is false when no answer came; `pause_until_at` leaves the provider alone, as after an attempt.
+    `answered` is false when no answer came; `pause_until_at` pauses the provider, as it does after an attempt.
     """
 
     answered: bool = True
@@ -235,7 +235,7 @@ class Hindrance:
 
 
 def hindrance_of(status: int | None, retry_after_at: datetime | None, now: datetime) -> Hindrance | None:
-    """Say what hindered a question that was answered so (None: not at all); None when nothing of the kind did."""
+    """Return why a look-up or poll answered with this status (None: no answer) failed for now; None when it did not."""
     if status is None:
         return Hindrance(answered=False)
     if status in _NOT_LET_IN:
@@ -265,9 +265,9 @@ def _send_again(reason: str, why: str, policy: RetryPolicy, history: AttemptHist
 
 
 def delay_before(retries_made: int, policy: RetryPolicy, chance: float) -> timedelta:
-    """Return how long to wait before the next retry, jitter included.
+    """Return the delay before the next retry, with jitter.
 
-    With the defaults (fixed, 60 minutes, jitter 0.1) every retry comes 60 to 66 minutes after the try before it.
+    With the defaults (fixed, 60 minutes, jitter 0.1) a retry comes 60 to 66 minutes after the last attempt.
     """
     match policy.strategy:
         case "fixed":

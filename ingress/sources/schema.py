@@ -662,11 +662,11 @@ def parse_source(raw: Json, places: SourceMap, at: Path) -> SourceSection | None
         return SourceSection.model_validate(raw)
     except ValidationError as error:
         for fault in error.errors(include_url=False):
-            _complain(fault, places, at)
+            _record_fault(fault, places, at)
         return None
 
 
-def _complain(fault: ErrorDetails, places: SourceMap, at: Path) -> None:
+def _record_fault(fault: ErrorDetails, places: SourceMap, at: Path) -> None:
     loc = tuple(fault["loc"])
     path = (*at, *loc)
     context = fault.get("ctx", {})
@@ -674,22 +674,22 @@ def _complain(fault: ErrorDetails, places: SourceMap, at: Path) -> None:
         case "extra_forbidden":
             model = model_at(loc[:-1], SourceSection)
             keys = allowed_keys(model) if model else []
-            places.complain(
+            places.add_fault(
                 path, f"unknown key{did_you_mean(str(loc[-1]), keys) or ';'} allowed here: {listed(keys)}", at_key=True
             )
         case "missing":
             key = str(loc[-1])
             needed = f": {_NEEDED[key]}" if key in _NEEDED else ""
-            places.complain(path[:-1], f"missing key `{key}`{needed}", at_key=True)
+            places.add_fault(path[:-1], f"missing key `{key}`{needed}", at_key=True)
         case "value_error":
-            places.complain(path, str(context["error"]))
+            places.add_fault(path, str(context["error"]))
         case "literal_error" | "enum":
             words = [word.strip("' ") for word in re.split(", | or ", str(context["expected"]))]
             meant = did_you_mean(fault["input"], words) if isinstance(fault["input"], str) else ""
             given = kind(fault["input"])
-            places.complain(path, f"{given} is not one of the words known here{meant or ';'} allowed: {listed(words)}")
+            places.add_fault(path, f"{given} is not one of the words known here{meant or ';'} allowed: {listed(words)}")
         case other:
-            places.complain(path, _MESSAGES.get(other, "cannot stand here").format(**context))
+            places.add_fault(path, _MESSAGES.get(other, "cannot stand here").format(**context))
 
 
 # -- JSON Schema -------------------------------------------------------------------------------------------------------

@@ -255,7 +255,7 @@ def build(
         builder = _SourceBuilder(text, environment, public_url)
         source = builder.source()
         if text.name in sources:
-            builder.complain((), f'a source named "{text.name}" stands in another file already', at_key=True)
+            builder.add_fault((), f'a source named "{text.name}" stands in another file already', at_key=True)
         if source and not builder.places.faults:
             sources[text.name] = replace(source, warnings=tuple(builder.places.warnings))
         faults += sorted(builder.places.faults, key=lambda fault: (fault.line, fault.column))
@@ -271,8 +271,8 @@ class _SourceBuilder:
         self.public_url = public_url
         self.places = SourceMap(file=text.places.file, values=text.places.values, keys=text.places.keys)
 
-    def complain(self, path: Path, message: str, *, at_key: bool = False) -> None:
-        self.places.complain((*self.text.path, *path), message, at_key=at_key)
+    def add_fault(self, path: Path, message: str, *, at_key: bool = False) -> None:
+        self.places.add_fault((*self.text.path, *path), message, at_key=at_key)
 
     def warn(self, path: Path, message: str) -> None:
         self.places.warn((*self.text.path, *path), message)
@@ -280,7 +280,7 @@ class _SourceBuilder:
     def source(self) -> Source | None:
         """Return the source, or None after complaining."""
         if not _NAME.fullmatch(self.text.name):
-            self.complain(
+            self.add_fault(
                 (), "a source's name is part of its address: use letters, digits, - and _ (63 at most)", at_key=True
             )
         raw = self._with_preset()
@@ -295,7 +295,7 @@ class _SourceBuilder:
     def _with_preset(self) -> Mapping[str, Json] | None:
         own: Json = self.text.value  # as a user wrote it: anything
         if not isinstance(own, Mapping):
-            self.complain((), "must be a mapping, such as {extend: generic, secrets: [{env: CRM_SECRET}]}")
+            self.add_fault((), "must be a mapping, such as {extend: generic, secrets: [{env: CRM_SECRET}]}")
             return None
         name = own.get("extend")
         if name is None:
@@ -303,13 +303,13 @@ class _SourceBuilder:
                 return own
             hint = f"; did you mean extend: {self.text.name}" if self.text.name in PRESETS else ""
             message = f"has no auth: say how its requests prove where they are from, or extend a preset{hint}"
-            self.complain((), message, at_key=True)
+            self.add_fault((), message, at_key=True)
         elif not isinstance(name, str):
-            self.complain(("extend",), f"must be the name of one preset, such as generic, not {kind(name)}")
+            self.add_fault(("extend",), f"must be the name of one preset, such as generic, not {kind(name)}")
         elif name not in PRESETS:
             near = get_close_matches(name, PRESETS, n=1)
             hint = f", did you mean {near[0]}" if near else ""
-            self.complain(("extend",), f'there is no preset "{name}"{hint}; presets: {", ".join(PRESETS)}')
+            self.add_fault(("extend",), f'there is no preset "{name}"{hint}; presets: {", ".join(PRESETS)}')
         else:
             return extended(preset(name), own)
         return None
@@ -319,7 +319,7 @@ class _SourceBuilder:
         if isinstance(value, Mapping) and set(value) == {"env"} and isinstance(value["env"], str):
             own = value["env"].startswith("LEADWIRE_")  # refused already, set or not
             if not own and not self.environment.get(value["env"], "").strip():
-                self.complain(path, f"{value['env']} is not set, or empty")
+                self.add_fault(path, f"{value['env']} is not set, or empty")
             return
         pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
         for step, one in pairs:
@@ -333,7 +333,7 @@ class _SourceBuilder:
         if self.places.faults:
             return None
         if not verifiers:
-            self.complain(("auth",), "no verifier is enabled: nothing could ever be accepted")
+            self.add_fault(("auth",), "no verifier is enabled: nothing could ever be accepted")
             return None
         covers = [verifier.covers for verifier in verifiers if verifier.covers is not None]
         id_headers = section.event.id.headers if section.event.id else ()
@@ -378,7 +378,7 @@ class _SourceBuilder:
             text = ref.text or "" if ref.env is None else self.environment.get(ref.env, "").strip("\r\n")
             if not text.strip():
                 what = f"{ref.env} is not set, or empty" if ref.env else "the secret is empty"
-                self.complain(at, f"{what}: without its secret this source accepts nothing, so it is not started")
+                self.add_fault(at, f"{what}: without its secret this source accepts nothing, so it is not started")
                 continue
             if len(text) < SHORT_SECRET:
                 self.warn(at, f"{ref.env or 'the secret'} has fewer than {SHORT_SECRET} characters and can be guessed")
@@ -391,7 +391,7 @@ class _SourceBuilder:
         names = {way.name for _, way in ways}
         for index, name in enumerate(section.auth.enable):
             if name not in names:
-                self.complain(("auth", "enable", index), f'there is no verifier named "{name}" to enable')
+                self.add_fault(("auth", "enable", index), f'there is no verifier named "{name}" to enable')
         used = [(at, way) for at, way in ways if way.enabled or way.name in section.auth.enable]
         own = [way.verifier for _, way in used if not way.verifier.key]
         prefixes = frozenset(verifier.key_prefix for verifier in own if verifier.key_prefix)
@@ -409,7 +409,7 @@ class _SourceBuilder:
             message = (
                 "secrets: is missing; name the variable that holds the source's secret: secrets: [{env: ..._SECRET}]"
             )
-            self.complain((), message, at_key=True)
+            self.add_fault((), message, at_key=True)
         return tuple(made)
 
     def _verifier(
@@ -427,12 +427,12 @@ class _SourceBuilder:
                 "its signature covers the address senders know: set LEADWIRE_PUBLIC_URL, "
                 'or give url: {public_base: "https://hooks.example.com"}'
             )
-            self.complain((), message, at_key=True)
+            self.add_fault((), message, at_key=True)
             return None
         try:
             return compile_verifier(way, secrets, url, read_body)
         except ValueError as fault:
-            self.complain(at, str(fault))
+            self.add_fault(at, str(fault))
         return None
 
     def _verify_tokens(self, section: SourceSection) -> tuple[str, ...]:
@@ -443,7 +443,7 @@ class _SourceBuilder:
         if section.verify_token is None:
             message = "needs the token that was agreed with the sender: verify_token: {env: ..._VERIFY_TOKEN}"
             for index in echoes:
-                self.complain(("handshake", index, "get_echo"), message)
+                self.add_fault(("handshake", index, "get_echo"), message)
         return tuple(token.text for token in self._secrets(section.verify_token, ("verify_token",)))
 
 

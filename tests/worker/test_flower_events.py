@@ -180,7 +180,7 @@ def test_what_was_told_before_the_ledger_let_go_is_not_told_again(listener):
     listener.events.outcomes([outcome(TaskState.DELIVERED)], CALL)
     listener.types.clear()
     with pytest.raises(Ignore):
-        listener.events.result(outcome(TaskState.WAITING, "put back: no thread", told=True), CALL)
+        listener.events.result(outcome(TaskState.WAITING, "put back: no thread", already_shown=True), CALL)
     assert [] == listener.types
 
 

@@ -116,7 +116,7 @@ def test_faults_of_the_sources_are_told_beside_those_of_the_rules(ledger, folder
 
     def faults_of(texts):
         for text in texts:
-            text.places.complain(text.path, f"{text.name} is bad")
+            text.places.add_fault(text.path, f"{text.name} is bad")
         return [fault for text in reversed(texts) for fault in text.places.faults if "is bad" in fault.message]
 
     with pytest.raises(RuleError) as told:

@@ -93,12 +93,12 @@ __all__ = [
 
 
 class Ledger:
-    """One open ledger. One per process: neither connections nor the writer thread survive a fork, so open it after forking.
+    """One open ledger, one for each process. Open it after forking: neither connections nor the writer thread survive a fork.
 
-    Every method of its groups is a transaction of its own. Writes go through the writer thread and return when their commit
-    stands on disk; reads use pooled connections and never wait for a writer. Every method may raise LedgerBusyError when the
-    ledger cannot be used right now and LedgerError for other faults of the database. After LedgerBusyError the change is not
-    in force, or (LedgerInDoubtError) it is not known whether it is.
+    Each method of its groups (`inbox`, `tasks`, ...) is one transaction. Writes go through the writer thread and return when
+    their commit is on disk. Reads use pooled connections and never wait for a writer. Every method may raise LedgerBusyError
+    when the ledger cannot be used right now, and LedgerError for other faults of the database. After LedgerBusyError the change
+    was not made; after its subclass LedgerInDoubtError it is not known whether it was made.
     """
 
     def __init__(self, readers: Engine, writer: Writer) -> None:
@@ -124,15 +124,15 @@ class Ledger:
         self.admin = LedgerAdmin(readers, writer)
 
     def check_writable(self) -> None:
-        """Commit a write that leaves nothing behind; raises LedgerBusyError when that cannot be done now."""
+        """Commit a write and its removal. Raises LedgerBusyError when that cannot be done now."""
         self._writer.write(probe, wait=PROBE_WAIT)
 
     def yield_to_writer(self) -> None:
-        """Wait, for milliseconds, while this process holds the write lock: for a thread that is about to compute."""
+        """Wait, for 50 ms at most, while this process holds the write lock; for other threads before a long computation."""
         self._writer.yield_to_writer()
 
     def close(self) -> None:
-        """Finish the writes that are waiting, then let go of every connection."""
+        """Commit the writes that are queued, then close every connection."""
         self._writer.close()
         self._readers.dispose()
 
@@ -171,9 +171,9 @@ def migrate(url: str) -> None:
 
 
 def move_ledger(source_url: str, target_url: str, now: datetime, progress: Progress) -> Moved:
-    """Move the ledger of a SQLite file into an empty database of PostgreSQL, or end a move that was interrupted.
+    """Copy the ledger of a SQLite file into an empty PostgreSQL database and retire the file; resumes an interrupted move.
 
-    `progress` is told each step, the rows done and the rows in all. Raises LedgerError; see `move.move`.
+    `progress` is called with each step, the rows done and the rows in all. Raises LedgerError; see `move.move`.
     """
     from worker.ledger.move import move  # noqa: PLC0415 - only the command that moves needs it
 
@@ -181,7 +181,7 @@ def move_ledger(source_url: str, target_url: str, now: datetime, progress: Progr
 
 
 def undo_move(source_url: str, target_url: str, progress: Progress) -> None:
-    """Give a move up, as long as nothing has worked on the ledger there. Raises LedgerError; see `move.undo`."""
+    """Cancel a move, as long as no process has used the PostgreSQL ledger. Raises LedgerError; see `move.undo`."""
     from worker.ledger.move import undo  # noqa: PLC0415 - as above
 
     undo(source_url, target_url, progress)

@@ -1,7 +1,8 @@
-"""What a person decides about tasks and events, and from which state; every other state is refused with the way on.
+"""Commands of an operator on tasks and events: settle, retry, cancel, replay. Each says from which states it is allowed.
 
-Whether a command fits a task is asked twice by the same function: by whoever counts beforehand, and in the transaction that
-changes it. What was retried keeps its attempts and goes on under a new epoch; only its reason is told anew.
+Whether a command is allowed is checked by the same function twice: when the command counts what it selected, and in the
+transaction that makes the change. A refusal says what to do instead. A retried task keeps its attempts, gets a new epoch and a
+new `reason`.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ Changes = dict[str, Any]
 
 
 def why_not_retried(task: StoredTask) -> str | None:
-    """Return why a task may not be sent again by a person's word, with the way on; None when it may."""
+    """Return why an operator may not retry a task, and what to do instead; None when the task may be retried."""
     if task.state in _NO_RETRY:
         return (
             f"task {task.id} is {task.state}: {_NO_RETRY[task.state].format(id=task.id, due_at=instant(task.due_at))}"
@@ -90,16 +91,16 @@ def why_not_retried(task: StoredTask) -> str | None:
 
 
 def why_not_cancelled(task: StoredTask) -> str | None:
-    """Return why a task cannot be cancelled here, with the way on; None when it can."""
+    """Return why a task cannot be cancelled in the ledger, and what to do instead; None when it can be cancelled."""
     refusal = _NO_CANCEL.get(task.state)
     return f"task {task.id} is {task.state}: {refusal.format(id=task.id)}" if refusal else None
 
 
 class LedgerAdmin(LedgerGroup):
-    """`ledger.admin`: what a person decides. Ids may be given by their beginning, where one task is meant."""
+    """`ledger.admin`: an operator's commands. A method for one task also takes the unique beginning of its id."""
 
     def settle(self, task_id: str, delivered: bool, external_id: str | None, now: datetime) -> StoredTask:
-        """Settle an `unknown` task: delivered, or due again now. LedgerError from any other state."""
+        """Settle an `unknown` task as delivered, or make it due again now. Returns the task; LedgerError from any other state."""
 
         def decide(connection: Connection, task: StoredTask) -> Changes:
             if task.state != TaskState.UNKNOWN:
@@ -117,10 +118,10 @@ class LedgerAdmin(LedgerGroup):
         return self._change(task_id, now, decide)
 
     def retry(self, task_id: str, now: datetime) -> StoredTask:
-        """Make a dead, cancelled, suppressed or waiting task due now; LedgerError, with the way on, from other states.
+        """Make a dead, cancelled, suppressed or waiting task due now and return it. LedgerError from other states.
 
-        One that had ended begins a new epoch with its attempts at 0; its history stays, and an `expires_at` that has
-        passed is lifted, with a note.
+        A task that had ended starts a new epoch with 0 attempts; its history stays. An `expires_at` that has passed is removed,
+        and the task's `note` says so.
         """
 
         def decide(connection: Connection, task: StoredTask) -> Changes:
@@ -139,7 +140,7 @@ class LedgerAdmin(LedgerGroup):
         return self._change_many(list(due), now, decide)
 
     def cancel(self, task_id: str, why: str | None, now: datetime) -> StoredTask:
-        """End a task that has not been sent, or of which nobody knows; LedgerError, with the way on, from other states."""
+        """Cancel a task that was not sent, or whose outcome is unknown, and return it. LedgerError from other states."""
 
         def decide(connection: Connection, task: StoredTask) -> Changes:
             _refuse(why_not_cancelled(task))
@@ -161,7 +162,7 @@ class LedgerAdmin(LedgerGroup):
     def cancelled_at_provider(
         self, task_id: str, answer: str, why: str | None, now: datetime, *, taken: bool
     ) -> StoredTask:
-        """Keep what a provider answered when it was asked to cancel a task; one that it ended is cancelled here too."""
+        """Record a provider's answer to a request to cancel a task. If the provider cancelled it, it is cancelled here too."""
 
         def decide(connection: Connection, task: StoredTask) -> Changes:
             remark = f"asked to be cancelled at {task.provider} at {instant(now)}: {answer}"
@@ -176,10 +177,10 @@ class LedgerAdmin(LedgerGroup):
         return self._change(task_id, now, decide)
 
     def replay(self, ids: Sequence[str], now: datetime, *, failed_too: bool, new_keys: bool = False) -> list[Replayed]:
-        """Have events decided again by a worker, at once; one answer for each that is there, in the order of ids.
+        """Make events due to be planned again. Returns one result for each event that exists, in the order of ids.
 
-        What exists of their tasks is not made again, except under `new_keys`: then each becomes a new event `ID.2`, `ID.3`,
-        whose tasks are new.
+        Tasks that exist already are not made again. With `new_keys` each event is copied as a new event (`ID.2`, `ID.3`), and
+        all its tasks are made anew.
         """
         replay = renew_events if new_keys else replay_events
         if not ids:

@@ -1,11 +1,12 @@
-"""What is counted for metrics and status pages, in the very transaction that makes the counted fact: as durable as it.
+"""Durable counters for metrics and status pages, written in the same transaction as the fact they count.
 
-Each process adds to rows of its own (`shard`), so that no two ever wait for each other; whoever asks adds up all shards. What
-one transaction counts is written once, at its end. On its first write a process merges the shards of others into its own, so
-that those of ended processes do not pile up; a live one that lost its rows this way begins new ones, without harm to the sum.
+Each process adds to rows of its own (`shard`), so that processes never wait for each other; readers add up all shards. The
+counts of one transaction are written once, at its end. With its first write a process merges all other shards into its own, so
+that shards of ended processes do not pile up. A running process that lost its rows this way starts new ones; the sum stays
+right.
 
-Labels are few for ever: types that Leadwire does not know itself count as `other`, and so do rules beyond `RULES_LIMIT`.
-Spans are milliseconds.
+The set of labels is bounded: event types that Leadwire does not define count as `other`, and so do rules beyond `RULES_LIMIT`.
+Durations are in milliseconds.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 class CounterName(StrEnum):
-    """What is counted; `LABELS` says by what."""
+    """The counters; `LABELS` names the labels of each."""
 
     REQUESTS = "requests"
     EVENTS_RECEIVED = "events_received"
@@ -103,7 +104,7 @@ _TAKE_OVER: Final = Statement(
 
 
 class TransactionCounters:
-    """What the transaction under way has counted; for the one thread that writes."""
+    """Counts made in the current transaction. Used by the writer thread alone."""
 
     def __init__(self, shard: str) -> None:
         """Take a name that no other process uses."""
@@ -113,25 +114,25 @@ class TransactionCounters:
         self._has_merged = False
 
     def begin(self, connection: Connection) -> None:
-        """Count what is done on this connection from now on, beginning with nothing."""
+        """Start counting for a transaction on this connection, from zero."""
         self._counted.clear()
         connection.info[_KEY] = self
 
     def count(self, name: CounterName, *labels: str, by: int = 1) -> None:
-        """Add to a counter under labels, as many as `LABELS` names."""
+        """Add to a counter. The labels are given in the order of `LABELS`."""
         # One plain text as key: much cheaper to look up than a tuple of words of closed sets.
         self._counted.append((_SEPARATOR.join((name, *labels)), by))
 
     def mark(self) -> int:
-        """Return the place up to which `back_to` keeps what was counted."""
+        """Return the current position, for `back_to`."""
         return len(self._counted)
 
     def back_to(self, mark: int) -> None:
-        """Forget what was counted since: it has been undone."""
+        """Discard what was counted since `mark` returned this position: those changes were rolled back."""
         del self._counted[mark:]
 
     def write(self, connection: Connection) -> None:
-        """Add what was counted to the rows of this process, in the transaction that is open."""
+        """Add the counts to this process's rows, in the open transaction."""
         if not self._counted:
             return
         added: dict[str, int] = {}
@@ -151,7 +152,7 @@ class TransactionCounters:
         _ADD.run_many(connection, rows)
 
     def planned(self, plans: Sequence[Plan], tasks: Sequence[Task]) -> None:
-        """Count what events came to, what each rule decided, and the tasks that were made; planning ended some of them."""
+        """Count events by result, decisions by rule, and tasks made; tasks that planning ended count as ended too."""
         for plan in plans:
             self.count(CounterName.EVENTS_ENDED, plan.state)
             for decision in plan.decisions:
@@ -162,7 +163,7 @@ class TransactionCounters:
                 self.count(CounterName.TASKS_ENDED, task.type, task.state)
 
     def delivered(self, type_: TaskType, since_received_micros: int, since_occurred_micros: int) -> None:
-        """Count how long it took from an event to a delivery; a delivery before its event's date took no time."""
+        """Count the time from event to delivery; one that is negative (a delivery before its event's date) counts as 0."""
         for name, total, span_micros in (
             (CounterName.AFTER_RECEIVED, CounterName.AFTER_RECEIVED_SUM, since_received_micros),
             (CounterName.AFTER_OCCURRED, CounterName.AFTER_OCCURRED_SUM, since_occurred_micros),
@@ -187,7 +188,7 @@ def counters_of(connection: Connection) -> TransactionCounters:
 
 
 def type_label(type_: str) -> str:
-    """Return the label of an event type: one for all that Leadwire itself does not know."""
+    """Return the label of an event type: the type itself, or `other` for one that Leadwire does not define."""
     return type_ if type_ in _KNOWN_TYPES else OTHER
 
 

@@ -46,21 +46,21 @@ _FORMS: Final = "sqlite:////absolute/path/ledger.sqlite3 or postgresql://USER:PA
 
 
 class Database(Protocol):
-    """Where a ledger stands."""
+    """A database that can hold a ledger: what both kinds must provide."""
 
     @property
     def name(self) -> str:
-        """What messages call it; without a password."""
+        """The name used in messages; it contains no password."""
 
     @property
     def lock_file(self) -> Path | None:
-        """The file by which writers of several processes queue (`WriterFileLock`); None where the server does that."""
+        """The file that `WriterFileLock` locks; None where the database server orders the writers itself."""
 
     def must_exist(self) -> None:
-        """Raise LedgerError where it can be told at once that nothing is there."""
+        """Raise LedgerError when it is known without connecting that the database does not exist."""
 
     def make(self) -> None:
-        """Make what a schema is then put into, as far as that is ours to make."""
+        """Create an empty database for the schema, where Leadwire may do that."""
 
     def readers(self, busy_timeout: timedelta) -> Engine:
         """Return the engine for reads: pooled connections that cannot write; each transaction sees one snapshot."""
@@ -69,11 +69,11 @@ class Database(Protocol):
         """Return the engine for writes: every transaction begins with the savepoint `SAVEPOINT`."""
 
     def hold_for_migration(self, connection: Connection) -> None:
-        """Keep other migrations out until this transaction ends; waits for one that is under way."""
+        """Lock out other migrations until this transaction ends; waits for one that is running."""
 
 
 def database_of(url: str) -> Database:
-    """Return the database that a URL names, without connecting; LedgerError for one that can hold no ledger.
+    """Return the database that a URL names, without connecting. LedgerError for a URL that cannot hold a ledger.
 
     Messages never repeat the URL: it may hold a password.
     """
@@ -94,7 +94,7 @@ def database_of(url: str) -> Database:
 
 @contextmanager
 def reading(readers: Engine) -> Iterator[Connection]:
-    """Give a connection for reads, each of which sees what is committed; the database's faults come out as LedgerError."""
+    """Yield a read connection. Each read sees the latest commits. Faults of the database are raised as LedgerError."""
     try:
         with readers.connect() as connection:
             try:
@@ -109,24 +109,24 @@ def reading(readers: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def snapshot(readers: Engine) -> Iterator[Connection]:
-    """Give a connection whose reads all see the same moment."""
+    """Yield a read connection whose reads all see one snapshot."""
     with reading(readers) as connection, connection.begin():
         yield connection
 
 
 def _replace_if_gone(connection: Connection, error: BaseException) -> None:
     """Keep a broken connection from going back to the pool."""
-    if not connection.invalidated and has_gone(connection.connection.driver_connection, cause_of(error)):
+    if not connection.invalidated and is_disconnected(connection.connection.driver_connection, cause_of(error)):
         connection.invalidate()
 
 
 def database_faults(engine: Engine) -> tuple[type[Exception], ...]:
-    """Return the exceptions by which an engine, its pool and its driver tell of faults."""
+    """Return the exception types that an engine, its pool and its driver raise."""
     return (DBAPIError, PoolTimeoutError, engine.dialect.loaded_dbapi.Error)
 
 
 def as_ledger_error(error: BaseException) -> LedgerError:
-    """Return a database's fault as LedgerError; as LedgerBusyError when calling again later may help."""
+    """Convert a database exception: LedgerBusyError when trying again later may help, else LedgerError."""
     if isinstance(error, LedgerError):
         return error
     if isinstance(error, PoolTimeoutError):
@@ -184,13 +184,13 @@ def sqlite_module(names: tuple[str, ...] = _SQLITE_MODULES) -> ModuleType:
 
 @dataclass(frozen=True, slots=True)
 class SqliteFile:
-    """A ledger in one file of this machine."""
+    """A ledger in one SQLite file on this machine."""
 
     url: URL
 
     @classmethod
     def of(cls, url: URL) -> SqliteFile:
-        """Take a URL such as `sqlite:////var/lib/leadwire/ledger.sqlite3`; LedgerError for one that names no file."""
+        """Parse a URL such as `sqlite:////var/lib/leadwire/ledger.sqlite3`. LedgerError when it names no file."""
         if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
             raise LedgerError("the ledger is a file; use sqlite:////absolute/path/ledger.sqlite3")
         return cls(url.set(query={}))
@@ -202,12 +202,12 @@ class SqliteFile:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name used in messages."""
         return str(self.file)
 
     @property
     def lock_file(self) -> Path:
-        """The file beside it by which writers queue."""
+        """The lock file beside it, by which writers of several processes queue."""
         return Path(f"{self.file}-turn")
 
     def must_exist(self) -> None:
@@ -216,7 +216,7 @@ class SqliteFile:
             raise LedgerError(f"there is no ledger at {self.file}; make one with: leadwire migrate")
 
     def make(self) -> None:
-        """Make the file and its folder for their owner only; what is there keeps its rights."""
+        """Create the file (0600) and its folder (0700); existing ones keep their permissions."""
         try:
             self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(self.file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
@@ -234,10 +234,10 @@ class SqliteFile:
         return self._engine(pragmas, ["BEGIN IMMEDIATE", f"SAVEPOINT {SAVEPOINT}"], poolclass=NullPool)
 
     def exclusive(self) -> Engine:
-        """Return the engine for whoever wants the file for itself: nobody else can even read while it is connected.
+        """Return an engine that uses the file alone: no other process can even read while it is connected.
 
-        A transaction begins only when no other process has the file open: each of them holds a shared lock on a file in WAL
-        mode for as long as it is connected, and this one wants it exclusively (https://www.sqlite.org/pragma.html#pragma_locking_mode).
+        Its transaction begins only when no other process has the file open. In WAL mode each connected process holds a shared
+        lock on the file, and this engine asks for the exclusive one (https://www.sqlite.org/pragma.html#pragma_locking_mode).
         """
         pragmas = ["PRAGMA locking_mode=EXCLUSIVE", *_pragmas(timedelta(seconds=2))]
         return self._engine(pragmas, ["BEGIN IMMEDIATE"], poolclass=NullPool)
@@ -347,9 +347,9 @@ class PostgresDatabase:
 
     @classmethod
     def of(cls, url: str) -> PostgresDatabase:
-        """Take a URL such as `postgresql://leadwire:PASSWORD@db.example.com:5432/leadwire?sslmode=require`.
+        """Parse a URL such as `postgresql://leadwire:PASSWORD@db.example.com:5432/leadwire?sslmode=require`.
 
-        LedgerError without the driver and for a URL that cannot be read.
+        Raises LedgerError when the driver is not installed and when the URL cannot be parsed.
         """
         scheme, _, rest = url.partition("://")
         if scheme.lower() not in _SCHEMES:
@@ -368,17 +368,17 @@ class PostgresDatabase:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name used in messages."""
         database = self.options.get("dbname") or self.options.get("user") or "its default"
         host = self.options.get("host") or self.options.get("hostaddr") or "this machine"
         port = self.options.get("port")
         return f"the database {database} on {host}{f':{port}' if port else ''}"
 
     def must_exist(self) -> None:
-        """Leave that to the first connection."""
+        """Do nothing: the first connection shows whether it exists."""
 
     def make(self) -> None:
-        """Leave that to its administrator: Leadwire makes tables, not databases."""
+        """Do nothing: an administrator creates the database, Leadwire only its tables."""
 
     def readers(self, busy_timeout: timedelta) -> Engine:
         """Return the engine for reads."""
@@ -395,7 +395,7 @@ class PostgresDatabase:
 
         @event.listens_for(engine, "checkout")
         def checked_out(driver: Any, _record: object, _proxy: object) -> None:
-            if may_have_gone(driver):
+            if may_be_disconnected(driver):
                 raise InvalidatePoolError("the server has closed the connection")
 
         return engine
@@ -405,14 +405,14 @@ class PostgresDatabase:
         return self._engine(busy_timeout, f"{BEGIN_WRITE}; SAVEPOINT {SAVEPOINT}", writes=True, poolclass=NullPool)
 
     def hold_for_migration(self, connection: Connection) -> None:
-        """Keep other migrations out until this transaction ends; waits for one that is under way."""
+        """Lock out other migrations until this transaction ends; waits for one that is running."""
         run = connection.exec_driver_sql
         run(f"SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = {_milliseconds(_MIGRATION_WAIT)}")
         run(f"SELECT pg_advisory_xact_lock({_MIGRATION_KEY})")
         run(f"SET LOCAL lock_timeout = {_milliseconds(_DDL_WAIT)}")
 
     def connect(self, busy_timeout: timedelta, *, writes: bool = True) -> Any:
-        """Return a connection of the driver, set up, that begins no transaction by itself. Raises LedgerError."""
+        """Return a configured driver connection in autocommit mode. Raises LedgerError."""
         psycopg = _psycopg()
         try:
             driver = psycopg.connect(**self.options, autocommit=True)
@@ -499,13 +499,13 @@ class PostgresDatabase:
         return LedgerBusyError(f"{self.name} cannot be reached: {said}; see LEADWIRE_DATABASE_URL")
 
 
-def may_have_gone(driver: Any) -> bool:
-    """Whether an idle connection is best replaced: on one that stands nothing is waiting to be read, unless it has ended."""
+def may_be_disconnected(driver: Any) -> bool:
+    """Whether an idle connection should be replaced. A live one has nothing to read, so readable data means it was closed."""
     return bool(driver.closed) or _is_readable(driver)
 
 
-def has_gone(driver: Any, error: BaseException) -> bool:
-    """Whether the connection on which this fault came up is broken, or about to be."""
+def is_disconnected(driver: Any, error: BaseException) -> bool:
+    """Whether this exception means that its connection is broken or about to be closed."""
     if driver.closed or str(getattr(error, "sqlstate", None)).startswith(_ENDING):
         return True
     try:

@@ -1,7 +1,7 @@
-"""What values from outside become in a column: whatever a CRM's JSON carried can be stored and read back.
+"""Conversions between Python values and columns: whatever a CRM's JSON holds can be stored and read back.
 
-JSON is ASCII text, so lone surrogates and NUL characters pass every engine as escapes. What no JSON text can hold (NaN,
-infinities) becomes null, and what is nested deeper than `DEPTH_LIMIT` is cut off there; the raw body keeps the original.
+JSON is stored as ASCII text, so lone surrogates and NUL characters pass every database as escapes. What JSON cannot hold (NaN,
+infinities) becomes null. Values nested deeper than `DEPTH_LIMIT` are cut off there; the raw body keeps the original.
 """
 
 from __future__ import annotations
@@ -51,29 +51,29 @@ _encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", 
 
 
 def micros(moment: datetime) -> int:
-    """Return an aware moment as microseconds since 1970 UTC; one outside the UTC calendar becomes its first or last."""
+    """Return an aware moment as microseconds since 1970 UTC, clamped to the range of datetime."""
     since = moment - _EPOCH
     value = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     return min(max(value, _FIRST), _LAST)
 
 
 def micros_or_none(moment: datetime | None) -> int | None:
-    """Return `micros` of a moment that may be absent."""
+    """Return `micros(moment)`, or None for None."""
     return None if moment is None else micros(moment)
 
 
 def moment(value: int) -> datetime:
-    """Return the aware moment that `micros` made an integer of."""
+    """Return the aware UTC datetime for microseconds since 1970 UTC."""
     return _EPOCH + timedelta(microseconds=value)
 
 
 def moment_or_none(value: int | None) -> datetime | None:
-    """Return `moment` of a value that may be absent."""
+    """Return `moment(value)`, or None for None."""
     return None if value is None else moment(value)
 
 
 def dump(value: Json) -> str:
-    """Return any value as JSON text; never raises, see the module's docstring for what cannot be kept."""
+    """Return any value as JSON text. Never raises; the module's docstring says what cannot be kept."""
     try:
         text = _encode(value)
     except (ValueError, TypeError, RecursionError):
@@ -84,12 +84,12 @@ def dump(value: Json) -> str:
 
 
 def load(text: str) -> Json:
-    """Return the value that `dump` made a text of."""
+    """Parse JSON text that `dump` made."""
     return json.loads(text)
 
 
 def label(value: str) -> str:
-    """Return an identity from outside as it is stored: itself, or when long or odd, its readable part and its hash."""
+    """Return an id from outside as it is stored: itself, or for a long or odd one its readable part and its hash."""
     if len(value) <= LABEL_LIMIT and not _UNFIT.search(value):
         return value
     digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:32]
@@ -98,13 +98,13 @@ def label(value: str) -> str:
 
 
 def sentence(value: str) -> str:
-    """Return a text for people as it is stored, without characters that no column can hold, and cut."""
+    """Return a text for people as it is stored: cut to a limit, without characters that no column can hold."""
     fit = _UNFIT_IN_SENTENCES.sub("\ufffd", value)
     return fit if len(fit) <= SENTENCE_LIMIT else f"{fit[: SENTENCE_LIMIT - 1]}…"
 
 
 def sentence_or_none(value: str | None) -> str | None:
-    """Return `sentence` of a text that may be absent."""
+    """Return `sentence(text)`, or None for None."""
     return None if value is None else sentence(value)
 
 
@@ -129,7 +129,7 @@ def _tamed(value: Json, levels: int) -> Json:
 
 
 def event_document(event: Event) -> str:
-    """Return what the column `document` holds of an event."""
+    """Return the text of the column `document` for an event."""
     parts: dict[str, Json] = {"data": event.data}
     if event.subject is not None:
         parts["subject"] = [event.subject.kind, event.subject.id]
@@ -144,7 +144,7 @@ def event_document(event: Event) -> str:
 
 
 def stored_event(row: Any, *, decisions: str | None = None, headers: str | None = None) -> StoredEvent:
-    """Return the event of a row of `events`; `decisions` and `headers` are the JSON texts of the rows beside it."""
+    """Build a StoredEvent from a row of `events` and the JSON texts of its `decisions` and `headers`."""
     parts = load(row.document)
     subject = parts.get("subject")
     event = Event(
@@ -177,12 +177,12 @@ def stored_event(row: Any, *, decisions: str | None = None, headers: str | None 
 
 
 def contact_text(contact: Contact) -> str:
-    """Return what a column holds of a contact."""
+    """Return the column text of a contact."""
     return dump(_contact_parts(contact))
 
 
 def decisions_text(decisions: tuple[Decision, ...]) -> str:
-    """Return what the column `decisions` holds."""
+    """Return the column text of decisions."""
     return dump([_parts(each) | {"failed": _parts(each.failed) if each.failed else None} for each in decisions])
 
 
@@ -194,7 +194,7 @@ def _decision(parts: dict[str, Json]) -> Decision:
 
 @lru_cache(maxsize=256)
 def retry_text(policy: RetryPolicy) -> str:
-    """Return what a column holds of a retry policy; spans are in microseconds."""
+    """Return the column text of a retry policy; durations are in microseconds."""
     parts = _parts(policy)
     parts |= {name: parts[name] // _MICROSECOND for name in ("delay", "cap", "budget")}
     return dump(parts | {"schedule": [span // _MICROSECOND for span in policy.schedule]})
@@ -202,7 +202,7 @@ def retry_text(policy: RetryPolicy) -> str:
 
 @lru_cache(maxsize=256)
 def retry_policy(text: str) -> RetryPolicy:
-    """Return the policy that `retry_text` made a text of."""
+    """Parse a retry policy that `retry_text` made."""
     parts = load(text)
     spans = {name: timedelta(microseconds=parts[name]) for name in ("delay", "cap", "budget")}
     schedule = tuple(timedelta(microseconds=span) for span in parts["schedule"])
@@ -210,7 +210,7 @@ def retry_policy(text: str) -> RetryPolicy:
 
 
 def stored_task(row: Any) -> StoredTask:
-    """Return the task of a row of `tasks`."""
+    """Build a StoredTask from a row of `tasks`."""
     return StoredTask(
         id=row.id,
         key=row.key,
@@ -246,12 +246,12 @@ def stored_task(row: Any) -> StoredTask:
 
 
 def reactions_of(row: Any) -> tuple[str, ...]:
-    """Return the ends that the rule of a row's task answers."""
+    """Return the triggers (`Task.reactions`) of a row of `tasks`."""
     return tuple(load(row.reactions)) if row.reactions else ()
 
 
 def task_ref(row: Any) -> TaskRef:
-    """Return what a message needs of a row with a task's id and labels."""
+    """Build a TaskRef from a row that has a task's id and labels."""
     return TaskRef(
         id=row.id,
         type=TaskType(row.type),
@@ -264,7 +264,7 @@ def task_ref(row: Any) -> TaskRef:
 
 
 def attempt_row(row: Any) -> AttemptRow:
-    """Return the attempt of a row of `attempts`."""
+    """Build an AttemptRow from a row of `attempts`."""
     return AttemptRow(
         epoch=row.epoch,
         number=row.number,

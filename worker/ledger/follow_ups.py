@@ -1,13 +1,13 @@
-"""What rules want to follow on the end of a task (`on_failure`, `on_outcome`): planned and recorded once.
+"""Follow-up tasks: what rules want when a task ends (`on_failure`, `on_outcome`), planned and recorded once.
 
-Whoever takes a noted end records what follows and strikes it off, in one transaction. Taking it counts a try and keeps it
-from others until the next try is due; so one that kills its process is tried five times and no more. What cannot be planned
-is set aside, with the reason on the task whose end it is, and tried again by the next worker that starts: what was missing, a
-variable say, may be there then.
+A reaction is a task's end that has been noted and not yet followed up. Claiming one counts a try and hides it until the next
+try is due; one that crashes its process is tried five times. Its follow-ups are recorded, and the reaction deleted, in one
+transaction. A reaction that cannot be planned is set aside, with the reason on the task that ended, and is tried again by the
+next worker that starts: what was missing (a variable, for example) may be there then.
 
-A failure that was undone meanwhile, by a person's retry or a late success, has no follow-up; an outcome has one while the
-task is delivered, and not once a person had it cancelled there. A follow-up that was not sent because its parent's failure
-was undone is made due again when the parent fails again.
+A failure that was undone meanwhile (an operator's retry, a late success) gets no follow-up. An outcome gets one only while its
+task is delivered, and not after an operator cancelled the task at its provider. A follow-up that was suppressed because its
+parent's failure was undone becomes due again when the parent fails again.
 """
 
 from __future__ import annotations
@@ -95,12 +95,12 @@ _RENEW: Final = Statement(
 
 
 class LedgerFollowUps(LedgerGroup):
-    """`ledger.follow_ups`: ends of tasks that rules follow."""
+    """`ledger.follow_ups`: ends of tasks for which rules plan further tasks."""
 
     def claim(self, now: datetime, limit: int) -> list[Reaction]:
-        """Take ends to follow, oldest first; each belongs to the caller until its `due_at`, and its try is counted.
+        """Claim reactions, oldest first, at most `limit`. Each belongs to the caller until its `due_at`; the try is counted.
 
-        One that was tried five times is set aside instead, and the task says so.
+        A reaction that was tried five times is set aside instead, and its task's `note` says so.
         """
         asked = {"now": micros(now), "most": limit}
         if not self._read(lambda connection: _ANY_DUE.rows(connection, asked)):
@@ -118,10 +118,10 @@ class LedgerFollowUps(LedgerGroup):
     def record(
         self, reaction: Reaction, planned: Sequence[Task], now: datetime, note: str | None = None
     ) -> tuple[TaskRef, ...]:
-        """Record what follows on an end and strike the end off, in one transaction; return the tasks due now, as queued.
+        """Insert the follow-up tasks and delete the reaction, in one transaction. Returns the tasks due now, marked as queued.
 
-        `note` becomes a remark on the task that ended. Nothing is recorded when the end belongs to somebody else by now, or
-        when the failure was undone: the task is to be sent again, or was delivered after all.
+        `note` is added to the task that ended. Nothing is recorded when another process has claimed the reaction since, or when
+        the failure was undone (the task is retried, or was delivered after all).
         """
 
         def work(connection: Connection) -> tuple[TaskRef, ...]:
@@ -140,11 +140,11 @@ class LedgerFollowUps(LedgerGroup):
         return self._writer.write(work)
 
     def set_aside(self, reaction: Reaction, error: str, now: datetime) -> None:
-        """Give up following an end for now, with a remark on its task."""
+        """Stop trying a reaction for now, and add the error to its task's `note`."""
         self._writer.write(lambda connection: _set_aside(connection, reaction, error, now))
 
     def retry_set_aside(self, now: datetime) -> int:
-        """Make everything due that was set aside; return how many."""
+        """Make every reaction that was set aside due again; return how many."""
         if not self._read(_ANY_ASIDE.rows):
             return 0
         return self._writer.write(lambda connection: _TRY_AGAIN.run(connection, {"now": micros(now)}))

@@ -247,29 +247,29 @@ _TAKE_PROBES_OUT: Final = Statement(delete(probes))
 
 
 def probe(connection: Connection) -> None:
-    """Write a row that needs pages of its own and take it away: with the commit a full disk shows as well as a lock does."""
+    """Write a row large enough to need pages of its own, then delete it: committing this reveals a full disk or a lock."""
     _PUT_PROBE.run(connection, {"filler": _FILLER})
     _TAKE_PROBES_OUT.run(connection)
 
 
 class LedgerInbox(LedgerGroup):
-    """`ledger.inbox`: deliveries and events, until they are decided."""
+    """`ledger.inbox`: webhook deliveries and their events, until the events are planned."""
 
     def record(self, delivery: Delivery, events: Sequence[IncomingEvent]) -> Recorded:
-        """Keep a delivery and its new events; a redelivery changes nothing."""
+        """Store a delivery and its new events. A redelivery changes nothing. Returns what was new."""
         return self._writer.write(_arrival(delivery, events))
 
     def begin_record(
         self, delivery: Delivery, events: Sequence[IncomingEvent], tell: Callable[[Job[Recorded]], None]
     ) -> Job[Recorded]:
-        """Begin to keep a delivery, for a caller whose thread must not wait; `tell` is called in the writer's thread.
+        """Start `record` without waiting. `tell` is called in the writer thread when the job is done.
 
-        See `Writer.submit`; `Job.outcome` then returns, or raises, what `record` would have.
+        See `Writer.submit`. `Job.outcome()` then returns, or raises, what `record` would.
         """
         return self._writer.submit(_arrival(delivery, events), tell)
 
     def count_requests(self, requests: Mapping[tuple[str, str, str], int]) -> None:
-        """Add so many webhook requests by source, outcome and reason to the counters."""
+        """Add these numbers of webhook requests, by source, outcome and reason, to the counters."""
 
         def work(connection: Connection) -> None:
             counters = counters_of(connection)
@@ -279,19 +279,19 @@ class LedgerInbox(LedgerGroup):
         self._writer.write(work)
 
     def fresh_events(self, ids: Sequence[str]) -> tuple[list[StoredEvent], list[str]]:
-        """Return those to be decided that were dispatched once, and the ids of those dispatched before.
+        """Return the undecided events that were dispatched once, and the ids of those dispatched more than once.
 
-        The latter may have crashed their processing: they are asked for one at a time with `events_to_process`, so that a
-        poisonous one takes no neighbour with it.
+        The latter may have crashed a process. Fetch them one at a time with `events_to_process`, so that one that crashes the
+        process does not affect the others.
         """
         found = self._open_events(ids)
         return [each for each in found if each.dispatches == 1], [each.id for each in found if each.dispatches > 1]
 
     def events_to_process(self, ids: Sequence[str], now: datetime) -> list[StoredEvent]:
-        """Return those of the events that still have to be decided, in the order of `ids`.
+        """Return those of the events that are still undecided, in the order of `ids`.
 
-        An event that was dispatched more than once may have crashed its process: its try is counted, on disk, before it is
-        returned, and it counts as dispatched `now`; after five tries it becomes `failed` instead.
+        An event that was dispatched more than once may have crashed its process. Its try is therefore committed before it is
+        returned, and `now` counts as its last dispatch. After five tries it becomes `failed` and is not returned.
         """
         found = self._open_events(ids)
         suspects = [each.id for each in found if each.dispatches > 1]
@@ -313,7 +313,7 @@ class LedgerInbox(LedgerGroup):
         return [found[event_id] for event_id in dict.fromkeys(ids) if event_id in found]
 
     def event_failed(self, event_id: str, error: str, now: datetime) -> None:
-        """Note that deciding an event raised `error`: it is due again later, and `failed` after five tries."""
+        """Record that planning an event raised `error`: it is due again later; after five tries it becomes `failed`."""
 
         def work(connection: Connection) -> None:
             found = LOCK_OPEN_EVENTS.rows(connection, [event_id])
@@ -336,9 +336,9 @@ class LedgerInbox(LedgerGroup):
         self._writer.write(work)
 
     def dispatch_overdue(self, now: datetime, grace: timedelta, limit: int) -> list[str]:
-        """Return the ids of undecided events that are due and were last dispatched `grace` ago; they count as dispatched.
+        """Return ids of undecided events that are due and were last dispatched `grace` ago; marks them as dispatched now.
 
-        The oldest due come first, `limit` at the most. A sweep that finds nothing writes nothing.
+        The oldest due come first, at most `limit`. Nothing is written when none is found.
         """
         at = {"now": micros(now), "cutoff": micros(now - grace)}
 

@@ -64,10 +64,10 @@ _UNLIMITED: Final = Limits()
 
 
 class LimiterState(NamedTuple):
-    """What one provider has had: the end of its line of slots, requests on their way, and attempts on `day` (UTC).
+    """One provider's use of its limits: the end of its reserved slots, requests in flight, attempts on `day` (UTC).
 
-    `free` are slots before `next_slot_at` that nobody has, as far as they were looked for. `turned_away` counts those refused
-    for concurrency just now.
+    `free` lists known free slots before `next_slot_at`. `turned_away` counts claims refused a moment ago because of
+    concurrency.
     """
 
     next_slot_at: datetime | None = None
@@ -80,7 +80,7 @@ class LimiterState(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deferral:
-    """Why a task may not begin now, when it is worth asking again, and the slot that is kept for it, if any."""
+    """Why a task may not start now, when to try again, and the slot reserved for it, if any."""
 
     held: Held
     due_at: datetime
@@ -91,7 +91,10 @@ class Deferral:
 def check_room(
     state: LimiterState, limits: Limits, now: datetime, slot_at: datetime | None
 ) -> tuple[LimiterState, Deferral | None]:
-    """Say whether daily cap and concurrency leave room for one more request; a slot is kept meanwhile."""
+    """Check daily cap and concurrency for one more request. Returns the new state and the Deferral, None when there is room.
+
+    `slot_at`, a slot reserved for the task before, stays reserved.
+    """
     if limits.daily_cap and state.day == day_of(now) and state.sent_today >= limits.daily_cap:
         tomorrow_at = datetime.combine(now.astimezone(UTC).date() + timedelta(days=1), datetime.min.time(), UTC)
         why = f"the day's {limits.daily_cap} attempts are made: again at {instant(tomorrow_at)}"
@@ -107,9 +110,10 @@ def check_room(
 def reserve_slot(
     state: LimiterState, limits: Limits, now: datetime, slot_at: datetime | None
 ) -> tuple[LimiterState, Deferral | None]:
-    """Say whether the rate lets one more request begin now; else give it a slot of its own.
+    """Check the rate for one more request. Returns the new state and a Deferral with a reserved slot, None when it may start.
 
-    `slot_at` is the slot it was given before: one that has come is its right, without another charge.
+    `slot_at` is the slot that was reserved for this task before; once that moment has come, the task starts without being
+    charged again.
     """
     if not limits.rate_per_second or (slot_at is not None and slot_at <= now <= slot_at + SLOT_HOLDS):
         return state, None
@@ -121,7 +125,7 @@ def reserve_slot(
 
 
 def take_slot(state: LimiterState, limits: Limits, now: datetime) -> tuple[LimiterState, datetime]:
-    """Return the state with one more slot taken, and that slot's moment: now, or one to come."""
+    """Take the next slot. Returns the new state and the slot's moment: now, or later."""
     if state.free:
         return state._replace(free=state.free[1:]), max(now, state.free[0])
     own_at = max(now, (state.next_slot_at or now) - slot_interval(limits) * (limits.burst - 1))
@@ -129,7 +133,7 @@ def take_slot(state: LimiterState, limits: Limits, now: datetime) -> tuple[Limit
 
 
 def is_far_ahead(state: LimiterState, limits: Limits, now: datetime) -> bool:
-    """Whether the line's end is so far ahead that only tasks with slots in it explain that."""
+    """Whether `next_slot_at` is so far ahead that only tasks with reserved slots can explain it."""
     if state.next_slot_at is None or not limits.rate_per_second:
         return False
     return state.next_slot_at - now > slot_interval(limits) * (limits.burst + UNSEEN)
@@ -138,9 +142,9 @@ def is_far_ahead(state: LimiterState, limits: Limits, now: datetime) -> bool:
 def clamp_line(
     state: LimiterState, limits: Limits, now: datetime, slots: Sequence[datetime], last_at: datetime | None
 ) -> LimiterState:
-    """Return the state with the line cut to what waiting tasks explain: their next `slots`, and the last one of all.
+    """Return the state with `next_slot_at` cut to what waiting tasks explain: their next `slots`, and the last one.
 
-    Whether something began just now is not known of a line that was cut: the burst counts as used.
+    After a cut it is unknown what started just now, so the burst counts as used.
     """
     step = slot_interval(limits)
     end_at = max(now, last_at or now) + step * limits.burst
@@ -158,7 +162,7 @@ def clamp_line(
 
 
 def count_begun(state: LimiterState, limits: Limits, now: datetime) -> LimiterState:
-    """Return the state with one more request on its way."""
+    """Return the state with one more request in flight."""
     if not limits.daily_cap:
         return state._replace(sending=state.sending + 1)
     today = day_of(now)
@@ -167,12 +171,12 @@ def count_begun(state: LimiterState, limits: Limits, now: datetime) -> LimiterSt
 
 
 def slot_interval(limits: Limits) -> timedelta:
-    """Return how far slots are apart."""
+    """Return the time between two slots."""
     return max(_SECOND / limits.rate_per_second, timedelta.resolution)
 
 
 def day_of(now: datetime) -> str:
-    """Return the day (UTC) that a moment is counted for."""
+    """Return the UTC day of a moment, by which the daily cap counts."""
     return now.astimezone(UTC).date().isoformat()
 
 
@@ -180,7 +184,7 @@ def day_of(now: datetime) -> str:
 
 
 class Health(StrEnum):
-    """What an attempt's outcome says about its provider, the task aside."""
+    """What an attempt's outcome says about the provider itself, apart from the task."""
 
     ALIVE = "alive"
     FAILING = "failing"
@@ -188,7 +192,7 @@ class Health(StrEnum):
 
 
 def health_of(verdict: Verdict, status: int | None) -> Health:
-    """Return ALIVE when the provider spoke about the task itself, FAILING when it could not serve the request."""
+    """Return ALIVE when the answer was about the task, FAILING when the provider could not serve the request."""
     match verdict:
         case Verdict.DELIVERED:
             return Health.ALIVE
@@ -204,7 +208,7 @@ def health_of(verdict: Verdict, status: int | None) -> Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthSignal:
-    """What an attempt that began at `claimed_at` means for its provider; `kind` and `until_at` when it asks for a pause."""
+    """What an attempt claimed at `claimed_at` says about its provider; `kind` and `until_at` are set when it asks for a pause."""
 
     health: Health
     claimed_at: datetime
@@ -214,20 +218,20 @@ class HealthSignal:
 
 
 def probe_interval(kind: PauseKind | None, openings: int) -> timedelta:
-    """Return how long the others wait while one task probes a provider whose pause is over."""
+    """Return how long other tasks wait while one task probes a provider whose pause is over."""
     if kind is PauseKind.BREAKER:
         return breaker_span(openings)
     return FIRST_SPAN if kind is PauseKind.ASKED else ANSWER_SPAN
 
 
 def breaker_span(openings: int) -> timedelta:
-    """Return how long the breaker is open for the `openings`-th time in a row."""
+    """Return how long the breaker stays open when it opens for the `openings`-th time in a row."""
     doublings = min(max(openings - 1, 0), 16)
     return min(FIRST_SPAN * (1 << doublings), LONGEST_SPAN)
 
 
 def longest_pause(kind: PauseKind | None, openings: int) -> timedelta | None:
-    """Return how far ahead of now the end of such a pause can be; None for a person's, who may say any moment."""
+    """Return the longest possible pause of this kind; None for an operator's pause, which has no bound."""
     longest = {
         PauseKind.BREAKER: breaker_span(openings),
         PauseKind.ASKED: LONGEST_REST,
@@ -237,7 +241,7 @@ def longest_pause(kind: PauseKind | None, openings: int) -> timedelta | None:
 
 
 def next_state(state: ProviderState, signal: HealthSignal, now: datetime) -> ProviderState:
-    """Return how a provider stands after an outcome; a person's order that still holds stands whatever comes."""
+    """Return the provider's state after an outcome. An operator's pause that still holds is never changed by an outcome."""
     if state.held:
         if not is_over(state, now):
             return state
@@ -257,7 +261,7 @@ def next_state(state: ProviderState, signal: HealthSignal, now: datetime) -> Pro
 
 
 def is_over(state: ProviderState, now: datetime) -> bool:
-    """Whether a pause's moment has come, or there is none."""
+    """Whether there is no pause, or the end of the pause has passed."""
     return state.paused_until_at is None or state.paused_until_at <= now
 
 
@@ -343,10 +347,10 @@ _UNCOUNT: Final = Statement(
 
 
 class RateLimiter:
-    """Rate, concurrency and daily cap of the providers in one transaction; `store` writes what was taken.
+    """Rate, concurrency and daily cap of the providers, within one transaction. `store` writes the changes.
 
-    One row for each provider is locked before any task, in the order of the providers' names, and held to the commit: each
-    process sees what the one before it took. Providers without limits are neither read nor locked here.
+    One row for each provider is locked before any task, in the order of the providers' names, until the commit. Providers
+    without limits are neither read nor locked.
     """
 
     def __init__(self, connection: Connection, limited: Iterable[Mapping[ProviderName, Limits]], now: datetime) -> None:
@@ -364,7 +368,7 @@ class RateLimiter:
     def check_room(
         self, provider: ProviderName, slot_at: datetime | None, limits: Mapping[ProviderName, Limits], now: datetime
     ) -> Deferral | None:
-        """Say why the provider's day or concurrency leaves no room for one more task, which may have a slot."""
+        """Return why daily cap or concurrency leaves no room for one more task (it may have a slot); None when there is room."""
         state = self._states.get(provider)
         if state is None:
             return None
@@ -380,7 +384,7 @@ class RateLimiter:
         *,
         whatever_the_rate: bool,
     ) -> Deferral | None:
-        """Count a task as begun, or give it its slot and say when that is; `whatever_the_rate` lets it begin anyway."""
+        """Count a task as started and return None, or reserve a slot and return it; `whatever_the_rate` ignores the rate."""
         before = self._states.get(provider)
         if before is None:
             return None
@@ -398,7 +402,7 @@ class RateLimiter:
         return deferral
 
     def store(self) -> None:
-        """Write what was taken."""
+        """Write the changed states."""
         for provider, state in self._states.items():
             found = self._found[provider]
             if (state.next_slot_at, state.day, state.sent_today) != (found.next_slot_at, found.day, found.sent_today):
@@ -406,7 +410,7 @@ class RateLimiter:
 
 
 def uncount_claim(connection: Connection, task_id: str, epoch: int) -> None:
-    """Take a claim that was given back out of its day's sum."""
+    """Subtract a claim that was given back from the attempts of its day."""
     row = _BEGUN_AT.first(connection, {"this_id": task_id, "held_epoch": epoch})
     if row is not None:
         _uncount(connection, ProviderName(row.provider), day_of(moment(row.started_at)), 1)
@@ -493,15 +497,15 @@ _MOVE_TASKS: Final = Statement(
 
 
 def pauses_in_force(connection: Connection, now: datetime) -> dict[ProviderName, ProviderState]:
-    """Return the pauses that stand: those that hold at this moment, and those whose end no probe has confirmed yet."""
+    """Return the pauses that hold now, and those that are over but that no probe has confirmed as ended."""
     found = [_provider_state(row) for row in _PAUSED.rows(connection)]
     return {state.name: state for state in found if not (state.held and is_over(state, now))}
 
 
 def pauses_for_claim(connection: Connection, now: datetime) -> dict[ProviderName, ProviderState]:
-    """Return the pauses in force; one whose end is further ahead than its kind can be is cut to that, and stored so.
+    """Return the pauses in force, after shortening any that is longer than its kind allows.
 
-    It was written under a clock that was ahead of this one. The tasks that wait for its end wait for the new one.
+    Such a pause was written by a process whose clock was ahead. Tasks that wait for its end get the new end.
     """
     found = pauses_in_force(connection, now)
     for name, state in sorted(found.items()):
@@ -516,9 +520,9 @@ def pauses_for_claim(connection: Connection, now: datetime) -> dict[ProviderName
 
 
 def take_probe(connection: Connection, state: ProviderState, now: datetime) -> ProviderState | None:
-    """Let one claim through as the probe of a pause whose moment has come; return the pause that the next claims meet.
+    """Let one claim through as the probe of a pause that is over; return the extended pause that other claims meet.
 
-    None: another process has the probe, or the moment has not come. Its tasks are due again at once, and meet what it left.
+    Returns None when another process has the probe or the pause is not over.
     """
     if state.paused_until_at is None or not is_over(state, now):
         return None
@@ -527,7 +531,7 @@ def take_probe(connection: Connection, state: ProviderState, now: datetime) -> P
 
 
 def note_outcomes(connection: Connection, settled: Sequence[tuple[Claim, Settlement, datetime]]) -> list[ProviderState]:
-    """Let attempts' outcomes, each with its moment, move their providers' breakers; return the pauses that begin."""
+    """Update the breakers of providers with attempts' outcomes, each at its own moment; return the pauses that start."""
     signals: dict[ProviderName, list[tuple[HealthSignal, datetime]]] = {}
     free: dict[ProviderName, list[str]] = {}
     for claim, settlement, now in settled:
@@ -649,10 +653,10 @@ def _kind(row: Any) -> PauseKind | None:
 
 
 class LedgerLimits(LedgerGroup):
-    """`ledger.limits`: pauses of providers, and requests that no task's claim stands for."""
+    """`ledger.limits`: pauses of providers, and rate charges for requests that are no attempts."""
 
     def pause(self, provider: ProviderName, until_at: datetime, reason: str, now: datetime) -> None:
-        """Hold a provider's tasks until then or until `resume`, on a person's order; no success of an attempt lifts this."""
+        """Pause a provider by an operator's order, until `until_at` or `resume`. A successful attempt does not end it."""
 
         def work(connection: Connection) -> None:
             found = _provider_state(_lock(connection, provider, now))
@@ -661,7 +665,7 @@ class LedgerLimits(LedgerGroup):
         self._writer.write(work)
 
     def resume(self, provider: ProviderName, now: datetime) -> None:
-        """Lift any pause of a provider and forget its failures; the tasks that waited for its end are due now."""
+        """End any pause of a provider and reset its failures; tasks that waited for the end are due now."""
 
         def work(connection: Connection) -> None:
             row = _LOCK_TROUBLED.first(connection, {"provider": provider})
@@ -671,7 +675,7 @@ class LedgerLimits(LedgerGroup):
         self._writer.write(work)
 
     def resume_rejected(self, now: datetime) -> None:
-        """Lift the pauses by a credential or address that was not taken: at a start the settings may be mended."""
+        """End pauses caused by a rejected credential or address. Called at start, when settings may have been corrected."""
 
         def work(connection: Connection) -> None:
             for paused in _PAUSED.rows(connection):
@@ -690,18 +694,18 @@ class LedgerLimits(LedgerGroup):
         asked_at: datetime,
         now: datetime,
     ) -> ProviderState | None:
-        """Pause a provider whose answer to a look-up, sent at `asked_at`, asks for it, as an attempt's answer would.
+        """Pause a provider because of its answer to a look-up or poll sent at `asked_at`, as an attempt's answer would.
 
-        Return the pause if it begins with this.
+        Returns the pause if it starts with this.
         """
         signal = HealthSignal(health=Health.UNCLEAR, claimed_at=asked_at, reason=reason, kind=kind, until_at=until_at)
         return self._writer.write(lambda connection: _note_signals(connection, provider, [(signal, now)], ()))
 
     def charge(self, provider: ProviderName, limits: Limits, now: datetime) -> datetime:
-        """Count a request that no claim stands for (a look-up, a poll) against a provider's rate; it is never refused.
+        """Charge a request that is no attempt (a look-up, a poll) to a provider's rate. It is never refused.
 
-        Return the moment of its slot, before which it should not be sent. A slot between those of tasks leaves no trace:
-        whoever asks next may get it too.
+        Returns the moment of its slot; the request should not be sent before. A free slot between those of tasks is not marked
+        as taken, so the next caller may get the same one.
         """
         if not limits.rate_per_second:
             return now
@@ -717,5 +721,5 @@ class LedgerLimits(LedgerGroup):
         return self._writer.write(work)
 
     def states(self) -> list[ProviderState]:
-        """Return what is kept of each provider: its pause and the kind of it, its failures, what the day has seen."""
+        """Return each provider's state: its pause and the pause's kind, failures in a row, attempts of the day."""
         return self._read(lambda connection: [_provider_state(row) for row in _STATES.rows(connection)])

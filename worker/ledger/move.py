@@ -1,12 +1,12 @@
-"""How a ledger moves from a SQLite file into PostgreSQL: whole, once, and resumable after a crash at any point.
+"""Move a ledger from a SQLite file into PostgreSQL: complete, once, and resumable after a crash at any point.
 
-1. The file is taken for ourselves: while any other process has it open, nothing happens.
-2. The file is marked as moving, durably; from here on no process works on it.
-3. Everything is copied, compared and committed in one transaction there, together with the mark's token.
-4. The file is marked as moved.
+1. Open the file exclusively: nothing happens while another process has it open.
+2. Mark the file as moving, durably. From here on no process works on it.
+3. Copy and compare everything in one PostgreSQL transaction, which also stores the mark's token.
+4. Mark the file as moved.
 
-Whoever finds the mark of step 2 knows by the token whether step 3 stands: then only step 4 is left, else step 3 is done
-again. So at every moment there is one ledger that can be used, or one that says how to go on.
+A later run that finds the mark of step 2 looks for the token in PostgreSQL. If it is there, only step 4 is left; else step 3 is
+repeated. So at every moment either one ledger is usable, or the message says how to continue.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _Rows = Generator[tuple[Any, ...], None, None]
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """What a move came to: rows by table; `resumed` when an earlier one had been interrupted after its copy stood."""
+    """The result of a move: rows by table; `resumed` when an earlier move was interrupted after its copy was committed."""
 
     source: str
     target: str
@@ -63,10 +63,10 @@ class Moved:
 
 
 def move(source_url: str, target_url: str, now: datetime, progress: Progress) -> Moved:
-    """Move the ledger in a SQLite file into an empty database of PostgreSQL, or end a move that was interrupted.
+    """Move the ledger in a SQLite file into an empty PostgreSQL database, or finish an interrupted move.
 
-    Raises LedgerError while the file is in use, when the database holds anything, and when what arrived is not what was
-    sent; then the file can be used as before. After a broken connection its message says to repeat the command.
+    Raises LedgerError while the file is in use, when the database is not empty, and when the copy differs from the original;
+    the file then stays usable. After a lost connection the message says to repeat the command.
     """
     with _both_ends(source_url, target_url, progress) as ends:
         mark = ends.mark()
@@ -85,9 +85,9 @@ def move(source_url: str, target_url: str, now: datetime, progress: Progress) ->
 
 
 def undo(source_url: str, target_url: str, progress: Progress) -> None:
-    """Give a move up, also one that was ended: the file can be used again, and the database is empty.
+    """Undo a move, finished or not: the file is usable again, and the database is emptied.
 
-    Raises LedgerError when the ledger there has been worked on since: there would be two.
+    Raises LedgerError when the ledger in PostgreSQL has been used since: there would be two diverging ledgers.
     """
     with _both_ends(source_url, target_url, progress) as ends:
         mark = ends.mark()

@@ -1,7 +1,7 @@
-"""What people and pages look at: events, tasks, selections, counts. Reads never wait for a writer.
+"""Read queries for operators and pages: events, tasks, selections, counts. Reads never wait for a writer.
 
-Lists are read page by page, each page on its own: any number of rows can pass, and a reader that stops half-way holds nothing
-open. Numbers are counted from indexes alone, so that a million finished tasks cost tens of milliseconds.
+Lists are read page by page, each in its own transaction: any number of rows can be read, and a reader that stops early holds
+nothing open. Counts use indexes alone, so that a million finished tasks cost tens of milliseconds.
 """
 
 from __future__ import annotations
@@ -101,10 +101,10 @@ _OLDEST_DUE: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSelection:
-    """Tasks in one of these states of which all that is given holds.
+    """A filter: tasks in one of these states that match every other field that is set.
 
-    `since_at` and `until_at` bound, from and before, the moment that `by` names: when a task changed last, which for one that
-    has ended is its end, or when it was planned.
+    `since_at` (inclusive) and `until_at` (exclusive) bound the moment that `by` names: when the task last changed (for an ended
+    task, its end), or when it was planned.
     """
 
     states: tuple[TaskState, ...]
@@ -118,9 +118,9 @@ class TaskSelection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventSelection:
-    """Events in one of these states of which all that is given holds; the moments bound when they were received.
+    """A filter: events in one of these states that match every other field that is set; the bounds are of `received_at`.
 
-    Generations made under new keys are not among them: they repeat events that are.
+    Copies made by a replay under new keys are left out.
     """
 
     states: tuple[EventState, ...]
@@ -132,7 +132,7 @@ class EventSelection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """How many of a provider's tasks are in each state that has not ended, and how many attempts began since midnight UTC."""
+    """One provider's unfinished tasks by state, and the attempts started since midnight UTC."""
 
     tasks: Mapping[TaskState, int] = field(default_factory=dict)
     begun_today: int = 0
@@ -140,7 +140,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Due:
-    """Work that is due and that nobody has begun: how much, and since when the oldest of it."""
+    """Due work that no process has claimed: how much, and since when the oldest is due."""
 
     number: int = 0
     oldest_at: datetime | None = None
@@ -148,10 +148,10 @@ class Due:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measures:
-    """The ledger in numbers at one moment; nothing of it names a person.
+    """The ledger's numbers in one snapshot; they contain no personal data.
 
-    `tallies` holds for each counter its values by its labels, in the order of `LABELS`. `paused` holds the pauses that are in
-    force. `rule_set` is the set accepted last, and when.
+    `tallies` maps each counter to its values by labels, in the order of `LABELS`. `paused` has the pauses in force. `rule_set`
+    is the version accepted last, and when it was accepted.
     """
 
     taken_at: datetime
@@ -168,7 +168,7 @@ class Measures:
 
 
 class LedgerQueries(LedgerGroup):
-    """`ledger.queries`: what a person or a page looks at."""
+    """`ledger.queries`: reads for operators and pages."""
 
     def list_events(
         self, limit: int | None = None, state: EventState | None = None, source: str | None = None
@@ -192,9 +192,9 @@ class LedgerQueries(LedgerGroup):
             yield stored_task(row)
 
     def select_tasks(self, wanted: TaskSelection) -> Iterator[StoredTask]:
-        """Return the tasks that an operator selected, oldest first, read page by page.
+        """Return the selected tasks, oldest first, read page by page.
 
-        A selection never locks: what it found is asked again by the transaction that changes it.
+        Nothing is locked: the transaction that changes a task checks it again.
         """
         held = {"rule": wanted.rule, "provider": wanted.provider, "type": wanted.type}
         conditions = [tasks.c.state.in_(wanted.states), *_equal(tasks, held)]
@@ -209,7 +209,7 @@ class LedgerQueries(LedgerGroup):
         return map(stored_event, _oldest_first(self._readers, events, _EVENTS, conditions))
 
     def event(self, event_id: str) -> StoredEvent | None:
-        """Return the event with this id, or with the only id that begins so; several: LedgerError."""
+        """Return the event with this id or unique beginning of an id; None when there is none, LedgerError when several match."""
 
         def read(connection: Connection) -> StoredEvent | None:
             found = full_id(connection, events, event_id)
@@ -224,11 +224,11 @@ class LedgerQueries(LedgerGroup):
         return _whole_event(row) if row else None
 
     def delivery_body(self, event_id: str) -> bytes | None:
-        """Return the raw body that an event came in, or None when it is unknown or no longer kept."""
+        """Return the raw body of the webhook that brought an event; None when it is unknown or was deleted."""
         return self._read(lambda connection: _BODY.value(connection, {"wanted": label(event_id)}))
 
     def task(self, task_id: str) -> StoredTask | None:
-        """Return the task with this id, or with the only id that begins so; several: LedgerError."""
+        """Return the task with this id or unique beginning of an id; None when there is none, LedgerError when several match."""
 
         def read(connection: Connection) -> StoredTask | None:
             found = full_id(connection, tasks, task_id)
@@ -248,7 +248,7 @@ class LedgerQueries(LedgerGroup):
         return [attempt_row(row) for row in rows]
 
     def oldest_due(self) -> datetime | None:
-        """Return since when the oldest work that nobody holds is due, or will be; None when there is none."""
+        """Return when the oldest unclaimed work is or will be due; None when there is none."""
         found = self._read(lambda connection: [each.value(connection) for each in _OLDEST_DUE])
         return moment_or_none(min((value for value in found if value is not None), default=None))
 
@@ -261,7 +261,7 @@ class LedgerQueries(LedgerGroup):
             )
 
     def workloads(self, now: datetime) -> dict[ProviderName, Workload]:
-        """Return for every provider what lies before it, and how many attempts began today."""
+        """Return each provider's unfinished tasks and how many attempts started today (UTC)."""
         midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         waiting: dict[str, dict[TaskState, int]] = {name: {} for name in ProviderName}
         with snapshot(self._readers) as connection:
@@ -273,13 +273,13 @@ class LedgerQueries(LedgerGroup):
         return {name: Workload(tasks=waiting[name], begun_today=begun.get(name, 0)) for name in ProviderName}
 
     def measure(self, now: datetime) -> Measures:
-        """Return the ledger's numbers at this moment, all of one snapshot: what was ever counted, and what is there."""
+        """Return counters and current numbers of the ledger, all from one snapshot."""
         with snapshot(self._readers) as connection:
             return _measure(connection, now)
 
 
 def full_id(connection: Connection, table: Table, beginning: str) -> str | None:
-    """Return the id that is this text, or the only one that begins with it; LedgerError when several do."""
+    """Return the id equal to this text, or the only one that begins with it; None without a match, LedgerError for several."""
     if not beginning or "\0" in beginning or not beginning.isprintable():
         return None
     exact = connection.execute(select(table.c.id).where(table.c.id == beginning)).scalar()

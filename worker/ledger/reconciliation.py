@@ -1,14 +1,14 @@
-"""What providers are asked about tasks: whether an unknown one was executed, and what became of a delivered one.
+"""Questions to providers: was an unknown task executed (reconciliation), and what became of a delivered one (outcome polls).
 
-Reconciliation: nothing that is unknown is sent again before it was looked up. A task that becomes unknown gets a row in the same
-transaction (`transitions.py`). One process at a time holds a row: taking it moves its `due_at`, and only who knows that very
-moment may write what the look-up came to. Whoever settles the task otherwise (a late answer, a person) takes the row away; one
-that was left behind is cleared when it is due. While a provider is paused nobody asks it: what failed then would be a person's
-though it only has to be waited for.
+Reconciliation: an unknown task is never sent again before it was looked up. When a task becomes unknown, a row is inserted in
+the same transaction (`transitions.py`). Claiming a row moves its `due_at`; only the process that knows this new value may write
+the look-up's result, so one process at a time holds a row. Settling the task otherwise (a late answer, an operator) deletes the
+row; a row that was left over is deleted when it is due. While a provider is paused nothing is looked up there: a look-up that
+fails would pass the task to a person although waiting is enough.
 
-Outcome polls: a row lives from the delivery on; it is asked about while it has a `due_at` and its task is delivered: what a
-person cancelled there is left alone. The provider's word is kept as it is, also one that nobody knows; the word that ends a
-task is noted for its rule in the same transaction.
+Outcome polls: a row exists from the delivery on. It is polled while it has a `due_at` and its task is delivered; a task that an
+operator cancelled at the provider is not polled. The provider's status word is stored unchanged, also an unknown one. A final
+word adds a reaction for the task's rule in the same transaction.
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ _RESOLVE: Final = Statement(
 
 
 class LedgerReconciliation(LedgerGroup):
-    """`ledger.reconciliation`: tasks of which nobody knows whether they were executed."""
+    """`ledger.reconciliation`: unknown tasks that are to be looked up at their provider."""
 
     def claim(self, provider: ProviderName, now: datetime, hold: timedelta, limit: int) -> list[PendingReconciliation]:
-        """Take unknown tasks to be looked up at this provider now, for as long as `hold`; none while it is paused."""
+        """Claim unknown tasks for a look-up, for the span `hold`, at most `limit`; none while the provider is paused."""
         asked = {"provider": provider, "now": micros(now), "most": limit}
         if not self._read(lambda connection: _ANY_PENDING.rows(connection, asked)):
             return []
@@ -104,9 +104,9 @@ class LedgerReconciliation(LedgerGroup):
     def postpone(
         self, pending: PendingReconciliation, due_at: datetime, *, failed: bool, absent_at: datetime | None = None
     ) -> bool:
-        """Put off the next look-up; False when this one is no longer held.
+        """Schedule the next look-up at `due_at`; returns False when another process holds the row now.
 
-        `failed`: it could not tell. `absent_at`: when a complete listing without the task was asked for.
+        `failed`: this look-up was inconclusive. `absent_at`: when the complete listing without the task was requested.
         """
         row = _postponed(
             pending.task.id,
@@ -118,10 +118,10 @@ class LedgerReconciliation(LedgerGroup):
         return self._writer.write(lambda connection: _POSTPONE.run(connection, row) == 1)
 
     def resolve(self, pending: PendingReconciliation, settlement: Settlement, now: datetime) -> bool:
-        """End a reconciliation: the task is delivered, due again or dead, or it stays unknown and waits for a person.
+        """End a reconciliation: the task becomes delivered, due again, dead, or stays unknown until an operator settles it.
 
-        False, and nothing has changed, when somebody else has decided meanwhile; that the provider has the task (DELIVERED)
-        is taken all the same, as a late success is by `ledger.tasks.settle`.
+        Returns False, without a change, when the task was settled otherwise meanwhile. DELIVERED is recorded even then, like a
+        late success in `ledger.tasks.settle`.
         """
         external_id = None if settlement.external_id is None else label(settlement.external_id)
         row = {
@@ -137,7 +137,7 @@ class LedgerReconciliation(LedgerGroup):
         return self._writer.write(lambda connection: _resolve(connection, pending, row))
 
     def note_query_works(self, provider: ProviderName, now: datetime) -> None:
-        """Remember that a listing of this provider has shown what it was asked for."""
+        """Record that this provider's listing has returned a task it was asked for: an empty one can be trusted."""
         row = {"name": provider, "held": False, "updated_at": micros(now), "found_at": micros(now)}
         row |= {"failures": 0, "openings": 0, "sent_today": 0}
         self._writer.write(lambda connection: _QUERY_WORKS.run(connection, row))
@@ -246,12 +246,12 @@ _MISSED: Final = Statement(
 
 
 class LedgerOutcomes(LedgerGroup):
-    """`ledger.outcomes`: what became of delivered tasks at their provider."""
+    """`ledger.outcomes`: polls for what became of delivered tasks at their provider."""
 
     def claim(self, provider: ProviderName, now: datetime, pause: Callable[[int], timedelta], limit: int) -> list[Poll]:
-        """Take tasks whose outcome is to be asked for; each is due again after `pause(times asked)`.
+        """Claim tasks to poll, at most `limit`; each is due again after `pause(number of polls so far)`.
 
-        What was asked about for long enough, or is not delivered any more, is left as it was seen last.
+        A task that was polled for long enough, or is no longer delivered, is not polled again and keeps its last word.
         """
         asked = {"of_provider": provider, "now": micros(now), "most": limit}
         if not self._read(lambda connection: _ANY_POLL.rows(connection, asked)):
@@ -259,7 +259,7 @@ class LedgerOutcomes(LedgerGroup):
         return self._writer.write(lambda connection: _claim_polls(connection, asked, now, pause))
 
     def record(self, poll: Poll, word: str, now: datetime, *, final: bool) -> bool:
-        """Keep the provider's word for how a task stands; return whether it is news. A final one ends the asking."""
+        """Store the provider's status word; return whether it is new. A final word ends the polling."""
         kept, held = label(word), micros(poll.due_at)
         row = {
             "of_task": poll.task_id,
@@ -280,7 +280,7 @@ class LedgerOutcomes(LedgerGroup):
         return self._writer.write(work)
 
     def poll_missed(self, provider: ProviderName, now: datetime, due_at: datetime) -> int:
-        """Ask about tasks that were delivered without a worker's settling, from `due_at` on; return how many."""
+        """Start polling, at `due_at`, tasks delivered by other means than a worker's attempt; return how many."""
         types = [type_ for type_, name in PROVIDER_OF.items() if name is provider]
         asked = [{"of_type": type_, "cutoff": micros(now - MISSED_FOR), "most": _MISSED_LIMIT} for type_ in types]
         rows = self._read(lambda connection: [row for each in asked for row in _MISSED.rows(connection, each)])
@@ -296,7 +296,7 @@ class LedgerOutcomes(LedgerGroup):
 
 
 def stop_polling(connection: Connection, task_id: str) -> None:
-    """Ask no more about a task."""
+    """Poll a task no more."""
     _STOP_POLLING.run(connection, {"of_task": task_id})
 
 

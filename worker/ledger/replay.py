@@ -1,13 +1,13 @@
-"""How an event is decided again, and what keeps that from touching anybody twice.
+"""Replay: plan an event again without doing anything twice.
 
-A replayed event is `received` once more, so that a worker decides it under the rules in force. Its tasks have the keys they
-had, and what exists is not made again, but for a task that died incomplete while it was planned: nothing of it ever left,
-and it is planned again in its place. A key holds the names of the rule and the task: where one was lost and a new one came,
-the same touch may go by another name now, and the transaction that would record it refuses instead. It knows an event that
-was decided before by its rule set.
+A replayed event returns to `received`, so that a worker plans it under the current rules. Its tasks keep their keys, so
+existing tasks are not made again. The exception is a task that died while it was planned: it was never sent, and is planned
+again in place. A key contains the names of rule and task. When one name was removed and another added, the same task may exist
+under its old name; the transaction that would record the new plan then refuses. It recognises an event that was planned before
+by its rule set.
 
-Under new keys the event is made anew as a generation: a row of its own beside the first, `EVENT.2`, whose id all its keys are
-made of. The first keeps its decisions and its tasks.
+With new keys the event is copied as a new generation: a row of its own, `EVENT.2`, whose id goes into all its keys. The first
+event keeps its decisions and tasks.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _ByRule = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """What became of one event: the id under which it is decided again, or why it is not, with the way on."""
+    """The result for one event: the id under which it is planned again, or why it is not and what to do instead."""
 
     event_id: str
     again_as: str | None = None
@@ -75,7 +75,7 @@ class Replayed:
 
 
 def why_not_replayed(stored: StoredEvent, *, failed_too: bool) -> str | None:
-    """Return why an event cannot be decided again, with the way on; None when it can."""
+    """Return why an event cannot be replayed, and what to do instead; None when it can."""
     if stored.state == EventState.RECEIVED:
         return f"event {stored.id} has not been decided yet: a running worker does it within seconds"
     if stored.state == EventState.UNREADABLE:
@@ -94,7 +94,7 @@ def why_not_replayed(stored: StoredEvent, *, failed_too: bool) -> str | None:
 
 
 def never_left(task: StoredTask) -> bool:
-    """Whether a task died incomplete while it was planned: no attempt was ever begun, and no command can begin one."""
+    """Whether a task died while it was planned: it was never sent and never can be."""
     return _never_left(task.state, task.epoch)
 
 
@@ -104,10 +104,10 @@ def _never_left(state: str, epoch: int) -> bool:
 
 
 def renamed(planned: Iterable[Name], existing: Iterable[Name]) -> str | None:
-    """Return which touches go by other names now than those under which they were made, in words; None when none do.
+    """Return a sentence that names the tasks which seem to have been renamed since they were made; None when none were.
 
-    `existing` is without what never left. A name that is only new, or only gone, repeats nothing; nor does a rule that is
-    new where none is gone that made a task of the same type.
+    `existing` leaves out tasks that never left. A name that was only added or only removed is no renaming. Nor is a new rule,
+    unless a rule that made a task of the same type is gone.
     """
     now, then = _by_rule(planned), _by_rule(existing)
     for rule in sorted(now.keys() & then.keys()):
@@ -139,9 +139,9 @@ def _by_rule(names: Iterable[Name]) -> _ByRule:
 
 @dataclass(frozen=True, slots=True)
 class StandingTasks:
-    """What stands of events that are being decided again: their tasks, and the events whose plan was refused.
+    """Existing tasks of events that are replayed, and the events whose new plan was refused.
 
-    Tasks go by event, rule and name; `unsent` are those that never left, and that are planned again.
+    Tasks are keyed by event, rule and name. `unsent` are those that were never sent and are planned again.
     """
 
     made: Collection[tuple[str, str, str]] = ()
@@ -150,9 +150,9 @@ class StandingTasks:
 
 
 def find_standing(connection: Connection, plans: Mapping[str, Collection[Name]]) -> StandingTasks:
-    """Look for what exists of events decided before, `plans` naming their tasks now; refuse where names changed.
+    """Find the existing tasks of events planned before. `plans` has their new tasks; refuses events whose names changed.
 
-    A refused event is as it was, and its reason says why.
+    A refused event is left unchanged, except that its reason says why.
     """
     made: dict[str, list[Any]] = {event_id: [] for event_id in plans}
     unsent, refused = set(), []
@@ -171,12 +171,12 @@ def find_standing(connection: Connection, plans: Mapping[str, Collection[Name]])
 
 
 def replay_events(connection: Connection, ids: Sequence[str], now: datetime, *, failed_too: bool) -> list[Replayed]:
-    """Have events decided again; return one answer for each that is there, in the order of ids."""
+    """Make events due to be planned again; return one result for each event that exists, in the order of ids."""
     return [_replay(connection, row, now, failed_too) for row in _LOCK_EVENTS.rows(connection, sorted(ids))]
 
 
 def renew_events(connection: Connection, ids: Sequence[str], now: datetime, *, failed_too: bool) -> list[Replayed]:
-    """Make events anew under their next generation; returns what `replay_events` does."""
+    """Copy events as their next generation, to be planned anew; returns the same as `replay_events`."""
     found = _LOCK_EVENTS.rows(connection, sorted({event_id.partition(_DOT)[0] for event_id in ids}))
     numbers, undecided = _next_numbers(connection, [row.id for row in found])
     return [_renew(connection, row, numbers[row.id], undecided, now, failed_too) for row in found]

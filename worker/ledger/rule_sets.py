@@ -1,4 +1,4 @@
-"""The rule sets that were ever in force, under their content hash: what every decision and task refers to."""
+"""Accepted rule sets, stored under their content hash, to which every decision and task refers."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _FIND: Final = Statement(select(rule_sets.c.files).where(rule_sets.c.version == 
 
 
 class LedgerRuleSets(LedgerGroup):
-    """`ledger.rule_sets`: the rule sets that were accepted."""
+    """`ledger.rule_sets`: the accepted rule sets."""
 
     def store(self, version: str, files: Mapping[str, str], now: datetime) -> None:
-        """Keep an accepted rule set, its files' texts by name; accepting one again makes it the latest."""
+        """Store an accepted rule set (`files`: name to text). Storing one again makes it the latest."""
         row = {"version": version, "files": dump(dict(files)), "accepted_at": micros(now)}
         self._writer.write(lambda connection: _STORE.run(connection, row))
 
     def latest(self) -> tuple[str, Mapping[str, str]] | None:
-        """Return version and files of the rule set that was accepted last."""
+        """Return version and files of the rule set accepted last; None when there is none."""
         row = self._read(_LATEST.first)
         return (row.version, load(row.files)) if row else None
 
     def get(self, version: str) -> Mapping[str, str] | None:
-        """Return the files of one rule set, name to text."""
+        """Return the files of a rule set, name to text; None for an unknown version."""
         text = self._read(lambda connection: _FIND.value(connection, {"wanted": version}))
         return None if text is None else dict(load(text))

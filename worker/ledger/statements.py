@@ -60,7 +60,7 @@ class _Compiled:
 
 
 class Statement:
-    """One statement; every run fetches all its rows, so that nothing stays open behind it."""
+    """One SQL statement, compiled once per dialect. Every run fetches all rows, so that no cursor stays open."""
 
     def __init__(self, statement: Select[Any] | Insert | Update | Delete, columns: Sequence[str] | None = None) -> None:
         """Take a statement; `columns` names the columns that an insert fills."""
@@ -69,14 +69,14 @@ class Statement:
         self._compiled: dict[str, _Compiled] = {}
 
     def rows(self, connection: Connection, parameters: Parameters = _NO_PARAMETERS) -> list[Any]:
-        """Run it and return its rows, named tuples after its columns."""
+        """Run it and return its rows as named tuples."""
         compiled = self._for(connection.dialect)
         with closing(_driver(connection).cursor()) as cursor:
             cursor.execute(compiled.text, compiled.shape(parameters))
             return [compiled.row(row) for row in cursor.fetchall()]
 
     def rows_each(self, connection: Connection, many: Sequence[Parameters]) -> list[list[Any]]:
-        """Run it once for each of the rows of parameters, in order, and return the rows of each run."""
+        """Run it once for each set of parameters, in order; return the rows of each run."""
         compiled = self._for(connection.dialect)
         if connection.dialect.name != "postgresql" or len(many) == 1:
             return [self.rows(connection, parameters) for parameters in many]
@@ -85,16 +85,16 @@ class Statement:
             return [[compiled.row(row) for row in each.fetchall()] for each in cursor.results()]
 
     def first(self, connection: Connection, parameters: Parameters = _NO_PARAMETERS) -> Any | None:
-        """Run it and return its first row."""
+        """Run it and return its first row, or None."""
         rows = self.rows(connection, parameters)
         return rows[0] if rows else None
 
     def values(self, connection: Connection, parameters: Parameters = _NO_PARAMETERS) -> list[Any]:
-        """Run it and return the first column of its rows."""
+        """Run it and return the first column of all rows."""
         return [row[0] for row in self.rows(connection, parameters)]
 
     def value(self, connection: Connection, parameters: Parameters = _NO_PARAMETERS) -> Any | None:
-        """Run it and return the first column of its first row."""
+        """Run it and return the first column of the first row, or None."""
         row = self.first(connection, parameters)
         return None if row is None else row[0]
 
@@ -103,7 +103,7 @@ class Statement:
         return self.run_each(connection, [parameters])[0]
 
     def run_each(self, connection: Connection, rows: Sequence[Parameters]) -> list[int]:
-        """Run it once for each of the rows of parameters, in order, and return how many rows each run changed."""
+        """Run it once for each set of parameters, in order; return how many rows each run changed."""
         compiled = self._for(connection.dialect)
         with closing(_driver(connection).cursor()) as cursor:
             if connection.dialect.name == "postgresql":
@@ -116,7 +116,7 @@ class Statement:
             return changed
 
     def run_many(self, connection: Connection, rows: Sequence[Parameters]) -> None:
-        """Run it once for each of the rows of parameters."""
+        """Run it once for each set of parameters."""
         compiled = self._for(connection.dialect)
         with closing(_driver(connection).cursor()) as cursor:
             cursor.executemany(compiled.text, [compiled.shape(row) for row in rows])
@@ -133,9 +133,9 @@ Among = Callable[[Column[Any]], ColumnElement[bool]]
 
 
 class ForIds:
-    """One statement about a list of ids: `build` gets what makes the condition that a column is one of them.
+    """A statement with a list of ids. `build` is called with a function that makes the condition "column is one of the ids".
 
-    PostgreSQL takes the list as one parameter, so that there is one text for any length, and one plan.
+    PostgreSQL takes the list as one array parameter, so that one text and one plan serve any length.
     """
 
     def __init__(self, build: Callable[[Among], Select[Any] | Update]) -> None:
@@ -157,7 +157,7 @@ class ForIds:
         return found
 
     def of_length(self, length: int) -> Statement:
-        """Return the statement for so many ids."""
+        """Return the statement for a list of this length."""
         statement = self._of_length.get(length)
         if statement is None:
             names: list[BindParameter[str]] = [bindparam(f"id_{place}") for place in range(length)]
@@ -173,7 +173,7 @@ class ForIds:
 
 
 def columns_of(table: Table, *without: str) -> tuple[str, ...]:
-    """Return the names of a table's columns but these and `seq`, which counts by itself."""
+    """Return the names of a table's columns, without the given ones and without `seq`, which the database assigns."""
     return tuple(column.name for column in table.c if column.name not in {"seq", *without})
 
 

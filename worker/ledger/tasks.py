@@ -163,7 +163,7 @@ class _Insertion:
 
 @dataclass(frozen=True, slots=True)
 class Inserted:
-    """The tasks that are to be dispatched, and what came of those that were to be claimed."""
+    """Tasks to dispatch, and the results of the claims made in the same transaction."""
 
     due: list[TaskRef] = field(default_factory=list)
     claimed: list[Taken | NotClaimed] = field(default_factory=list)
@@ -172,7 +172,7 @@ class Inserted:
 def insert_plans(
     plans: Sequence[Plan], now: datetime, terms: ClaimTerms | None = None
 ) -> Batchable[_Insertion, Inserted]:
-    """Return the work that records every plan whose event is still open, and claims of its due tasks what `terms` say."""
+    """Return the write that records the plans of events still `received`, and claims their due tasks as `terms` say."""
     at = micros(now)
     planned = [
         _Planned(
@@ -225,7 +225,7 @@ def _insert_plans(connection: Connection, parts: Sequence[_Insertion]) -> list[I
 
 
 def insert_tasks(connection: Connection, planned: Sequence[Task], now: datetime) -> tuple[TaskRef, ...]:
-    """Record tasks that belong to no new plan, those that are not there yet; return the ones due now, marked as queued."""
+    """Insert tasks outside a plan, skipping existing ones; return those due now, marked as queued."""
     at = micros(now)
     wanted = [_NewTask(0, task, _task_row(task, at)) for task in planned]
     return tuple(_insert_tasks(connection, [_Insertion((), now)], wanted, [])[0].due)
@@ -464,7 +464,7 @@ _WHY_NOT: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A task that is claimed, as its row in `tasks` stands now."""
+    """A task just claimed: its updated row in `tasks`."""
 
     row: Any
 
@@ -476,7 +476,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class ClaimRequest:
-    """Which tasks one caller asks for, and on what terms; `at` is `now`, and `lease_end` its lease's, in microseconds."""
+    """The tasks one caller wants to claim, and how; `at` (now) and `lease_end` are microseconds since 1970."""
 
     ids: Sequence[str]
     now: datetime
@@ -489,14 +489,14 @@ class ClaimRequest:
     def of(
         cls, ids: Sequence[str], now: datetime, lease: timedelta, owner: str, limits: Mapping[ProviderName, Limits]
     ) -> ClaimRequest:
-        """Make one of a lease's span."""
+        """Build one whose lease ends `lease` after `now`."""
         return cls(ids, now, micros(now), micros(now + lease), label(owner), limits)
 
 
 def claim_tasks(
     ids: Sequence[str], now: datetime, lease: timedelta, owner: str, limits: Mapping[ProviderName, Limits]
 ) -> Batchable[ClaimRequest, list[Taken | NotClaimed]]:
-    """Return the work that claims tasks; its result has one answer for each id, in order."""
+    """Return the write that claims tasks; it returns one result for each id, in order."""
     return Batchable(_claim_tasks, ClaimRequest.of(ids, now, lease, owner, limits), len(ids))
 
 
@@ -756,14 +756,14 @@ class _Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Whether each task took its outcome, and the pauses that began with these outcomes."""
+    """For each task whether its outcome was applied, and the provider pauses that these outcomes started."""
 
     taken: list[bool]
     began: list[ProviderState]
 
 
 def settle_claims(settled: Sequence[tuple[Claim, Settlement]], now: datetime) -> Batchable[Sequence[_Outcome], Settled]:
-    """Return the work that records outcomes."""
+    """Return the write that records outcomes."""
     at = micros(now)
     return Batchable(
         _settle_claims,
@@ -926,21 +926,21 @@ def _give_up(connection: Connection, held: Sequence[Any], why: str, at: int, sti
 
 
 class LedgerTasks(LedgerGroup):
-    """`ledger.tasks`: tasks from their plan to their end."""
+    """`ledger.tasks`: insert, dispatch, claim and settle tasks."""
 
     def insert(self, plans: Sequence[Plan], now: datetime) -> tuple[TaskRef, ...]:
-        """Keep decisions and tasks of events that are still `received`; return the tasks due now, marked as queued.
+        """Record decisions and tasks of events still `received`; return the tasks due now, marked as queued.
 
-        A plan whose event has been decided already is skipped as a whole.
+        A plan whose event was decided already is skipped as a whole.
         """
         return tuple(self._writer.write(insert_plans(plans, now)).due) if plans else ()
 
     def insert_and_claim(
         self, plans: Sequence[Plan], now: datetime, terms: ClaimTerms
     ) -> tuple[tuple[TaskRef, ...], list[Claim | NotClaimed]]:
-        """Do as `insert`, and claim in the same transaction what `terms` name of the tasks due now.
+        """Do as `insert`, and claim those due tasks that `terms` select, in the same transaction.
 
-        Return the tasks due now that were not asked for, marked as queued, and what `claim` says of the others.
+        Returns the due tasks that were not selected, marked as queued, and the results of `claim` for the others.
         """
         inserted = self._writer.write(insert_plans(plans, now, terms))
         return tuple(inserted.due), self._claims(inserted.claimed, terms.owner, now)
@@ -948,9 +948,9 @@ class LedgerTasks(LedgerGroup):
     def dispatch_due(
         self, now: datetime, grace: timedelta, limit_per_provider: Mapping[ProviderName, int]
     ) -> list[TaskRef]:
-        """Return the tasks to put on the broker now, oldest due first, marked as queued.
+        """Return the tasks to publish to the broker now, oldest due first; marks them as queued.
 
-        These are the ones that are due, and queued ones whose message was sent `grace` ago and never led to a claim.
+        These are tasks that are due, and queued tasks whose message was sent `grace` ago and that were never claimed.
         """
         at = {"now": micros(now), "cutoff": micros(now - grace)}
         limits = {provider: limit for provider, limit in limit_per_provider.items() if limit > 0}
@@ -964,7 +964,7 @@ class LedgerTasks(LedgerGroup):
         return self._writer.write(lambda connection: _dispatch_due(connection, at, limits))
 
     def put_back(self, ids: Sequence[str], now: datetime) -> None:
-        """Make queued tasks wait again, due as they were: nobody has a thread for them now."""
+        """Make queued tasks wait again, with `due_at` unchanged: no thread is free for them now."""
         self._writer.write(lambda connection: _PUT_BACK.rows(connection, ids, {"now": micros(now)}))
 
     def claim(
@@ -975,10 +975,10 @@ class LedgerTasks(LedgerGroup):
         owner: str,
         limits: Mapping[ProviderName, Limits] = _NO_LIMITS,
     ) -> list[Claim | NotClaimed]:
-        """Take the right to send each task, or learn why not; one answer for each id, in order.
+        """Claim tasks for one attempt each; return a Claim or the reason (NotClaimed) for each id, in order.
 
-        A claimed task is `sending` and its attempt is on disk before this returns. A task past `expires_at` ends as
-        `suppressed`; one whose provider is paused, or has as much as `limits` allow, waits until `due_at` and loses no attempt.
+        A claimed task is `sending`, and its attempt is on disk before this returns. A task past `expires_at` ends as
+        `suppressed`. A task whose provider is paused or at its `limits` waits until a new `due_at` and loses no attempt.
         """
         if not ids:
             return []
@@ -1005,11 +1005,11 @@ class LedgerTasks(LedgerGroup):
         return claims
 
     def settle(self, claim: Claim, settlement: Settlement, now: datetime) -> bool:
-        """Record what an attempt came to; return whether the task took it.
+        """Record an attempt's outcome; return whether it was applied to the task.
 
-        False: the claim no longer holds (its lease ended, or a person decided meanwhile), so only the attempt's row has
-        the outcome. A late DELIVERED is taken even then, except by a task that was cancelled or suppressed, which says in
-        its reason that it was executed all the same.
+        False: the claim no longer holds (its lease ended, or an operator decided meanwhile), so only the attempt's row has the
+        outcome. A late DELIVERED is applied even then, except to a cancelled or suppressed task, whose reason then says that it
+        was executed.
         """
         return self.settle_many([(claim, settlement)], now)[0]
 
@@ -1019,9 +1019,9 @@ class LedgerTasks(LedgerGroup):
         now: datetime,
         alert: Callable[[ProviderState], None] | None = None,
     ) -> list[bool]:
-        """Record what several attempts came to, in one transaction; see `settle`.
+        """Record the outcomes of several attempts in one transaction; see `settle`.
 
-        `alert` is told of each pause of a provider that begins with these outcomes, once it stands on disk: once for a pause.
+        `alert` is called once for each provider pause that these outcomes started, after the commit.
         """
         if not settled:
             return []
@@ -1032,14 +1032,14 @@ class LedgerTasks(LedgerGroup):
         return result.taken
 
     def give_back(self, claim: Claim, now: datetime) -> bool:
-        """Undo a claim whose request never began: the task waits, due now; False when the claim no longer holds."""
+        """Undo a claim whose request never began: the task is due now. Returns False when the claim no longer holds."""
         at = micros(now)
         return self._writer.write(lambda connection: _give_back(connection, claim.task.id, claim.epoch, at, at))
 
     def give_back_of(self, owner: str, ids: Sequence[str], now: datetime) -> list[str]:
-        """Undo whatever claims of these tasks an owner has, of which no request ever began; return the ids.
+        """Undo all claims that an owner holds on these tasks and whose requests never began; return the ids.
 
-        For a claim of which nobody knows whether it was written: `owner` must be that claim's alone.
+        For a claim whose commit is in doubt: `owner` must have been used for that claim alone.
         """
         return self._give_back_of(owner, ids, now, timedelta()) if ids else []
 
@@ -1055,7 +1055,7 @@ class LedgerTasks(LedgerGroup):
         return self._writer.write(work)
 
     def release(self, owner_prefix: str, now: datetime) -> list[str]:
-        """Make `unknown` what owners with this prefix, now dead, were sending; return the ids."""
+        """Make tasks `unknown` that dead owners with this prefix were sending; return the ids."""
         why = "the worker ended while the request may have been on its way"
         return self._writer.write(
             lambda connection: _give_up(
@@ -1064,7 +1064,7 @@ class LedgerTasks(LedgerGroup):
         )
 
     def expire_leases(self, now: datetime) -> list[str]:
-        """Make `unknown` what was being sent under a lease that has ended; return the ids."""
+        """Make tasks `unknown` that were being sent under a lease that has ended; return the ids."""
         at = {"now": micros(now)}
         if not self._read(lambda connection: _ANY_EXPIRED.rows(connection, at)):
             return []

@@ -1,11 +1,11 @@
-"""What a task's change of state brings with it, in the same transaction.
+"""Side effects of a task's change of state, in the same transaction.
 
-- A task that ends: noted as a follow-up, if its rule has one for that end. Nothing is planned here; the row is the promise that
-  it will be (`follow_ups.py`). A task that ends again, after a person had it tried again, is noted again: what it led to before
-  has its keys and is not made twice.
-- A task that becomes unknown: a pending reconciliation, looked up at its provider before anything is sent again
-  (`reconciliation.py`). Whoever settles the task takes that away. An unknown task without one waits for a person.
-- A task that is delivered: its outcome is polled, where its provider tells nobody of it.
+- A task ends: a reaction is inserted if its rule has a follow-up for that end; `follow_ups.py` plans it later. A task
+  that ends again after an operator's retry gets a new reaction; follow-ups that exist have the same keys and are not
+  made twice.
+- A task becomes unknown: a pending reconciliation is inserted (`reconciliation.py`), so that it is looked up before it
+  is sent again. Settling the task deletes it. An unknown task without one waits for an operator.
+- A task is delivered: its outcome is polled, if its provider sends no notification of it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PARENTS: Final = ForIds(lambda among: select(tasks.c.id, tasks.c.name, tasks.c.
 
 
 def note_ends(connection: Connection, ended: Iterable[tuple[str, Sequence[str]]], at: int, end: str = FAILURE) -> None:
-    """Note an end of tasks, given by id and `Task.reactions`; those whose rule has no follow-up for it are passed over."""
+    """Insert reactions for ended tasks, given by id and `Task.reactions`; tasks without a follow-up for this end are skipped."""
     rows = [
         {"task_id": task_id, "trigger": end, "since_at": at, "due_at": at, "tries": 0}
         for task_id, wanted in ended
@@ -52,10 +52,10 @@ def note_ends(connection: Connection, ended: Iterable[tuple[str, Sequence[str]]]
 
 
 def undone(connection: Connection, rows: Iterable[Any]) -> dict[str, str]:
-    """Return {task_id: reason} for follow-up tasks, given as rows of `tasks`, whose parent is no longer failed.
+    """Return {task_id: reason} for those follow-up tasks (rows of `tasks`) whose parent's failure was undone.
 
-    Follow-ups of an outcome are not among them: their name has the outcome's word after the parent's. Tasks that an operator
-    retried (`epoch != attempts`) are exempt.
+    Follow-ups of an outcome are left out: their names have the outcome's word after the parent's name. So are tasks that an
+    operator retried (`epoch != attempts`).
     """
     followers = [row for row in rows if row.parent is not None and row.epoch == row.attempts]
     if not followers:
@@ -105,7 +105,7 @@ _DROP_PENDING: Final = Statement(delete(doubts).where(doubts.c.task_id == bindpa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BecameUnknown:
-    """A task that has just become unknown: when its attempt has ended at the latest, and when it is first looked up."""
+    """A task that just became unknown: the latest end of its attempt, and when to look it up first."""
 
     task_id: str
     provider: ProviderName
@@ -114,11 +114,10 @@ class BecameUnknown:
 
 
 def begin_reconciliation(connection: Connection, unknown: Sequence[BecameUnknown]) -> None:
-    """Have these looked up; one that is already is looked up from the beginning.
+    """Insert pending reconciliations; a task that has one already starts from the beginning.
 
-    The first look-up is due at once where the worker that sent it has settled the attempt, and soon where that worker died. Then
-    the attempt counts as ended so late that no absence is believed before the lease has ended: until then the request may
-    still be executed.
+    The first look-up is due at once when the worker settled the attempt, and soon when the worker died. In the second case the
+    attempt counts as running until the lease ends: until then the request may still be executed, so no absence counts.
     """
     if not unknown:
         return
@@ -139,7 +138,7 @@ def begin_reconciliation(connection: Connection, unknown: Sequence[BecameUnknown
 
 
 def drop_reconciliation(connection: Connection, task_ids: Sequence[str]) -> None:
-    """Have these looked up no more. Nearly always there was nothing pending, which one look tells."""
+    """Delete the pending reconciliations of these tasks. Reads first: nearly always there are none."""
     found = _PENDING.rows(connection, task_ids) if task_ids else []
     if found:
         _DROP_PENDING.run_many(connection, [{"this_id": row.task_id} for row in found])
@@ -179,7 +178,7 @@ _DELIVER_LATE: Final = Statement(
 def poll_outcomes(
     connection: Connection, delivered: Sequence[tuple[str, ProviderName, str]], at: int, due_at: int
 ) -> None:
-    """Ask from `due_at` on what becomes of tasks, given by id, provider and the provider's id; those asked about stay so."""
+    """Poll the outcomes of tasks (id, provider, external id) from `due_at` on; those polled already stay as they are."""
     rows = [
         {
             "task_id": task_id,
@@ -198,19 +197,19 @@ def poll_outcomes(
 def poll_found_outcome(
     connection: Connection, task_id: str, provider: ProviderName, external_id: str | None, at: int
 ) -> None:
-    """Ask from now on about a task that no worker's settling has delivered: a look-up found it, or a person knows of it.
+    """Poll the outcome of a task from now on that a look-up or an operator has shown to be delivered.
 
-    Whether anybody polls at all is not known here; what nobody asks about costs a row.
+    This inserts a row even where polling is turned off.
     """
     if provider in _POLLED and external_id is not None:
         poll_outcomes(connection, [(task_id, provider, external_id)], at, at)
 
 
 def deliver_late(connection: Connection, row: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Let a success count that comes under an old claim, or that was found at the provider: the task was executed.
+    """Apply a success that arrives under an old claim, or that a look-up found: the task was executed.
 
-    It is delivered, whatever has been decided since; only a task that was cancelled or suppressed stays so and says in its
-    reason that it was executed. Return whether the task is delivered by it, and whether it was not before.
+    The task becomes delivered whatever was decided since, except that a cancelled or suppressed task stays so and its reason
+    says that it was executed. Returns whether the task is delivered now, and whether it was not before.
     """
     current = CURRENT.first(connection, {"this_id": row["this_id"]})
     if current is None:

@@ -1,7 +1,4 @@
-"""What goes into the ledger and comes out of it, as values.
-
-The columns behind them are the affair of `schema.py`; callers never see a row, a connection or a statement.
-"""
+"""The values that the ledger takes and returns; callers never see a row, a connection or a statement."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ UNTIL_RESUMED: Final = datetime(9999, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One accepted HTTP request: `headers` are those that matter, `body` the raw bytes, `content_hash` theirs."""
+    """One accepted HTTP request: `headers` are the relevant ones, `body` the raw bytes, `content_hash` the body's hash."""
 
     id: str
     source: str
@@ -42,11 +39,10 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncomingEvent:
-    """One event of a delivery, before anybody knows whether it came before.
+    """One event of a delivery, before it is known whether it is a duplicate.
 
-    `dedupe_key` is its identity within (source, type); it is forgotten at `until_at`, or never when that is None.
-    `content_hash` tells a redelivery from another content under the same key. `state` is RECEIVED, or UNREADABLE with
-    `reason`.
+    `dedupe_key` identifies it within (source, type); it is kept until `until_at`, for ever when that is None. `content_hash`
+    distinguishes a redelivery from other content under the same key. `state` is RECEIVED, or UNREADABLE with `reason`.
     """
 
     event: Event
@@ -59,9 +55,9 @@ class IncomingEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """What a delivery came to: the ids of its new events in state received, in order, and how many were not new.
+    """The result of recording a delivery: ids of its new events in state received, in order, and how many were not new.
 
-    `duplicates` changed nothing; `conflicts` came before under the same key with other content and are kept as `ignored`.
+    `duplicates` changed nothing. `conflicts` had the key of an earlier event but other content; they are stored as `ignored`.
     """
 
     event_ids: tuple[str, ...]
@@ -95,7 +91,7 @@ class StoredEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRef:
-    """What a broker message needs to know of a task: its id and labels that are safe to show."""
+    """A task's id and the labels that its broker message shows; nothing personal."""
 
     id: str
     type: TaskType
@@ -149,10 +145,7 @@ class StoredTask:
 
 
 class PauseKind(StrEnum):
-    """Why a provider is left alone.
-
-    A person ordered it; an answer rejected our credential or address; tries in a row failed; the provider asked for it.
-    """
+    """Why a provider is paused: by an operator, a rejected credential or address, failures in a row, or at its own request."""
 
     PERSON = "person"
     ANSWER = "answer"
@@ -161,7 +154,7 @@ class PauseKind(StrEnum):
 
 
 class Held(StrEnum):
-    """What keeps a task that could be claimed otherwise."""
+    """The limit or pause that keeps a claimable task from being claimed."""
 
     PAUSE = "pause"
     CAP = "cap"
@@ -171,10 +164,10 @@ class Held(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much one provider may get, from all workers together; 0 is no limit.
+    """Limits of one provider for all workers together; 0 means no limit.
 
-    `burst` requests may begin at once, then `rate_per_second`; `concurrency` may be on their way at the same time, and
-    `daily_cap` attempts be begun in a day (UTC).
+    Up to `burst` requests may start at once, then `rate_per_second`. `concurrency` bounds the requests in flight, `daily_cap`
+    the attempts in a day (UTC).
     """
 
     rate_per_second: float = 0.0
@@ -196,7 +189,7 @@ class ClaimTerms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """The right to make one attempt, until `lease_until_at`; `attempt` counts from 1, `first_attempt_at` is the first's."""
+    """The right to make one attempt, until `lease_until_at`. `attempt` counts from 1; the first began at `first_attempt_at`."""
 
     task: StoredTask
     epoch: int
@@ -213,9 +206,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotClaimed:
-    """A task that may not be sent now: `why` is a sentence, `due_at` when it is worth asking again, if ever.
+    """A task that may not be sent now: `why` is a sentence, `due_at` when to try again (None: never).
 
-    `state` is None when there is no such task. `held` says what of its provider keeps it, if that is why.
+    `state` is None when there is no such task. `held` is the provider's limit or pause that caused it, if one did.
     """
 
     task_id: str
@@ -227,11 +220,11 @@ class NotClaimed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingReconciliation:
-    """A task in state unknown that is to be looked up at its provider, held by one process until `due_at`.
+    """An unknown task that is to be looked up at its provider, held by one process until `due_at`.
 
-    Requests that may have executed it were under way from `began_at` to `ended_at`. `look_ups` could not tell so far,
-    `absent_at` is when the first complete listing without it was asked for. `query_works`: the provider was seen to
-    understand how it is asked.
+    Requests that may have executed it ran from `began_at` to `ended_at`. `look_ups` counts inconclusive look-ups, `absent_at`
+    is when the first complete listing without it was requested. `query_works`: the provider has returned a task for a listing
+    asked for in this form.
     """
 
     task: StoredTask
@@ -245,10 +238,10 @@ class PendingReconciliation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """What an attempt came to and what follows for its task.
+    """An attempt's outcome and the task's next state.
 
-    `due_at` None leaves the moment as it is. `counted` False gives the attempt back: it stays in the history as deferred.
-    `pause_until_at` pauses the task's provider in the same transaction, `pause_kind` says why.
+    `due_at` None leaves `due_at` unchanged. `counted` False does not count the attempt; the history has it as deferred.
+    `pause_until_at` pauses the provider in the same transaction, `pause_kind` says why.
     """
 
     verdict: Verdict
@@ -266,9 +259,9 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reaction:
-    """A task's end that is to be answered, taken until `due_at`: `trigger` is the end's word in the task's `reactions`.
+    """A task's end that is to be followed up, claimed until `due_at`; `trigger` is the matching entry of `Task.reactions`.
 
-    `status` is that of the task's last answer, if there was one; `tries` counts this one.
+    `status` is the HTTP status of the task's last answer, if any; `tries` includes this one.
     """
 
     task: StoredTask
@@ -281,7 +274,7 @@ class Reaction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Poll:
-    """A delivered task whose provider is to be asked what became of it; `outcome` is what it said last."""
+    """A delivered task whose outcome is to be polled; `outcome` is the provider's last word."""
 
     task_id: str
     provider: ProviderName
@@ -293,7 +286,7 @@ class Poll:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptRow:
-    """One try: `verdict` None means that it has not ended, or (with `deferred`) that its request never began."""
+    """One attempt. `verdict` None: it has not ended, or (with `deferred`) its request never began."""
 
     epoch: int
     number: int
@@ -308,11 +301,10 @@ class AttemptRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderState:
-    """Whether a provider is paused, until when and why; its circuit breaker; and what its day has seen.
+    """One provider's pause (until when, why), circuit breaker and attempts of the day.
 
-    `kind` is None without a pause, `updated_at` when the pause began, was renewed or ended. `failures` counts tries in a row
-    that met no provider at work, `openings` how often the breaker opened since one did; `sent_today` attempts on `day`
-    (UTC) under a daily cap.
+    `kind` is None without a pause; `updated_at` is when the pause last changed. `failures` counts failures in a row, `openings`
+    how often in a row the breaker opened; `sent_today` attempts on `day` (UTC) under a daily cap.
     """
 
     name: ProviderName
@@ -327,7 +319,7 @@ class ProviderState:
 
     @property
     def held(self) -> bool:
-        """Whether a person paused it, so that no success lifts the pause."""
+        """Whether an operator paused it, so that no successful attempt ends the pause."""
         return self.kind is PauseKind.PERSON
 
 

@@ -38,8 +38,8 @@ from worker.ledger.database import (
     as_ledger_error,
     cause_of,
     database_faults,
-    has_gone,
-    may_have_gone,
+    is_disconnected,
+    may_be_disconnected,
     one_line,
     reading,
 )
@@ -82,11 +82,11 @@ _BROKE_IN_COMMIT: Final = (
 
 
 class WriterFileLock:
-    """The write lock between processes on one machine: a lock of the system on a file beside the SQLite file.
+    """A lock between writing processes of one machine: an operating-system lock on a file beside the SQLite file.
 
-    SQLite lets one write at a time, and whoever finds it busy sleeps up to 100 ms and looks again, without a queue: with two
-    busy processes most of the time goes by in such sleeps, and one can starve. The system wakes the next writer at once, in
-    the order of asking, and frees the lock the moment its holder dies. SQLite's own lock stays what protects the data.
+    SQLite allows one writer at a time; one that finds it busy sleeps up to 100 ms and tries again, without a queue. With two
+    busy processes most time is lost in such sleeps, and one can starve. The operating system wakes the next writer at once, in
+    order, and frees the lock when its holder dies. SQLite's own lock still protects the data.
     """
 
     #: How long a thread yields at the most: a writer may be held up by the disk, or by SQLite's own lock.
@@ -99,7 +99,7 @@ class WriterFileLock:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Wait for the lock and hold it; for the one thread that writes."""
+        """Wait for the lock and hold it within the block; for the writer thread only."""
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         self._is_free.clear()
         try:
@@ -118,7 +118,7 @@ class WriterFileLock:
             self._is_free.wait(self.YIELD_SECONDS)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the lock file."""
         os.close(self._descriptor)
 
 
@@ -127,10 +127,9 @@ class WriterFileLock:
 
 @dataclass(frozen=True, slots=True)
 class Batchable(Generic[P, T]):
-    """A work that can be done together with others of its kind: `run_all` takes their parts and returns a result for each.
+    """A write that can be run together with others of its kind: `run_all` takes their parts, returns one result for each.
 
-    So many rows in one statement cost a database across a network little more than one. `size` is how many events or tasks
-    it is about.
+    Many rows in one statement cost a remote database little more than one row. `size` is the number of events or tasks in it.
     """
 
     run_all: Callable[[Connection, Sequence[P]], Sequence[T]]
@@ -147,11 +146,11 @@ def _nothing(_connection: Connection) -> Any:
 
 
 class Job(Generic[T]):
-    """One caller's work. Whoever takes `decided` first decides: the writer begins it, or the caller withdraws it.
+    """One caller's write. Whoever acquires `decided` first decides: the writer starts it, or the caller withdraws it.
 
-    `fault` is what the work itself raised in the transaction under way. `error` is what its caller is told: None, which
-    means success, only once the commit stands. `tell` is called with the job when that is known, in the writer's thread: it
-    must return at once and never raise.
+    `fault` is what the write raised in the current transaction. `error` is what the caller gets: None (success) only once it is
+    committed. `tell` is called with the job when its result is known, in the writer thread; it must return at once and never
+    raise.
     """
 
     __slots__ = ("begun", "decided", "error", "fault", "result", "tell", "work")
@@ -166,19 +165,19 @@ class Job(Generic[T]):
         self.begun = False
 
     def begin(self) -> bool:
-        """Say whether it is to be done: nobody waits any more for one that was withdrawn."""
+        """Start the job; False when its caller has withdrawn it."""
         self.begun = self.begun or self.decided.acquire(blocking=False)
         return self.begun
 
     def withdraw(self) -> bool:
-        """Take it back; False when it has begun, so that its end has to be waited for."""
+        """Withdraw the job; False when it has started, so that its end must be awaited."""
         withdrawn = self.decided.acquire(blocking=False)
         if withdrawn:
             self.work = _nothing  # it may stand in line for long: what it held is let go
         return withdrawn
 
     def outcome(self) -> T:
-        """Return its result, or raise what became of it instead; for when it has been told of."""
+        """Return the job's result or raise its error; call it only after `tell` was called."""
         if self.error is not None:
             raise self.error
         return self.result  # type: ignore[return-value]  # set before it is told, unless there is an error
@@ -188,7 +187,7 @@ class Job(Generic[T]):
 
 
 class Writer:
-    """The writing thread of one ledger; see the module's docstring for what it promises."""
+    """The writer thread of one ledger; the module's docstring says what it guarantees."""
 
     def __init__(
         self,
@@ -219,11 +218,11 @@ class Writer:
         self._thread.start()
 
     def write(self, work: Callable[[Connection], T], *, wait: timedelta | None = None) -> T:
-        """Run `work` in a transaction and return its result once the commit stands.
+        """Run `work` in a transaction and return its result after the commit.
 
-        `wait` bounds the wait for its beginning, and again the wait for its end. `work` may be undone and run again: what it
-        changes is rows, never anything it was made from. Raises what `work` raised, LedgerBusyError when the transaction
-        could not be committed, LedgerError for other faults of the database or when closed.
+        `wait` bounds the time until it starts, and again the time until it ends. `work` may be rolled back and run again, so it
+        must change nothing but rows. Raises what `work` raised, LedgerBusyError when the transaction could not be committed,
+        LedgerError for other database faults or when the writer is closed.
         """
         done = threading.Lock()
         done.acquire()
@@ -237,9 +236,9 @@ class Writer:
         return job.outcome()
 
     def submit(self, work: Callable[[Connection], T], tell: Callable[[Job[T]], None]) -> Job[T]:
-        """Have `work` run in a transaction and `tell` called at its end; for callers that cannot wait in their thread.
+        """Queue `work` and return its Job; `tell` is called when it has ended. For callers whose thread must not block.
 
-        They bound the wait themselves, as `write` does: `withdraw` as long as it has not begun. Raises LedgerError when closed.
+        The caller bounds the wait itself: `withdraw` works until the job has started. Raises LedgerError when closed.
         """
         job = Job(work, tell)
         with self._gate:
@@ -249,12 +248,12 @@ class Writer:
         return job
 
     def yield_to_writer(self) -> None:
-        """Wait, for milliseconds, while this process holds the lock that the writers of others wait for."""
+        """Wait, for 50 ms at most, while this process holds the lock between writing processes."""
         if self._lock is not None:
             self._lock.yield_to_writer()
 
     def close(self) -> None:
-        """Commit what is waiting, refuse what comes later, and end the thread."""
+        """Commit the queued writes, refuse later ones, and end the thread."""
         with self._gate:
             if not self._closed:
                 self._closed = True
@@ -419,7 +418,7 @@ class Writer:
         """Return the connection, another one when it has ended while nobody wrote."""
         if self._connection is not None:
             driver: Any = self._connection.connection.driver_connection
-            if not _is_sqlite(driver) and may_have_gone(driver):
+            if not _is_sqlite(driver) and may_be_disconnected(driver):
                 self._disconnect()
         if self._connection is None:
             self._connection = self._engine.connect()
@@ -443,7 +442,7 @@ class Writer:
 
 
 class LedgerGroup:
-    """Some of the ledger's methods: they read with `readers`, and write by the process's one writer."""
+    """Base of the ledger's groups of methods: reads use `readers`, writes go through the process's one writer."""
 
     def __init__(self, readers: Engine, writer: Writer) -> None:
         self._readers = readers
@@ -561,7 +560,7 @@ def _pipeline(driver: Any) -> Iterator[None]:
 
 def _is_lost(driver: Any, error: BaseException) -> bool:
     """Whether the connection to a server broke when this fault came up."""
-    return not _is_sqlite(driver) and has_gone(driver, cause_of(error))
+    return not _is_sqlite(driver) and is_disconnected(driver, cause_of(error))
 
 
 def _is_passing(error: BaseException) -> bool:

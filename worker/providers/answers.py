@@ -43,7 +43,7 @@ from worker.providers import (
 
 #: Longer reasons help nobody, and they are kept for every attempt.
 REASON_CHARACTERS: Final = 500
-#: More complaints than this are counted, not quoted.
+#: More faults than this are counted, not quoted.
 QUOTED_FIELDS: Final = 5
 _ID_CHARACTERS: Final = 200
 _NAME: Final = re.compile(r"[A-Za-z0-9_.\-\[\]]{1,80}")
@@ -93,7 +93,7 @@ class ErrorBody:
     about_task: bool = True
 
     def words(self) -> str:
-        """Return message and field complaints in one line, for a person."""
+        """Return message and field faults in one line, for a person."""
         message = (self.message or self.code).rstrip(". ")
         quoted = [f"{name}: {said}" if name else said for name, said in self.fields[:QUOTED_FIELDS]]
         quoted = [part for part in quoted if part not in message]  # some say it twice
@@ -107,7 +107,7 @@ class ErrorBody:
 class AnswerFormat:
     """How one provider spells its answers.
 
-    `identify` finds the id of the task it made in a decoded body; `complain` reads its own error form and returns None for
+    `identify` finds the id of the task it made in a decoded body; `read_error` reads its own error form and returns None for
     any other body; `remedy` says what to do about a refusal. `url_setting` and `key_setting` are the settings to check.
     """
 
@@ -116,7 +116,7 @@ class AnswerFormat:
     url_example: str
     key_setting: str
     identify: Callable[[Json], Json]
-    complain: Callable[[Json], ErrorBody | None]
+    read_error: Callable[[Json], ErrorBody | None]
     remedy: Callable[[ErrorBody], str]
 
 
@@ -141,7 +141,7 @@ def cancelled(form: AnswerFormat, sent: Sent) -> CancelResult:
             words = f"no answer ({one_line(sent.error, REASON_CHARACTERS)}): it may be cancelled all the same"
             return CancelResult(taken=False, words=words)
         case Answered(status=status):
-            complaint = form.complain(decoded(sent.body))
+            complaint = form.read_error(decoded(sent.body))
             # A message about a credential may quote it.
             said = complaint.words() if complaint and status not in {_UNAUTHORISED, _FORBIDDEN} else ""
             taken = status in _SUCCESS and complaint is None
@@ -153,7 +153,7 @@ def _of_answer(form: AnswerFormat, answer: Answered, now: datetime) -> Interpret
     body = decoded(answer.body)
     if status in _SUCCESS:
         return _of_success(form, status, body)
-    complaint = form.complain(body)
+    complaint = form.read_error(body)
     said = complaint.words() if complaint else ""
     if status in _BUSY:
         return Interpretation(
@@ -225,10 +225,10 @@ def reason(start: int | str, said: str, remedy: str) -> str:
     return f"{start} {words}. {remedy}." if words else f"{start}. {remedy}."
 
 
-def unsendable(complaints: Sequence[str], *, too_late: bool = False) -> Unsendable:
+def unsendable(faults: Sequence[str], *, too_late: bool = False) -> Unsendable:
     """Return why a task cannot be sent, with the remedy."""
     remedy = f"Correct the rule or the data, {ANEW}"
-    return Unsendable(reason=reason("Not sent:", "; ".join(complaints), remedy), too_late=too_late)
+    return Unsendable(reason=reason("Not sent:", "; ".join(faults), remedy), too_late=too_late)
 
 
 def field_name(value: Json) -> str:

@@ -20,14 +20,14 @@ _SHOWN_CHARACTERS: Final = 60
 
 
 class FieldReader:
-    """Takes values out of a task's fields, each in its shape; `complaints` has a line for each that has another.
+    """Takes values out of a task's fields, each in its shape; `faults` has a line for each that has another.
 
     A method returns None for a value that is absent, null or complained about; `needed` makes absence a complaint too.
     """
 
     def __init__(self, fields: Mapping[str, Json]) -> None:
         self._fields = fields
-        self.complaints: list[str] = []
+        self.faults: list[str] = []
 
     def text(self, key: str, *, needed: bool = False) -> str | None:
         """Return a text that is not blank; a number becomes its text."""
@@ -39,7 +39,7 @@ class FieldReader:
                 self._miss(key)
             return None
         if not isinstance(value, str):
-            self._complain(key, "text", value)
+            self._add_fault(key, "text", value)
             return None
         return value
 
@@ -48,7 +48,7 @@ class FieldReader:
         value = self.text(key, needed=needed)
         if value is None or re.fullmatch(UUID_PATTERN, value.strip()):
             return value.strip() if value else None
-        self._complain(key, "a UUID such as 228d7a0d-9072-4ca8-939b-959b75cc606a", value)
+        self._add_fault(key, "a UUID such as 228d7a0d-9072-4ca8-939b-959b75cc606a", value)
         return None
 
     def whole(self, key: str, *, lowest: int, highest: int | None = None) -> int | None:
@@ -61,7 +61,7 @@ class FieldReader:
         number = int(value) if is_text or is_number else None
         if number is None or number < lowest or (highest is not None and number > highest):
             bounds = f"from {lowest} to {highest}" if highest is not None else f"of {lowest} or more"
-            self._complain(key, f"a whole number {bounds}", value)
+            self._add_fault(key, f"a whole number {bounds}", value)
             return None
         return number
 
@@ -72,7 +72,7 @@ class FieldReader:
             return value.strip().lower() == "true"
         if value is None or isinstance(value, bool):
             return value
-        self._complain(key, "true or false", value)
+        self._add_fault(key, "true or false", value)
         return None
 
     def mapping(self, key: str) -> dict[str, Json] | None:
@@ -81,11 +81,11 @@ class FieldReader:
         if value is None:
             return None
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-            self._complain(key, "a mapping", value)
+            self._add_fault(key, "a mapping", value)
             return None
         kept = {name: inner for name, inner in value.items() if inner is not None}
         if not _is_json(kept):
-            self.complaints.append(f"`{key}` holds something JSON cannot: NaN, infinity, or nesting without end")
+            self.faults.append(f"`{key}` holds something JSON cannot: NaN, infinity, or nesting without end")
             return None
         return kept
 
@@ -94,7 +94,7 @@ class FieldReader:
         value = self._fields.get(key)
         found = [value] if isinstance(value, str) else value
         if not isinstance(found, list | tuple) or not all(isinstance(one, str) for one in found):
-            self._complain(key, "a list of ids", value)
+            self._add_fault(key, "a list of ids", value)
             return None
         kept = list(dict.fromkeys(one.strip() for one in found if one.strip()))
         if not kept:
@@ -107,7 +107,7 @@ class FieldReader:
         try:
             return value if value is None else parse_date(value).isoformat()
         except ValueError:
-            self._complain(key, "a date such as 2026-12-01", value)
+            self._add_fault(key, "a date such as 2026-12-01", value)
             return None
 
     def time(self, key: str) -> str | None:
@@ -115,7 +115,7 @@ class FieldReader:
         value = self.text(key)
         if value is None or re.fullmatch(CLOCK_PATTERN, value):
             return value
-        self._complain(key, "a time such as 09:30 on a 24-hour clock", value)
+        self._add_fault(key, "a time such as 09:30 on a 24-hour clock", value)
         return None
 
     def zone(self, key: str) -> str | None:
@@ -123,7 +123,7 @@ class FieldReader:
         value = self.text(key)
         if value is None or is_zone(value):
             return value
-        self._complain(key, "an IANA time zone such as America/Santiago", value)
+        self._add_fault(key, "an IANA time zone such as America/Santiago", value)
         return None
 
     def extra_fields(self, wire_names: Mapping[str, str]) -> dict[str, Json]:
@@ -133,14 +133,14 @@ class FieldReader:
         """
         extra = self.mapping("extra_fields") or {}
         for name in extra.keys() & wire_names.keys():
-            self.complaints.append(f"`extra_fields` may not hold `{name}`: write `{wire_names[name]}` instead")
+            self.faults.append(f"`extra_fields` may not hold `{name}`: write `{wire_names[name]}` instead")
         return extra
 
     def _miss(self, key: str) -> None:
-        self.complaints.append(f"`{key}` is missing or empty")
+        self.faults.append(f"`{key}` is missing or empty")
 
-    def _complain(self, key: str, wanted: str, value: Json) -> None:
-        self.complaints.append(f"`{key}` must be {wanted}, not {shown(value)}")
+    def _add_fault(self, key: str, wanted: str, value: Json) -> None:
+        self.faults.append(f"`{key}` must be {wanted}, not {shown(value)}")
 
 
 def shown(value: Json) -> str:

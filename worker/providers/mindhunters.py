@@ -129,9 +129,9 @@ class Mindhunters:
             "auto_queue": reader.flag("auto_queue") is not False,
         }
         extra = reader.extra_fields(WIRE_NAMES)
-        if reader.complaints:
-            too_late = body["expires_at"] is None and task.expires_at is not None and len(reader.complaints) == 1
-            return answers.unsendable(reader.complaints, too_late=too_late)
+        if reader.faults:
+            too_late = body["expires_at"] is None and task.expires_at is not None and len(reader.faults) == 1
+            return answers.unsendable(reader.faults, too_late=too_late)
         known = {name: value for name, value in body.items() if value is not None}
         return ProviderRequest(method="POST", path="/tasks", json={**known, **extra})
 
@@ -227,7 +227,7 @@ def _kind(type_: TaskType, reader: FieldReader) -> tuple[str | None, dict[str, J
         }
     wire_type = reader.text("type", needed=True)
     if wire_type is not None and wire_type not in OTHER_TYPES:
-        reader.complaints.append(f"`type` must be one of {', '.join(OTHER_TYPES)}, not {shown(wire_type)}")
+        reader.faults.append(f"`type` must be one of {', '.join(OTHER_TYPES)}, not {shown(wire_type)}")
     return wire_type, given
 
 
@@ -237,18 +237,18 @@ def _contact(fields: Mapping[str, Json], reader: FieldReader) -> dict[str, Json]
     contact = reader.mapping("contact")
     if fields.get("contact_uuid") is not None:
         if contact:
-            reader.complaints.append("give `contact` or `contact_uuid`, not both")
+            reader.faults.append("give `contact` or `contact_uuid`, not both")
         return {"contact_uuid": contact_uuid}
     if not contact:
-        reader.complaints.append("no phone: the contact has none, and there is no `contact_uuid`")
+        reader.faults.append("no phone: the contact has none, and there is no `contact_uuid`")
         return {}
     phone, email = contact.get("phone_number"), contact.get("email")
     if phone is None and email is None:
-        reader.complaints.append("`contact` must hold `phone_number` or `email`")
+        reader.faults.append("`contact` must hold `phone_number` or `email`")
     if phone is not None and not (isinstance(phone, str) and re.fullmatch(E164_PATTERN, phone)):
-        reader.complaints.append(f"`contact.phone_number` must be E.164 such as +56911112222, not {shown(phone)}")
+        reader.faults.append(f"`contact.phone_number` must be E.164 such as +56911112222, not {shown(phone)}")
     if email is not None and not (isinstance(email, str) and "@" in email):
-        reader.complaints.append(f"`contact.email` must be an e-mail address, not {shown(email)}")
+        reader.faults.append(f"`contact.email` must be an e-mail address, not {shown(email)}")
     return {"contact": contact}
 
 
@@ -257,11 +257,11 @@ def _redials(redial: Json, reader: FieldReader) -> int | None:
     if redial is None:
         return None
     if not isinstance(redial, Mapping):
-        reader.complaints.append(f"`redial` must be a mapping such as {{max: 3}}, not {shown(redial)}")
+        reader.faults.append(f"`redial` must be a mapping such as {{max: 3}}, not {shown(redial)}")
         return None
     inner = FieldReader({"redial.max": redial.get("max")})
     number = inner.whole("redial.max", lowest=1)
-    reader.complaints += inner.complaints
+    reader.faults += inner.faults
     return number
 
 
@@ -269,7 +269,7 @@ def _expiry(expires_at: datetime | None, scheduled_at: datetime, reader: FieldRe
     if expires_at is None:
         return None
     if expires_at.replace(microsecond=0) <= scheduled_at:
-        reader.complaints.append(
+        reader.faults.append(
             f"it would expire at {_instant(expires_at)}, which is not after the earliest moment the provider can act, "
             f"{_instant(scheduled_at)}: give `expires` more time"
         )
@@ -322,7 +322,7 @@ def _identify(body: Json) -> Json:
     return inner.get("uuid") or inner.get("id") or body.get("uuid") or body.get("id")
 
 
-def _complain(body: Json) -> ErrorBody | None:
+def _read_error(body: Json) -> ErrorBody | None:
     """Read the documented error form, or the one of the framework behind it."""
     if not isinstance(body, dict):
         return None
@@ -372,7 +372,7 @@ _FORMAT: Final = AnswerFormat(
     url_example="https://x.mindhunters.ai/api/v1",
     key_setting="LEADWIRE_MINDHUNTERS_TOKEN",
     identify=_identify,
-    complain=_complain,
+    read_error=_read_error,
     remedy=_remedy,
 )
 

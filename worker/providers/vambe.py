@@ -98,8 +98,8 @@ class Vambe:
             "priority": _priority(reader),
         }
         extra = reader.extra_fields(WIRE_NAMES)
-        if reader.complaints:
-            return answers.unsendable(reader.complaints)
+        if reader.faults:
+            return answers.unsendable(reader.faults)
         return ProviderRequest(method="POST", path="/tasks", json={**body, **extra})
 
     def read_response(self, sent: Sent, now: datetime, request: ProviderRequest | None = None) -> Interpretation:
@@ -170,16 +170,16 @@ def _due(reader: FieldReader) -> tuple[str | None, str | None, str | None]:
     if due_time is None:
         return due_date, None, None
     if due_date is None:
-        reader.complaints.append("a due time needs a due date")
+        reader.faults.append("a due time needs a due date")
     if due_zone is None:
-        reader.complaints.append("a due time needs a `timezone`, such as America/Santiago")
+        reader.faults.append("a due time needs a `timezone`, such as America/Santiago")
     return due_date, due_time, due_zone
 
 
 def _priority(reader: FieldReader) -> str | None:
     word = (reader.text("priority") or DEFAULT_PRIORITY).strip().lower()
     if word not in PRIORITIES:
-        reader.complaints.append(f"`priority` must be low, medium or high, not {shown(word)}")
+        reader.faults.append(f"`priority` must be low, medium or high, not {shown(word)}")
     return PRIORITIES.get(word)
 
 
@@ -236,7 +236,7 @@ def _identify(body: Json) -> Json:
     return body.get("id") if isinstance(body, dict) else None
 
 
-def _complain(body: Json) -> ErrorBody | None:
+def _read_error(body: Json) -> ErrorBody | None:
     """Read the documented error form: `statusCode`, `message`, `errors` of field and message."""
     if not isinstance(body, dict):
         return None
@@ -275,7 +275,7 @@ _FORMAT: Final = AnswerFormat(
     url_example="https://api.vambe.me/api/public",
     key_setting="LEADWIRE_VAMBE_API_KEY",
     identify=_identify,
-    complain=_complain,
+    read_error=_read_error,
     remedy=_remedy,
 )
 

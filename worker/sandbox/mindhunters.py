@@ -120,11 +120,11 @@ class MindhuntersSandbox(ProviderSandbox):
         body = request.document
         if not isinstance(body, dict):
             return self._error(400, "INVALID_JSON", "the body is not a JSON object")
-        found = list(complaints(body, self._switches, now))
+        found = list(field_errors(body, self._switches, now))
         contact_uuid = body.get("contact_uuid")
         if not found and contact_uuid is not None and not self._knows_contact(contact_uuid):
             found = [_wrong("contact_uuid", "no such contact", status=404, code="CONTACT_NOT_FOUND")]
-        return self._complain(found) if found else self._made(body, now)
+        return self._bad_request(found) if found else self._made(body, now)
 
     def _knows_contact(self, contact_uuid: str) -> bool:
         return contact_uuid in self._contacts or self._switches.knows("mindhunters.contacts", contact_uuid)
@@ -229,7 +229,7 @@ class MindhuntersSandbox(ProviderSandbox):
         )
         wrong = [_wrong(name, "is not accepted") for name, good in checks if not good]
         if wrong:
-            return self._complain(wrong)
+            return self._bad_request(wrong)
         task |= {**changes, "updated_at": stamp(now), "_since": now}
         return self._success(200, "task updated", _public(task))
 
@@ -247,7 +247,7 @@ class MindhuntersSandbox(ProviderSandbox):
         unread = [name for name, bound in bounds.items() if bound is None and request.query.get(name)]
         wrong = [name for name, good in checks if not good] + unread
         if wrong:
-            return self._complain([_wrong(name, "is not accepted") for name in wrong])
+            return self._bad_request([_wrong(name, "is not accepted") for name in wrong])
         found = [
             task
             for task in self._listed(now)
@@ -258,9 +258,9 @@ class MindhuntersSandbox(ProviderSandbox):
     def _page(self, rows: list[dict[str, Json]], request: SandboxRequest) -> SandboxResponse:
         page, per_page = _number(request, "page", 1), _number(request, "per_page", _PAGE)
         if page is None or per_page is None:
-            return self._complain([_wrong("page" if page is None else "per_page", "must be positive")])
+            return self._bad_request([_wrong("page" if page is None else "per_page", "must be positive")])
         if per_page > _LONGEST_PAGE and self._switches.on("mindhunters.per_page_over_100", "refuse"):
-            return self._complain([_wrong("per_page", "must not be over 100")])
+            return self._bad_request([_wrong("per_page", "must not be over 100")])
         per_page = min(per_page, _LONGEST_PAGE)
         data = {
             "current_page": page,
@@ -276,7 +276,7 @@ class MindhuntersSandbox(ProviderSandbox):
         made = data.get("uuid") if isinstance(data, dict) else None
         return SandboxResponse(status=status, body={"success": True, "message": message, "data": data}, task=made)
 
-    def _complain(self, found: list[FieldError]) -> SandboxResponse:
+    def _bad_request(self, found: list[FieldError]) -> SandboxResponse:
         first = found[0]
         why = f"{first.field}: {first.message}"
         if first.status == 422 and self._switches.on("mindhunters.validation_form", "laravel"):  # noqa: PLR2004
@@ -329,7 +329,7 @@ def _number(request: SandboxRequest, name: str, default: int) -> int | None:
     return int(written) if written.isdecimal() and written.isascii() and 0 < len(written) < 7 and int(written) else None  # noqa: PLR2004
 
 
-def complaints(body: Mapping[str, Json], switches: Switches, now: datetime) -> Iterator[FieldError]:
+def field_errors(body: Mapping[str, Json], switches: Switches, now: datetime) -> Iterator[FieldError]:
     """Yield what is wrong with a body, shapes before ids."""
     for key in ("title", "type", "agent_uuid", "scheduled_at"):
         value = body.get(key)

@@ -88,10 +88,10 @@ class VambeSandbox(ProviderSandbox):
     def _create(self, request: SandboxRequest, now: datetime) -> SandboxResponse:
         body = request.document
         if not isinstance(body, dict):
-            return self._complain([_wrong("body", "must be a JSON object")])
-        found = list(complaints(body, self._switches, now))
+            return self._bad_request([_wrong("body", "must be a JSON object")])
+        found = list(field_errors(body, self._switches, now))
         if found:
-            return self._complain(found)
+            return self._bad_request(found)
         status = int(self._switches["vambe.success_status"])
         if (before := self._made_before(body)) is not None:
             return SandboxResponse(status=status, body=before, task=before["id"])
@@ -127,7 +127,7 @@ class VambeSandbox(ProviderSandbox):
         wrong = ([] if form else ["responsibleIds"]) + missing
         if wrong or first is None or last is None:
             names = wrong or ["fromDate" if first is None else "toDate"]
-            return self._complain([_wrong(name, "is required") for name in names])
+            return self._bad_request([_wrong(name, "is required") for name in names])
         without_dates = request.last("includeTasksWithoutDates", "true") != "false"
         understood = self._switches["vambe.array_form"] in {"any", form} or not wanted
         found = [
@@ -143,10 +143,10 @@ class VambeSandbox(ProviderSandbox):
         if task is None:
             return self._error(404, "no such task")
         if not isinstance(body, dict):
-            return self._complain([_wrong("body", "must be a JSON object")])
+            return self._bad_request([_wrong("body", "must be a JSON object")])
         found = self._update_complaints(body, now)
         if found:
-            return self._complain(found)
+            return self._bad_request(found)
         for key, wire in (("title", "title"), ("description", "description"), ("ai_contact_id", "aiContactId")):
             if wire in body:
                 task[key] = body[wire]
@@ -193,7 +193,7 @@ class VambeSandbox(ProviderSandbox):
             for number, one in enumerate(ids or examples)
         ]
 
-    def _complain(self, found: list[FieldError]) -> SandboxResponse:
+    def _bad_request(self, found: list[FieldError]) -> SandboxResponse:
         first = found[0]
         why = f"{first.field}: {first.message}"
         if first.status != 400:  # noqa: PLR2004 - the one status whose body is documented
@@ -228,7 +228,7 @@ def _status(body: Mapping[str, Json]) -> dict[str, Json] | None:
     return None
 
 
-def complaints(body: Mapping[str, Json], switches: Switches, now: datetime) -> Iterator[FieldError]:
+def field_errors(body: Mapping[str, Json], switches: Switches, now: datetime) -> Iterator[FieldError]:
     """Yield what is wrong with a body to create a task, shapes before ids."""
     if switches.on("vambe.absent_keys", "strict"):
         for key in NULLABLE:
