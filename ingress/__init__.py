@@ -1,1 +1,1 @@
-"""Webhooks: the Flask application that takes them, and the sources that say who may send what."""
+"""Receives webhooks: the Flask application, its server, and the sources, which define who may send what."""

@@ -1,12 +1,12 @@
-"""The Flask application that takes webhooks: verify, read, record, publish, answer; and says whether it is well.
+"""The Flask application that receives webhooks: verify, parse, record, publish, answer. It also serves health checks.
 
-A 2xx stands on a record that is committed. What is not verified is never stored; what is verified and cannot be read is kept
-and answered with success, because its sender would only send it again. While the ledger cannot be written the sender gets its
-source's busy status; nothing a stranger can send is ever a 5xx. The body is read once, raw, with a hard cap. Every answer is
-JSON unless the source says otherwise; none holds a traceback, a version or a name of a source that was not asked for.
+A 2xx is sent only after the record is committed. Unverified requests are never stored. A verified request that cannot be parsed
+is stored and answered with success, because its sender would only repeat it. While the ledger cannot be written the sender gets
+its source's busy status; nothing a sender posts causes any other 5xx. The body is read once, raw, with a hard size limit.
+Answers are JSON unless the source says otherwise, and never contain a traceback, a version or the name of another source.
 
-The view never waits: it returns a `DeferredResponse`, which waits for the commit where a thread may (any WSGI server), and is
-finished by the server where none does (`ingress/server.py`).
+The view never waits: it returns a `DeferredResponse`, which waits for the commit in the thread of an ordinary WSGI server, or
+is completed by a server that does not block (`ingress/server.py`).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ Sources = Mapping[str, Source] | None
 
 
 class RequestOutcome(StrEnum):
-    """What a webhook request came to; with the reason, what is counted."""
+    """How a webhook request ended; counted in the metrics together with the reason."""
 
     #: Verified and recorded, be it as unreadable.
     ACCEPTED = "accepted"
@@ -78,7 +78,7 @@ class RequestOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply(WebhookResponse):
-    """What a sender is told, with what is counted."""
+    """The response to the sender, with the outcome and reason to count."""
 
     outcome: RequestOutcome
     reason: str = ""
@@ -86,7 +86,7 @@ class Reply(WebhookResponse):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """What has to be on disk before the sender of a verified request is answered."""
+    """What must be committed before a verified request is answered."""
 
     source: Source
     delivery: Delivery
@@ -94,11 +94,11 @@ class Recording:
 
 
 class DeferredResponse(Response):
-    """The response to a webhook that is verified and read, and not on disk yet.
+    """The response to a verified, parsed webhook whose record is not committed yet.
 
-    Called by a WSGI server it waits in that thread for the commit. A server that must not wait puts a list into the environ
-    under `DEFERRED`: the response then only adds itself to it, and is called again once that server has recorded
-    `recording.delivery` with `recording.events` and called `finish` or `fail`.
+    Called by an ordinary WSGI server, it waits in that thread for the commit. A server that must not block puts a list into the
+    environ under `DEFERRED`: the response then only appends itself to the list. The server records `recording.delivery` with
+    `recording.events`, calls `finish` or `fail`, and calls the response again.
     """
 
     def __init__(self, recording: Recording, ledger: Ledger, publisher: Publisher, counts: RequestCounts) -> None:
@@ -122,7 +122,7 @@ class DeferredResponse(Response):
         return super().__call__(environ, start_response)
 
     def finish(self, recorded: Recorded) -> None:
-        """Publish the events that are on disk now, and become the answer that says so."""
+        """Publish the recorded events and turn this response into the success answer."""
         source = self.recording.source
         try:
             if recorded.event_ids:
@@ -132,7 +132,7 @@ class DeferredResponse(Response):
         self._become(_accepted(source, self.recording.events, recorded))
 
     def fail(self, fault: Exception) -> None:
-        """Become the answer to what could not be recorded."""
+        """Turn this response into the answer for a record that failed with `fault`."""
         self._become(_failed(self.recording.source, fault))
         fault.__traceback__ = None  # its frames hold the request, and it is held by what they hold: a circle
 
@@ -176,8 +176,8 @@ def create_app(
 ) -> Flask:
     """Return the WSGI application of the public port.
 
-    `sources` may be a function, which is then asked at every request. `body_limit_bytes` holds where a source has no limit
-    of its own. `new_id` returns a fresh event id. Every webhook request is counted in `counts`.
+    `sources` is a mapping, or a function that returns one and is called for every request. `body_limit_bytes` applies where a
+    source sets no limit. `new_id` returns a new event id. Every webhook request is counted in `counts`.
     """
     app = _Flask("leadwire", static_folder=None)
     app.session_interface = _NoSessions()
@@ -227,7 +227,7 @@ def largest_body_bytes(sources: Mapping[str, Source], body_limit_bytes: int = BO
 
 
 def decide(received: WebhookRequest, source: Source, now: datetime, new_id: Callable[[], str]) -> Reply | Recording:
-    """Return what the sender is told, or what has to be recorded first. Never raises, never waits for anything."""
+    """Return the response to send, or what must be recorded first. Never raises and never waits."""
     try:
         return _decide(received, source, now, new_id)
     except Exception as fault:  # noqa: BLE001 - nothing may get past
@@ -235,7 +235,7 @@ def decide(received: WebhookRequest, source: Source, now: datetime, new_id: Call
 
 
 def busy(source: Source | None, reason: str) -> Reply:
-    """Return the answer that makes a sender come again; without a source, 503."""
+    """Return the response that makes a sender retry: the source's busy status, or 503 without a source."""
     return Reply(
         status=source.ack.busy_status if source else 503,
         body=_json(status="busy", reason="cannot record right now; send it again"),
@@ -246,7 +246,7 @@ def busy(source: Source | None, reason: str) -> Reply:
 
 
 def refusal(status: int, reason: str) -> WebhookResponse:
-    """Return the answer to a request that never became whole, of which no source is known."""
+    """Return the response to an incomplete request, for which no source is known."""
     return WebhookResponse(status=status, body=_json(status="refused", reason=reason), headers=_JSON)
 
 
@@ -383,7 +383,7 @@ def _webhook_request(body: bytes) -> WebhookRequest:
 
 
 class Readiness:
-    """Whether the ledger takes writes, asked of it once in `READINESS_SECONDS` at the most."""
+    """Whether the ledger accepts writes; checked at most once in `READINESS_SECONDS`."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -392,7 +392,7 @@ class Readiness:
         self._asked_seconds = -READINESS_SECONDS
 
     def reasons(self) -> list[str]:
-        """Return why the ledger cannot be written; none: it can. While one caller asks, others get what was known before."""
+        """Return why the ledger cannot be written; empty when it can. While one caller checks, others get the last result."""
         if self._asking.acquire(blocking=False):
             try:
                 if time.monotonic() - self._asked_seconds >= READINESS_SECONDS:

@@ -1,12 +1,11 @@
-"""Processes of one ingress: several behind one public port, and children that cannot outlive their parent.
+"""Several ingress processes behind one public port, and child processes that end with their parent.
 
-One Python process uses one core at most. So the first process binds the port, forks the others before it has threads or
-connections, and serves like them; the kernel hands each connection to whichever accepts it. They end together: the others
-with the first, whatever ends it, and the first when one of the others ends, so that whoever watches the first starts them all
-afresh.
+One Python process uses at most one core. So the first process binds the port and forks the others before it has threads or
+connections; the kernel gives each connection to whichever process accepts it. All of them end together: the others when the
+first ends for any reason, and the first when one of the others ends, so that a supervisor of the first restarts them all.
 
-On Linux the kernel sends SIGKILL to a child when its parent dies (prctl(2), PR_SET_PDEATHSIG; it survives execve). It is asked
-for in the child itself. Elsewhere a killed parent leaves its children running.
+On Linux the kernel sends SIGKILL to a child when its parent dies (prctl(2), PR_SET_PDEATHSIG, which survives execve); the child
+requests this itself. Elsewhere the children of a killed parent keep running.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 @dataclass(slots=True)
 class ProcessGroup:
-    """The processes that share a port, as one of them sees it; `others` are the process ids of those it forked."""
+    """The processes that share a port, as seen by one of them; `others` are the process ids that it forked."""
 
     is_first: bool
     others: tuple[int, ...] = ()
@@ -51,20 +50,20 @@ class ProcessGroup:
     _waiting: list[threading.Thread] = field(default_factory=list)
 
     def watch(self) -> None:
-        """Have this process end in order (SIGTERM) when one of the others has ended by itself."""
+        """Send this process SIGTERM when one of the others ends by itself."""
         for pid in self.others:
             thread = threading.Thread(target=self._wait_for, args=(pid,), name=f"wait-for-{pid}", daemon=True)
             self._waiting.append(thread)
             thread.start()
 
     def join(self) -> None:
-        """Wait until the others have ended, for a while: what still runs dies with this process."""
+        """Wait for the others to end, for a limited time; those still running are killed when this process ends."""
         give_up_at = time.monotonic() + ENDING_SECONDS
         for thread in self._waiting:
             thread.join(max(0.0, give_up_at - time.monotonic()))
 
     def end(self) -> None:
-        """Tell the others to end; they finish what they have begun."""
+        """Tell the others to end; they finish the requests they have begun."""
         if self._ending:
             return
         self._ending = True
@@ -83,7 +82,7 @@ class ProcessGroup:
 
 
 def fork(processes: int) -> ProcessGroup:
-    """Become so many processes; returns in each. To be called before there are threads, connections or signal handlers."""
+    """Fork into this many processes; returns in each. Call it before there are threads, connections or signal handlers."""
     gc.collect()
     gc.freeze()  # what is there now stays shared between the processes: no collection writes to it
     others = []
@@ -98,7 +97,7 @@ def fork(processes: int) -> ProcessGroup:
 
 
 def bind(host: str, port: int) -> Sequence[socket.socket]:
-    """Return a socket for every address of a host, all on one port, which is a free one for 0. Raises OSError when taken."""
+    """Return one listening socket for each address of a host, all on one port; 0 takes a free one. OSError when it is in use."""
     bound: list[socket.socket] = []
     found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     for family, kind, protocol, _, address in dict.fromkeys(found):
@@ -119,9 +118,9 @@ def bind(host: str, port: int) -> Sequence[socket.socket]:
 
 
 def dies_with_me(command: Sequence[str]) -> list[str]:
-    """Return the command line that runs `command` (an absolute program and its arguments) and ends when this process does.
+    """Return a command line that runs `command` (absolute program and arguments) and ends when this process ends.
 
-    To be started from the main thread: the kernel's parent is the thread that forked.
+    Start it from the main thread: the kernel's parent is the thread that forked.
     """
     if sys.platform != "linux":
         return list(command)

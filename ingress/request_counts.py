@@ -1,7 +1,7 @@
-"""Counts of webhook requests, which reach the ledger in sums once a second.
+"""Counts of webhook requests, summed in memory and written to the ledger once a second.
 
-A stranger can post as often as the machine allows, so a refused request writes nothing; a second of counting is lost when the
-process is killed.
+Anybody can post, as fast as the machine allows, so a refused request causes no write. A killed process loses one second of
+counts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Requests = Mapping[tuple[str, str, str], int]
 
 
 class RequestCounts:
-    """What one process has counted and not written yet, and from `start` to `close` the thread that writes it."""
+    """The counts of one process not yet written, and, between `start` and `close`, the thread that writes them."""
 
     def __init__(self, inbox: LedgerInbox, *, period_seconds: float = PERIOD_SECONDS) -> None:
         self._inbox = inbox
@@ -39,22 +39,22 @@ class RequestCounts:
         self._thread = threading.Thread(target=self._run, name="request-counts", daemon=True)
 
     def add(self, source: str, outcome: str, reason: str) -> None:
-        """Count one request; may be called from any thread."""
+        """Count one request. Safe to call from any thread."""
         with self._lock:
             self._unwritten[source, str(outcome), reason] += 1
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start the writing thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """Write what has not been written yet, and end."""
+        """Write the remaining counts and stop the thread."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
 
     def write(self) -> None:
-        """Add what was counted since the last time to the ledger; when that cannot be done now, it is part of the next time."""
+        """Add the counts since the last call to the ledger; when that fails they are kept for the next call."""
         with self._writing:
             with self._lock:
                 new, self._unwritten = self._unwritten, Counter()
@@ -69,7 +69,7 @@ class RequestCounts:
 
     @contextmanager
     def paused(self) -> Iterator[Requests]:
-        """Write nothing for a while, and give what is not in the ledger: busy answers matter most while it takes nothing."""
+        """Pause writing within the block and yield the counts not yet in the ledger, so that a scrape also sees busy answers."""
         with self._writing:
             with self._lock:
                 unwritten = dict(self._unwritten)

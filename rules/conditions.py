@@ -1,7 +1,7 @@
-"""What an `if:` means: lines compiled once to closures, and the first one that failed, told as a sentence.
+"""Compiles an `if:` to closures, and explains in a sentence which test failed.
 
-A mapping is "all of these". `any` and `all` take lists; `not` takes one line, or one `any` or `all`. A plain value means
-`eq`, a plain null `exists: false`; several operators on one field must all hold.
+A mapping means "all of these". `any` and `all` take lists; `not` takes one line, or one `any` or `all`. A plain value means
+`eq`, a plain null `exists: false`. Several operators on one field must all hold.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _NEGATIVE: Final = frozenset({"ne", "not_in"})
 
 
 def compile_conditions(value: Json, places: SourceMap, path: Path) -> Condition:
-    """Compile the value of an `if:`; complaints go to `places`, and the answer then is a test not to be used.
+    """Compile the value of an `if:`. Faults are added to `places`; the returned test must then not be used.
 
-    An absent `if:` (None) always holds.
+    Without an `if:` (None) the test always holds.
     """
     if value is None:
         return _always
@@ -45,10 +45,10 @@ def compile_conditions(value: Json, places: SourceMap, path: Path) -> Condition:
 
 
 def present_paths(value: Json) -> frozenset[str]:
-    """Return the fields that are certainly there when the conditions hold: tested, and not by `exists: false`.
+    """Return the fields that are certainly present when the conditions hold: tested by anything but `exists: false`.
 
-    They are spelled as `Template.optional_fields` spells them, so that the two can be compared. Only what stands under
-    no `any` and no `not` is certain.
+    They are spelled as in `Template.optional_fields`, so that the two can be compared. Fields tested only inside an `any` or a
+    `not` are not certain.
     """
     if not isinstance(value, dict):
         return frozenset()
@@ -65,9 +65,9 @@ def present_paths(value: Json) -> frozenset[str]:
 
 
 def explain(failed: FailedTest) -> str:
-    """Say a failed test as a sentence: what was wanted and what was seen, values as JSON.
+    """Return a sentence on a failed test: what was wanted and what was seen, values as JSON.
 
-    Of an `any`, `seen` holds the failed tests inside it, as JSON; of a `not` over a group, what each field was.
+    For an `any`, `seen` holds the failed tests inside it, as JSON; for a `not` over a group, the value of each field.
     """
     if failed.operator == "any":
         told = [explain(FailedTest(**one)) for one in failed.seen[:_TOLD_LIMIT]]

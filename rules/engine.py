@@ -75,10 +75,10 @@ _ERROR_LIMIT: Final = 300
 
 
 def decide(rule_set: RuleSet, event: Event, *, now: datetime) -> Plan:
-    """Return all that an event leads to under a rule set at a moment; never raises for what an event holds.
+    """Return the plan for an event under a rule set at a moment; never raises, whatever the event holds.
 
-    A rule with `stop: true` ends the rules after it in its file when a task of it is going to be made; one whose tasks
-    all ended in planning stops nothing.
+    A rule with `stop: true` skips the rules after it in its file when at least one of its tasks will be made; a rule whose
+    tasks all ended in planning stops nothing.
     """
     rules = rule_set.listening(event.type)
     decisions: list[Decision] = []
@@ -106,9 +106,9 @@ def decide(rule_set: RuleSet, event: Event, *, now: datetime) -> Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A task that has come to an end: what the tasks that answer it may say of it.
+    """A task that has ended, as seen by the tasks that follow up on it.
 
-    `reason` is why, `status` the last HTTP status, if there was one; `outcome` is the provider's word when that is the end.
+    `reason` says why, `status` is the last HTTP status, if any; `outcome` is the provider's final status, if that is the end.
     """
 
     id: str
@@ -120,7 +120,7 @@ class Ended:
     outcome: str | None = None
 
     def view(self) -> dict[str, Json]:
-        """Return what templates see beside the event."""
+        """Return what templates can read besides the event."""
         failure = {"reason": self.reason, "status": self.status, "title": self.title, "task": self.name}
         return {"failure": failure} | ({} if self.outcome is None else {"outcome": self.outcome})
 
@@ -128,9 +128,9 @@ class Ended:
 def react(
     rule_set: RuleSet, event: Event, ended: Ended, trigger: str, *, now: datetime
 ) -> tuple[tuple[Task, ...], str | None]:
-    """Return the tasks that answer a task's end under the rule set that planned it; never raises for what an event holds.
+    """Return the follow-up tasks of an ended task, under the rule set that planned it. Never raises for an event's content.
 
-    `trigger` is one of `Task.reactions`. Conditions are not asked again. With no task there is a sentence that says why.
+    `trigger` is one of `Task.reactions`. Conditions are not evaluated again. When there is no task, the second value says why.
     """
     rule = next((rule for rule in rule_set.rules if rule.id == ended.rule), None)
     action = rule.action(ended.name) if rule else None
@@ -144,13 +144,13 @@ def react(
 
 
 def task_key(event_id: str, rule_id: str, name: str) -> str:
-    """Return the key under which a task can exist once: 64 hexadecimal characters."""
+    """Return a task's unique key: 64 hexadecimal characters, a hash of event, rule and name."""
     parts = ", ".join(map(encode_basestring_ascii, (event_id, rule_id, name)))
     return sha256(f"[{parts}]".encode()).hexdigest()
 
 
 def correlation_tag(key: str) -> str:
-    """Return `[lw:...]` with the first twelve characters of a task's key: it ends the description of the task."""
+    """Return `[lw:...]` with the first twelve characters of a task's key, which ends the task's description."""
     return f"[lw:{key[:_TAG_CHARACTERS]}]"
 
 

@@ -54,9 +54,9 @@ Files = Mapping[str, str | RuleFault]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What was found in a set of files: the rule set if there is no fault, and all that can be said in any case.
+    """The result of reading a set of files: the rule set, when there is no fault, and everything found besides.
 
-    `sources` are those that could be read, also beside faults; `faults` and `warnings` are in the order of the files.
+    `sources` are those that could be read, even when there are faults. `faults` and `warnings` are in the order of the files.
     """
 
     rule_set: RuleSet | None
@@ -79,7 +79,7 @@ def load(files: Files, environment: Mapping[str, str], *, resolve: frozenset[str
 
 
 def inspect(files: Files, environment: Mapping[str, str], *, resolve: frozenset[str] = SECTIONS) -> Inspection:
-    """Return what these files hold and all that is wrong with them; arguments as those of `load`. Never raises."""
+    """Read and check these files; the arguments are those of `load`. Never raises: faults are in the result."""
     resolver = _Resolver(environment, resolve)
     texts = {file: text for file, text in files.items() if isinstance(text, str)}
     unread = [fault for fault in files.values() if isinstance(fault, RuleFault)]
@@ -136,7 +136,7 @@ def _rule_set(
 
 
 def version_of(files: Mapping[str, str]) -> str:
-    """Return the content hash that names a rule set: the same names and texts in the same order, the same version."""
+    """Return the content hash that identifies a rule set; equal names and texts in equal order give the same hash."""
     digest = sha256()
     for name, text in files.items():
         for part in (name, text):
@@ -147,7 +147,7 @@ def version_of(files: Mapping[str, str]) -> str:
 
 
 def in_order(faults: Iterable[RuleFault], files: Iterable[str]) -> tuple[RuleFault, ...]:
-    """Return faults file by file in the order of `files`, and in each from top to bottom."""
+    """Return faults in the order of `files`, and within a file by line."""
     order = {file: number for number, file in enumerate(files)}
     return tuple(sorted(faults, key=lambda fault: (order.get(fault.file, len(order)), fault.line, fault.column)))
 

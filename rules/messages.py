@@ -1,4 +1,4 @@
-"""How messages and explanations show a value, and which allowed word a wrong one was probably meant to be."""
+"""How messages show values, and the suggestion of an allowed word for a misspelt one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _MEANT_BY: Final[dict[str, list[str]]] = {
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:
-    """Return the allowed word that was probably meant, or None."""
+    """Return the allowed word most similar to a wrong one; None when none is similar."""
     words = list(allowed)
     plain = word.strip().lower().replace("-", "_")
     for candidate in [plain, *_MEANT_BY.get(plain, [])]:
@@ -73,25 +73,25 @@ def nearest(word: str, allowed: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """Return "; did you mean `word`?" or nothing."""
+    """Return "; did you mean `word`?", or an empty text."""
     meant = nearest(word, allowed)
     return f"; did you mean `{meant}`?" if meant else ""
 
 
 def listed(words: Iterable[str]) -> str:
-    """Return words as a message lists them: `a`, `b`, `c`, in alphabetical order."""
+    """Return words as `a`, `b`, `c`, in alphabetical order."""
     return ", ".join(sorted(words))
 
 
 def shown(value: Json) -> str:
-    """Return a value as JSON, cut to what fits a message; never with a line break."""
+    """Return a value as one line of JSON, cut to fit a message."""
     text = json.dumps(value, ensure_ascii=False, default=str).replace("\x7f", "\\u007f")
     text = "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text)
     return text if len(text) <= SHOWN_LIMIT_CHARACTERS else f"{text[: SHOWN_LIMIT_CHARACTERS - 3]}..."
 
 
 def kind(value: Json) -> str:
-    """Return what a value is, as in "must be text, not the number 12"."""
+    """Return the kind of a value in words, as in "must be text, not the number 12"."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"the number {shown(value)}"
     words = {type(None): "empty", dict: "a mapping", list: "a list"}
@@ -109,10 +109,10 @@ _AS_JSON: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def cut(value: Json) -> Json:
-    """Return a value short enough to be kept in an explanation, and JSON that every reader takes.
+    """Return a value cut short enough to be stored in an explanation, as valid JSON.
 
-    Long texts and lists end in `…`, deep ones become `…`, and so does every list after the first fifty;
-    numbers JSON has no form for become text.
+    Long texts and lists end in `…`; values nested deeply, and every list after the first fifty, become `…`. Numbers that JSON
+    cannot hold become text.
     """
     if type(value) is str:  # most of what is ever shown
         return _text(value)

@@ -38,10 +38,10 @@ _NUMBER_LENGTH_LIMIT: Final = 300
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operator:
-    """One word of the condition language.
+    """One operator of the condition language.
 
-    `doc` is one sentence for authors. `compile` takes what a rule wants, and raises ValueError with a message for its author
-    where that makes no sense. `on_missing` says whether the test holds where the field is absent or null.
+    `doc` is one sentence for authors. `compile` takes the wanted value and returns the test; it raises ValueError, with a
+    message for the author, when the value makes no sense. `on_missing` is the result for a field that is absent or null.
     """
 
     name: str
@@ -59,7 +59,7 @@ OPERATORS: Final[Mapping[str, Operator]] = _TABLE
 def operator(
     name: str, *, on_missing: Callable[[Json], bool] = lambda _: False
 ) -> Callable[[Callable[[Json], Holds]], Callable[[Json], Holds]]:
-    """Enter a function into the table of operators."""
+    """Return a decorator that registers a function as an operator."""
 
     def enter(compile_: Callable[[Json], Holds]) -> Callable[[Json], Holds]:
         doc = (compile_.__doc__ or "").strip()
@@ -70,7 +70,7 @@ def operator(
 
 
 def number(value: Json) -> int | float | None:
-    """Return what a value counts as in ordering: a number, or a text that is a plain one; None for all else."""
+    """Return a number, or the number that a text spells; None for anything else."""
     kind = type(value)
     if kind is int or kind is float:
         return value  # type: ignore[no-any-return]
@@ -80,7 +80,7 @@ def number(value: Json) -> int | float | None:
 
 
 def equal(wanted: Json, seen: Json) -> bool:
-    """Say whether two values are the same in type and value; 1 is 1.0, and neither is true or "1"."""
+    """Return whether two values are equal in type and value; 1 equals 1.0, but neither true nor "1"."""
     if isinstance(wanted, bool) or isinstance(seen, bool):
         return wanted is seen
     if isinstance(wanted, int | float):
@@ -97,7 +97,7 @@ def equal(wanted: Json, seen: Json) -> bool:
 
 
 def instant_of(value: Json, view: Mapping[str, Json]) -> datetime | None:
-    """Return the moment a text names, as aware UTC; None for all else. One without an offset is the contact's local time."""
+    """Return the moment that a text spells as aware UTC, or None. Without an offset it is the contact's local time."""
     try:
         return _in_utc(read_moment(value), view) if isinstance(value, str) else None
     except ValueError:

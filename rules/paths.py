@@ -23,7 +23,7 @@ from rules.vocabulary import Contact, Json, covers
 
 
 class Every(Enum):
-    """The type of EVERY."""
+    """The type of EVERY, the path step `[*]`."""
 
     EVERY = "*"
 
@@ -37,7 +37,7 @@ Steps = tuple[Step, ...]
 
 
 class Missing(Enum):
-    """The type of MISSING."""
+    """The type of MISSING, which stands for an absent value."""
 
     MISSING = "missing"
 
@@ -93,7 +93,7 @@ _STEP: Final = re.compile(
 
 
 def parse(text: str) -> Steps:
-    """Read a path; ValueError says what is wrong with it and what was probably meant."""
+    """Parse a path of a rule. ValueError says what is wrong and suggests a correction."""
     steps = split(text)
     if problem := problem_with(steps, text):
         raise ValueError(problem)
@@ -101,7 +101,7 @@ def parse(text: str) -> Steps:
 
 
 def split(text: str) -> Steps:
-    """Read the form of a path without asking whether an event can have such a field; ValueError otherwise."""
+    """Parse a path without checking that an event can have such a field. Raises ValueError."""
     return _split(text, every=False)
 
 
@@ -144,7 +144,7 @@ def _step(found: re.Match[str], text: str) -> Step:
 
 
 def problem_with(steps: Steps, text: str, extra_roots: ExtraRoots = {}) -> str | None:  # noqa: B006 - never changed
-    """Return what is wrong with a path that no event can have, with the remedy; None when there may be such a field."""
+    """Return why no event can have this path, and what to write instead; None when one may."""
     root = str(steps[0])
     if root not in ROOTS and root not in extra_roots:
         return _unknown_root(root, text)
@@ -175,7 +175,7 @@ def _unknown_root(root: str, text: str) -> str:
 
 
 def spelled(steps: Steps) -> str:
-    """Return a path in the one spelling that messages use: `data.list[1].x`, `data["odd.key"]`."""
+    """Return a path in canonical spelling: `data.list[1].x`, `data["odd.key"]`."""
     text = str(steps[0])
     for step in steps[1:]:
         if not isinstance(step, str):
@@ -188,7 +188,7 @@ def spelled(steps: Steps) -> str:
 
 
 def find(view: Json, steps: Steps) -> Json:
-    """Return what lies at the path, or MISSING. A null is returned as None; tests count it as missing too."""
+    """Return the value at the path, or MISSING. A null is returned as None; tests treat it as missing too."""
     value = view
     for step in steps:
         if isinstance(value, dict):
@@ -201,9 +201,9 @@ def find(view: Json, steps: Steps) -> Json:
 
 
 def getter(steps: Steps) -> Callable[[Json], Json]:
-    """Return a function that finds the path in a value, with None for what is absent or null.
+    """Return a function that returns the value at the path, None when it is absent or null.
 
-    The common depths are spelled out: they are most of what an evaluation costs.
+    Common depths have code of their own, because finding fields is most of the cost of an evaluation.
     """
     names = tuple(step for step in steps if isinstance(step, str))
     if len(names) != len(steps):
@@ -240,7 +240,7 @@ def getter(steps: Steps) -> Callable[[Json], Json]:
 
 @dataclass(slots=True, kw_only=True)
 class Scope:
-    """What a source's path can reach: the item, the constants its split gave it, the body around it and the headers."""
+    """What a source's path can read: the item, constants of its split, the body around it, and the headers."""
 
     item: Json
     root: Json = None
@@ -249,7 +249,7 @@ class Scope:
     constants: Mapping[str, Json] = field(default_factory=dict)
 
     def without_headers(self) -> Scope:
-        """Return the same without what the headers say."""
+        """Return the same scope without headers."""
         return Scope(item=self.item, root=self.root, parent=self.parent, constants=self.constants)
 
 
@@ -259,11 +259,11 @@ Match = Callable[[Scope], bool]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledPath:
-    """A source's path: `find` returns its value in a scope, None where there is nothing.
+    """A compiled path of a source; `find` returns its value in a scope, or None.
 
-    `text` is the path as written and `headers` names the headers it may read, in order. `shared` says that it may read the
-    body around the item: all items of a body then find the same. `steps` are the places in the item that it reads, for
-    those that are to be left out of a comparison. `in_item` does the same as `find` where nothing but the item is read.
+    `text` is the path as written, `headers` the headers it may read, in order. `shared`: it may read the body around the item,
+    so that all items find the same value. `steps` are the paths it reads in the item, for those left out of a comparison.
+    `in_item` does the same as `find` for a path that reads nothing but the item.
     """
 
     text: str
@@ -275,7 +275,7 @@ class CompiledPath:
 
 
 def parse_payload_path(text: str) -> Steps:
-    """Return the steps of `a.b[0].c[*]`. Raises ValueError with what is wrong."""
+    """Return the steps of a path such as `a.b[0].c[*]`. Raises ValueError."""
     if not text:
         raise ValueError("is empty: write a path such as lead.id")
     if len(text) > _LENGTH_LIMIT:
@@ -290,9 +290,9 @@ def parse_payload_path(text: str) -> Steps:
 
 
 def walk(value: Json, steps: Steps) -> Json:
-    """Return the value at `steps`, None where there is nothing; `[*]` is the first element for which there is one.
+    """Return the value at `steps`, or None; `[*]` takes the first element that has a value.
 
-    Where an element of a list is meant and there is one plain value, as XML has it, that is the first element.
+    A single plain value counts as a list of one element, because XML does not distinguish the two.
     """
     for at, step in enumerate(steps):
         if step is EVERY:
@@ -305,7 +305,7 @@ def walk(value: Json, steps: Steps) -> Json:
 
 
 def expand(value: Json, steps: Steps, parent: Json) -> Iterator[tuple[Json, Json]]:
-    """Yield every value at `steps` with the element around it."""
+    """Yield every value at `steps`, each with the element that contains it."""
     for at, step in enumerate(steps):
         if step is EVERY:
             rest = steps[at + 1 :]
@@ -319,7 +319,7 @@ def expand(value: Json, steps: Steps, parent: Json) -> Iterator[tuple[Json, Json
 
 
 def replaced(value: Json, steps: Steps, new: Json) -> Json:
-    """Return `value` with `new` at `steps`, exactly where `walk` and `expand` find something; the original stays."""
+    """Return a copy of `value` with `new` at `steps`, at exactly the places that `walk` and `expand` find."""
     if value is None or not steps:
         return None if value is None else new
     step, rest = steps[0], steps[1:]
@@ -332,7 +332,7 @@ def replaced(value: Json, steps: Steps, new: Json) -> Json:
 
 
 def text_of(value: Json) -> str | None:
-    """Return a found value as text: numbers as JSON writes them; lists, maps, booleans and blanks are none."""
+    """Return a value as text (numbers as in JSON); None for lists, mappings, booleans and blank text."""
     if isinstance(value, str):
         return value.strip() or None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -341,7 +341,7 @@ def text_of(value: Json) -> str | None:
 
 
 def raw_header(value: str) -> bytes:
-    """Return a header's value as the bytes that came in; never raises, also for text no wire can have carried."""
+    """Return a header's value as the received bytes; never raises."""
     try:
         return value.encode("latin-1")
     except UnicodeEncodeError:
@@ -349,7 +349,7 @@ def raw_header(value: str) -> bytes:
 
 
 def header_text(value: str) -> str:
-    """Return a header's value as text: UTF-8 where it is, else as it came, without what no database stores."""
+    """Return a header's value as text: decoded as UTF-8 where possible, without characters that cannot be stored."""
     raw = raw_header(value)
     try:
         text = raw.decode("utf-8")
@@ -359,7 +359,7 @@ def header_text(value: str) -> str:
 
 
 def compile_path(value: Json) -> CompiledPath:
-    """Compile a path, a join, or a list of them. Raises ValueError with what is wrong."""
+    """Compile a path, a join or a list of paths. Raises ValueError."""
     if isinstance(value, list):
         return _first(value)
     if isinstance(value, dict):
@@ -372,7 +372,7 @@ def compile_path(value: Json) -> CompiledPath:
 
 
 def compile_match(value: Json) -> Match:
-    """Compile `{path: wanted, ...}`, all of which must hold; `*` in a wanted text stands for any text."""
+    """Compile `{path: wanted, ...}`, of which all must match; `*` in a wanted text matches any text."""
     if not isinstance(value, dict) or not value:
         raise ValueError("must name paths and the values wanted there, such as {type: ping}")
     tests: list[tuple[CompiledPath, str]] = []

@@ -1,6 +1,6 @@
-"""A rule set in the form that decisions are made from: read, checked, compiled, and nothing left to look up.
+"""A compiled rule set, from which decisions are made.
 
-`rules/loader.py` makes it from rule files; `rules/engine.py` decides with it.
+`rules/loader.py` builds it from rule files; `rules/engine.py` decides with it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Team:
-    """Who can be assigned; `by` says whether everyone gets a task or each in turn."""
+    """A group that tasks can be assigned to; `by` says whether everyone gets a task or the members take turns."""
 
     name: str
     by: Literal["everyone", "round_robin"] = "everyone"
@@ -54,10 +54,10 @@ class DueDate:
 class Action:
     """One entry of a rule's `then`, compiled.
 
-    The name of one that answers another's end begins with that one's name: `call/team_task` is made when `call` failed,
-    `call/expired/team_task` when it expired at its provider. `body` holds every key of the task beside those that have a
-    field here, constants or Templates. `at` is for tasks of Mindhunters, `due` and `assign` for team tasks: `assign` is a
-    Team, user ids, or a Template that gives a team's name, an id or a list of ids.
+    The name of a follow-up begins with the name of the task it follows: `call/team_task` is made when `call` failed,
+    `call/expired/team_task` when it expired at its provider. `body` holds the task's other keys, as constants or Templates.
+    `at` is for tasks of Mindhunters, `due` and `assign` for team tasks. `assign` is a Team, user ids, or a Template that gives
+    a team's name, an id or a list of ids.
     """
 
     name: str
@@ -77,17 +77,17 @@ class Action:
 
     @cached_property
     def answers(self) -> Mapping[str, tuple[Action, ...]]:
-        """What follows on each end that is answered, by the word for it in `Task.reactions`."""
+        """The follow-up actions by trigger, the word listed in `Task.reactions`."""
         failure = {FAILURE: self.on_failure} if self.on_failure else {}
         return failure | {outcome_trigger(word): actions for word, actions in self.on_outcome.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleTest:
-    """One entry of a rule's `tests`: given this event at this moment, exactly these tasks are expected.
+    """One entry of a rule's `tests`: an event, a moment, and exactly the tasks expected for them.
 
-    `expected` holds a pair per task: its type or name, and the fields that must be there with these values. `path` and
-    `place` say where the test stands.
+    `expected` has a pair for each task: its type or name, and required field values. `path` and `place` locate the test in its
+    file.
     """
 
     name: str
@@ -100,7 +100,7 @@ class RuleTest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """When this event type, if these conditions hold, then these tasks."""
+    """One rule: the event types it listens to, its conditions, and its actions."""
 
     id: str
     description: str | None
@@ -114,7 +114,7 @@ class Rule:
     tests: tuple[RuleTest, ...] = ()
 
     def action(self, name: str) -> Action | None:
-        """Return the action of this name, also one that only answers another's end."""
+        """Return the action with this name, follow-ups included; None when there is none."""
         open_ = [*self.actions]
         while open_:
             action = open_.pop()
@@ -126,7 +126,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """What holds where a rule says nothing. `country_zones` maps a country code to the zone to assume there."""
+    """Defaults for all rules. `country_zones` maps a country code to the time zone to assume there."""
 
     timezone: str | None = None
     country_zones: Mapping[str, str] = field(default_factory=dict)
@@ -134,9 +134,9 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceText:
-    """One entry of `sources:` as written, variables resolved; the front door makes a Source of it.
+    """One entry of `sources:` as written, with variables resolved; the ingress builds a Source from it.
 
-    `path` is where it stands in its file, so that `places.add_fault((*path, "auth"), "...")` names the line.
+    `path` is its path in the file, so that `places.add_fault((*path, "auth"), "...")` reports the right line.
     """
 
     name: str
@@ -147,7 +147,7 @@ class SourceText:
 
 @dataclass(frozen=True, kw_only=True)
 class RuleSet:
-    """A whole rule set. `version` is its content hash; `files` the texts it was read from, variables unresolved."""
+    """A whole rule set. `version` is its content hash; `files` holds the original texts, variables unresolved."""
 
     version: str
     rules: tuple[Rule, ...]
@@ -158,7 +158,7 @@ class RuleSet:
     files: Mapping[str, str]
 
     def listening(self, event_type: str) -> Sequence[Rule]:
-        """Return the rules whose `when` covers this type, in order. `*` in a pattern stands for any text."""
+        """Return the rules whose `when` matches this event type, in order; `*` in a pattern matches any text."""
         found = self._by_type.get(event_type)
         if found is None:
             places = {*self._places[0].get(event_type, ())}

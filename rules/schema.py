@@ -64,13 +64,13 @@ _UNNAMED: Final = (
 
 
 class Constant(str):
-    """Text that is finished although it may look like a template: it came from a variable."""
+    """Text to be used as it is, even if it looks like a template: it came from a variable."""
 
     __slots__ = ()
 
 
 class Numeral(str):
-    """Text that one variable alone gave and that is a plain number: it counts as one where a number is wanted."""
+    """A plain number that one variable gave as text; it counts as a number where one is expected."""
 
     __slots__ = ()
 
@@ -80,13 +80,13 @@ class Numeral(str):
 
 
 class Pending(str):
-    """Text with a variable that this process does not resolve: nothing can be said about its value."""
+    """Text with a variable that this process does not resolve, so its value cannot be checked."""
 
     __slots__ = ()
 
 
 def has_code(value: Json) -> bool:
-    """Say whether a value is a text with template code that is to be run."""
+    """Return whether a value is a template to be rendered."""
     return isinstance(value, str) and not isinstance(value, Constant) and is_template(value)
 
 
@@ -100,14 +100,14 @@ _CODE: Final = {"type": "string", "pattern": r"\{\{|\{%|\$\{"}
 
 @dataclass(frozen=True, slots=True)
 class Must:
-    """What a message says of a value of the wrong kind, before "..., not the number 5"."""
+    """The start of the message for a value of the wrong kind, before "..., not the number 5"."""
 
     sentence: str
 
 
 @dataclass(frozen=True, slots=True)
 class AtLeastOne:
-    """What a message says of a list that is empty; with `or_null` also where nothing stands in its place."""
+    """The message for an empty list; with `or_null` also for a missing value."""
 
     sentence: str
     or_null: bool = True
@@ -115,7 +115,7 @@ class AtLeastOne:
 
 @dataclass(frozen=True, slots=True)
 class Because:
-    """Why a number must be within its bounds."""
+    """The reason for a number's bounds, for messages."""
 
     reason: str
 
@@ -737,15 +737,15 @@ class RuleFile(Section):
 
 
 def allowed_keys(model: type[BaseModel]) -> list[str]:
-    """Return the keys a section may have, as they are written."""
+    """Return the keys that a section may have, as written in files."""
     return [field.alias or name for name, field in model.model_fields.items() if name != "calendars"]
 
 
 def messages_of(error: ValidationError, root: type[Section]) -> Iterator[tuple[Path, str, bool]]:
-    """Yield what pydantic refused of a `root`: where, what is said about it, and whether the key there is meant.
+    """Yield (path, message, at_key) for each error that pydantic found in a `root`.
 
-    Pydantic reports what it expected in terms of Python; none of that reaches a user. The key is meant when it is wrong or
-    something is missing under it, the value when that is wrong.
+    Pydantic's own messages are in terms of Python and are replaced. `at_key` is true when the key is wrong or something is
+    missing under it, false when its value is wrong.
     """
     for fault in error.errors(include_url=False):
         path, at_key = fault["loc"], fault["loc"][-1:] == ("[key]",)
@@ -837,7 +837,7 @@ _COLLECTIONS: Final = frozenset({list, dict, tuple})
 
 
 def model_at(path: Path, root: type[BaseModel]) -> type[BaseModel] | None:
-    """Return the model of what stands at a path below `root`, if it is a mapping with fixed keys."""
+    """Return the model of the section at a path below `root`; None when that is no mapping with fixed keys."""
     return next(
         (part for part in _parts_at(path, root) if isinstance(part, type) and issubclass(part, BaseModel)), None
     )
@@ -883,9 +883,9 @@ _WANTED: Final[Mapping[str, Json]] = {
 
 
 def json_schema() -> dict[str, Json]:
-    """Return the JSON Schema (draft 2020-12) of a rule file, every key with its description.
+    """Return the JSON Schema (draft 2020-12) of a rule file, with a description for every key.
 
-    Keys of a later version are not in it.
+    Keys reserved for a later version are left out.
     """
     made = RuleFile.model_json_schema(by_alias=True)
     rule = made["$defs"]["RuleSpec"]["properties"]

@@ -74,17 +74,17 @@ _GUARDS: Final = frozenset({"defined", "undefined", "none"})
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A text with `{{ }}` or `{% %}` in it, found good; `place` is where it stands (`file:line:column`)."""
+    """A compiled template: text with `{{ }}` or `{% %}`; `place` is its position (`file:line:column`)."""
 
     text: str
     place: str
     _parsed: _Parsed = field(repr=False, compare=False)
 
     def render(self, view: Mapping[str, Json]) -> Json:
-        """Return what the template gives for an event's view: JSON, and text unless it is exactly one expression.
+        """Render it for an event's view: a JSON value when the template is exactly one expression, otherwise text.
 
-        The view may name under `filters.ZONE` the zone in which `date` and `local_time` tell the time. Raises TemplateError,
-        whose message names what was missing or wrong.
+        The view may hold, under `filters.ZONE`, the time zone that `date` and `local_time` use. Raises TemplateError, whose
+        message names what is missing or wrong.
         """
         found = self._parsed.simple(view)
         return self._render_by_jinja(view) if found is None else found
@@ -107,17 +107,17 @@ class Template:
 
     @property
     def optional_fields(self) -> tuple[str, ...]:
-        """The fields it needs though an event may lack them: used without `default` and without `is defined`."""
+        """The fields it requires though an event may lack them: used without `default` and without `is defined`."""
         return self._parsed.needed
 
 
 def is_template(text: str) -> bool:
-    """Say whether a text has template marks in it."""
+    """Return whether a text contains template marks."""
     return "{{" in text or "{%" in text or "{#" in text
 
 
 def compile_template(text: str, places: SourceMap, path: Path, beside: tuple[str, ...] = ()) -> Template | None:
-    """Read a template; its faults go to `places`, with the line inside the text, and the answer then is None.
+    """Compile a template. Faults are added to `places`, with the line inside the text; the result is then None.
 
     `beside` are the names of `paths.FOLLOW_UP_ROOTS` that it may use.
     """
@@ -664,10 +664,10 @@ _KINDS: Final = {
 
 
 def about_syntax(message: str) -> str:
-    """Return what is wrong with a template that Jinja2 could not read, from its message.
+    """Return a message for a template that Jinja2 could not parse, made from Jinja2's message.
 
-    Jinja2 speaks of its tokens ("expected token 'end of print statement'"); where a message is not known here, an example
-    is given and no foreign words.
+    Jinja2 names its own tokens ("expected token 'end of print statement'"); where a message is unknown here, an example is
+    given instead.
     """
     for pattern, told in _SYNTAX:
         found = re.match(pattern, message, re.DOTALL)

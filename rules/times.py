@@ -38,7 +38,7 @@ _LONGEST_TEXT: Final = 64
 
 
 def parse_span(text: object) -> timedelta:
-    """Read a span such as `15m`; a leading `+` says "from now" and changes nothing.
+    """Parse a span such as `15m`; a leading `+` ("from now") is ignored.
 
     Raises ValueError with a message for the author of the rule.
     """
@@ -54,12 +54,12 @@ def parse_span(text: object) -> timedelta:
 
 
 def is_span(text: str) -> bool:
-    """Say whether a text has the form of a span, as `2h` and `+2h` have."""
+    """Return whether a text looks like a span: `2h`, `+2h`."""
     return _SPAN.fullmatch(text) is not None
 
 
 def parse_clock(text: object) -> time:
-    """Read a time of day, `HH:MM` or `HH:MM:SS` on the 24-hour clock; ValueError otherwise."""
+    """Parse a time of day, `HH:MM` or `HH:MM:SS` (24 hours). Raises ValueError."""
     found = _CLOCK.fullmatch(text) if isinstance(text, str) else None
     if found is None:
         raise ValueError(f'{as_json(text)} is no time of day: write HH:MM from "00:00" to "23:59", quoted')
@@ -67,7 +67,7 @@ def parse_clock(text: object) -> time:
 
 
 def parse_date(text: object) -> date:
-    """Read a date, `YYYY-MM-DD`; ValueError otherwise."""
+    """Parse a date, `YYYY-MM-DD`. Raises ValueError."""
     if isinstance(text, str) and _DATE.fullmatch(text):
         try:
             return date.fromisoformat(text)
@@ -77,12 +77,12 @@ def parse_date(text: object) -> date:
 
 
 def is_date(text: str) -> bool:
-    """Say whether a text has the form of a date without a time."""
+    """Return whether a text looks like a date without a time."""
     return _DATE.fullmatch(text) is not None
 
 
 def read_moment(text: object) -> datetime:
-    """Read a moment; the answer is aware UTC when it has an offset, else naive (a date is its midnight).
+    """Parse a moment: aware UTC when it has an offset, else naive (a date is its midnight).
 
     Raises ValueError with a message for the author of the rule.
     """
@@ -107,7 +107,7 @@ def _no_moment(text: object) -> str:
 
 
 def read_instant(text: str) -> datetime:
-    """Read a moment as aware UTC; one without an offset is taken as UTC. Raises ValueError."""
+    """Parse a moment as aware UTC; without an offset it is taken as UTC. Raises ValueError."""
     moment = read_moment(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
@@ -119,12 +119,12 @@ def zone_names() -> frozenset[str]:
 
 
 def is_zone(name: object) -> bool:
-    """Say whether this is the name of a time zone."""
+    """Return whether this is the name of a time zone."""
     return isinstance(name, str) and name in zone_names()
 
 
 def zone(name: object) -> ZoneInfo:
-    """Return the time zone of that name; ValueError names the nearest one."""
+    """Return the time zone with this name. ValueError suggests a similar name."""
     if not is_zone(name):
         near = nearest(str(name), zone_names())
         hint = f"did you mean {near}?" if near else "write a name of the IANA database, such as America/Santiago"
@@ -133,7 +133,7 @@ def zone(name: object) -> ZoneInfo:
 
 
 def to_utc(local: datetime, name: str) -> datetime:
-    """Return the UTC moment of a naive local time in a zone. Raises ValueError at the ends of the calendar."""
+    """Return the UTC moment of a naive local time in a zone. Raises ValueError outside the range of datetime."""
     try:
         return local.replace(tzinfo=zone(name), fold=0).astimezone(UTC)
     except OverflowError:
@@ -141,7 +141,7 @@ def to_utc(local: datetime, name: str) -> datetime:
 
 
 def to_local(moment: datetime, name: str) -> datetime:
-    """Return an aware moment as local time in a zone; ValueError at the ends of the calendar."""
+    """Return an aware moment as local time in a zone. Raises ValueError outside the range of datetime."""
     try:
         return moment.astimezone(zone(name))
     except OverflowError:
@@ -154,7 +154,7 @@ _MINUTE: Final = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class At:
-    """When a task is to be made: a span from now, the next time a clock shows `clock`, or a moment; exactly one is set.
+    """When to make a task: a span from now, the next time that clocks show `clock`, or a moment; exactly one is set.
 
     A `moment` without an offset is local time.
     """
@@ -165,14 +165,14 @@ class At:
 
     @property
     def needs_zone(self) -> bool:
-        """Whether the answer depends on where the contact is."""
+        """Whether the result depends on the contact's time zone."""
         return self.clock is not None or (self.moment is not None and self.moment.tzinfo is None)
 
     def resolve(self, now: datetime, zones: Sequence[str]) -> datetime:
         """Return the moment as aware UTC, never before `now`.
 
-        `zones` are all the zones the contact may be in; the latest candidate wins. None at all means UTC. Raises ValueError
-        for a zone that is none and at the ends of the calendar.
+        `zones` are the zones the contact may be in; the latest result counts. Without zones UTC is used. Raises ValueError for
+        an unknown zone and outside the range of datetime.
         """
         now = now.astimezone(UTC)
         if self.after is not None:
@@ -187,7 +187,7 @@ class At:
 
 
 def parse_at(text: object) -> At:
-    """Read `now`, `+10m`, `next 09:00` or a moment; ValueError with a message for the author of the rule."""
+    """Parse `now`, `+10m`, `next 09:00` or a moment. Raises ValueError with a message for the author of the rule."""
     words = text.strip() if isinstance(text, str) else ""
     if words == "now":
         return At(after=timedelta())
@@ -206,17 +206,17 @@ _FORMS: Final = 'write now, a span such as +10m, "next 09:00", or a moment such 
 
 
 def parse_moment(text: object, zone: str) -> datetime:
-    """Read a moment as aware UTC; one without an offset is local time in `zone`. Raises ValueError."""
+    """Parse a moment as aware UTC; without an offset it is local time in `zone`. Raises ValueError."""
     moment = read_moment(text)
     return moment if moment.tzinfo else to_utc(moment, zone)
 
 
 def next_clock(now: datetime, clock: time, zones: Sequence[str]) -> datetime:
-    """Return the first moment after `now`, aware UTC, by which the clocks of all these zones have shown a time of day.
+    """Return the first moment after `now`, as aware UTC, by which it is or was this time of day in all these zones.
 
-    It is taken day by day, the latest zone of each day: with zones five hours apart, "next 09:00" is 09:00 in the last of
-    them and never before 09:00 in any. On a day on which clocks skip the time, it is later by what they skip. Raises
-    ValueError for no zones and at the ends of the calendar.
+    Computed for each day, with that day's latest zone: with zones five hours apart, "next 09:00" is 09:00 in the last of them,
+    never before 09:00 in any. On a day on which clocks skip the time, the result is later by the skipped span. Raises
+    ValueError without zones and outside the range of datetime.
     """
     try:
         today = min(to_local(now, zone).date() for zone in zones)
@@ -232,7 +232,7 @@ def next_clock(now: datetime, clock: time, zones: Sequence[str]) -> datetime:
 
 
 def local_minute(moment: datetime, zone: str) -> datetime:
-    """Return a moment as local time in a zone, rounded up to the whole minute, so that it is not earlier than asked."""
+    """Return a moment as local time in a zone, rounded up to a whole minute, so that it is never too early."""
     rounded = moment.astimezone(UTC).replace(second=0, microsecond=0)
     return to_local(rounded if rounded == moment else _plus(rounded, _MINUTE), zone)
 
@@ -246,23 +246,23 @@ def _plus(moment: datetime, span: timedelta) -> datetime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZoneChoice:
-    """The zones a contact may be in: one, several, or none at all; `note` says where that comes from."""
+    """The time zones a contact may be in (none, one or several); `note` says how they were determined."""
 
     zones: tuple[str, ...]
     note: str
 
     @property
     def only(self) -> str | None:
-        """The zone, when exactly one is possible."""
+        """The zone, when there is exactly one; else None."""
         return self.zones[0] if len(self.zones) == 1 else None
 
 
 def zones_of(contact: Contact, assumed: Mapping[str, str]) -> ZoneChoice:
-    """Return the zones a contact may be in, and why these.
+    """Return the time zones a contact may be in, and how they were determined.
 
-    The first that is known: the contact's own `timezone`; the only zone of the country of their phone; the only zone of their
-    country; what `assumed` (zones by country code) says of these countries; else all zones of the country, and whoever asks
-    must hold in all.
+    The first that is known counts: the contact's `timezone`; the only zone of the phone's country; the only zone of the
+    contact's country; the zone that `assumed` (by country code) gives for these countries; else all zones of the country, and
+    the caller must satisfy all of them.
     """
     ignored = ""
     if contact.timezone is not None:
@@ -290,7 +290,7 @@ def zones_of(contact: Contact, assumed: Mapping[str, str]) -> ZoneChoice:
 
 @lru_cache(maxsize=4096)
 def country_of(phone: str) -> str | None:
-    """Return the country of an E.164 number as ISO 3166-1 alpha-2, or None where it has none or several fit."""
+    """Return an E.164 number's country (ISO 3166-1 alpha-2); None when it has none or several share the prefix."""
     try:
         number = phonenumbers.parse(phone)
     except phonenumbers.NumberParseException:
@@ -303,7 +303,7 @@ def country_of(phone: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def country_zones() -> Mapping[str, tuple[str, ...]]:
-    """Return the zones of every country, by ISO 3166-1 alpha-2 code. Source: `zone.tab` of the IANA database."""
+    """Return the time zones of every country, by ISO 3166-1 alpha-2 code, from `zone.tab` of the IANA database."""
     table: dict[str, tuple[str, ...]] = {}
     for line in (files("tzdata") / "zoneinfo" / "zone.tab").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):

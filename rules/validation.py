@@ -1,8 +1,8 @@
-"""Whether a rule file is acceptable: the grammar, then what its keys mean together.
+"""Checks rule files: the grammar first, then rules that involve several keys.
 
-What must not repeat, what excludes or needs what, who is assigned: the checks after the grammar read the plain values, not the
-models, and pass over what the grammar has refused already, because a fault in one place must not hide another. Warnings are
-for rules that are sound and perhaps not what their author thinks.
+Such rules: names that must be unique, keys that exclude or need each other, whom tasks are assigned to. These checks read plain
+values rather than models, and skip what the grammar has refused, so that one fault does not hide another. Warnings are for
+valid rules that may not do what their author expects.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _OWN_FIELDS: Final[Mapping[ProviderName, Mapping[str, str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class LocatedTask:
-    """One task of a rule: its entry with what stands beside it, and `body` with what stands inside it."""
+    """One task of a rule: `entry` is the task's entry in the list, `body` the mapping below its type."""
 
     type: TaskType
     entry: Located
@@ -78,7 +78,7 @@ class LocatedTask:
 
 @dataclass(slots=True, kw_only=True)
 class ParsedFile:
-    """One file as far as it has been read: its value with variables resolved, and its document if the grammar holds."""
+    """One file as far as it could be read: its value with variables resolved, and its document if the grammar accepted it."""
 
     file: str
     value: Json
@@ -89,11 +89,11 @@ class ParsedFile:
 
     @property
     def root(self) -> Located:
-        """The whole of the file."""
+        """The whole file as a located value."""
         return Located(self.value, (), self.places)
 
     def all_faults(self) -> Iterator[RuleFault]:
-        """Yield the faults, without those that only follow from an early one at the very same place."""
+        """Yield the faults, leaving out later ones at the position of an early fault, which caused them."""
         early, late = self.places.faults[: self.early_faults], self.places.faults[self.early_faults :]
         taken = {(fault.line, fault.column) for fault in early}
         found = dict.fromkeys((*early, *(fault for fault in late if (fault.line, fault.column) not in taken)))
@@ -108,7 +108,7 @@ class ParsedFile:
 
 
 def tasks_of(rule: Located) -> Iterator[LocatedTask]:
-    """Yield each task of a rule. What answers the end of a task comes right after it."""
+    """Yield each task of a rule, each followed by its follow-up tasks."""
     yield from _tasks_in(rule["then"])
 
 
@@ -130,14 +130,14 @@ def _answers_of(entry: Located) -> Iterator[Located]:
 
 
 def names_beside(path: Path) -> tuple[str, ...]:
-    """Return what the templates of the entry at a path may name beside the event."""
+    """Return the names, besides the event, that templates of the entry at this path may use."""
     if path[-2] == "on_failure":
         return ("failure",)
     return ("failure", "outcome") if path[-3] == "on_outcome" else ()
 
 
 def validated(value: Json, places: SourceMap) -> RuleFile | None:
-    """Return a file's value as the grammar reads it, or None with all that the grammar refuses in `places`."""
+    """Return the file's document, or None after adding all grammar faults to `places`."""
     if value is None:
         return RuleFile()
     if not isinstance(value, dict):
@@ -153,9 +153,9 @@ def validated(value: Json, places: SourceMap) -> RuleFile | None:
 
 
 def check_all(files: Sequence[ParsedFile], *, all_were_read: bool = True) -> None:
-    """Find what is wrong with all files together and with each by itself; it goes to their places.
+    """Check each file and all files together; faults are added to the files' `places`.
 
-    `all_were_read` says whether every file could be: what is missing may stand in one that could not.
+    `all_were_read`: every file could be read. If not, something missing may be in an unread file and is not reported.
     """
     _check_unique(files)
     roots = [file.root for file in files]

@@ -1,7 +1,7 @@
-"""What Leadwire's words mean and which states exist.
+"""The types, states and exceptions that all packages share.
 
-Every package speaks these words; this module imports nothing of ours. Moments are aware UTC and end in `_at`; spans are
-`timedelta`. Expected ends are values of the types below; exceptions are for faults and form the one tree at the end.
+This module imports nothing else of Leadwire. Moments are aware UTC and their names end in `_at`; spans are `timedelta`.
+Expected results are values of the types below; exceptions are for faults and form the one tree at the end.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CANONICAL_EVENT_TYPES: Final = (
 
 
 def covers(pattern: str, text: str) -> bool:
-    """Say whether an event type or other text is that of a pattern: `lead.created`, `deal.*`, `*`; one `*` at most."""
+    """Return whether a pattern (`lead.created`, `deal.*`, `*`; at most one `*`) matches an event type or other text."""
     head, star, tail = pattern.partition("*")
     if not star:
         return pattern == text
@@ -47,7 +47,7 @@ def covers(pattern: str, text: str) -> bool:
 
 
 class TaskType(StrEnum):
-    """The kinds of touch a rule can ask for; each is also the name of its Celery task."""
+    """The types of tasks that a rule can make; each is also the name of its Celery task."""
 
     #: An AI phone call, executed by Mindhunters.
     MAKE_CALL = "make_call"
@@ -60,7 +60,7 @@ class TaskType(StrEnum):
 
 
 class ProviderName(StrEnum):
-    """Who executes tasks; each has its own queue, so that a slow one never delays the other."""
+    """The service that executes a task; each has a queue of its own, so that a slow one never delays the other."""
 
     MINDHUNTERS = "mindhunters"
     VAMBE = "vambe"
@@ -75,7 +75,7 @@ PROVIDER_OF: Final[Mapping[TaskType, ProviderName]] = {
 
 
 class EventState(StrEnum):
-    """Where an event stands."""
+    """The states of an event."""
 
     #: Recorded; its rules have not been decided yet.
     RECEIVED = "received"
@@ -90,7 +90,7 @@ class EventState(StrEnum):
 
 
 class TaskState(StrEnum):
-    """Where a task stands. Terminal states are left only by an operator's command."""
+    """The states of a task. Only an operator's command changes a terminal state."""
 
     #: Recorded, not yet due or not yet dispatched.
     PLANNED = "planned"
@@ -118,7 +118,7 @@ TERMINAL_TASK_STATES: Final = frozenset(
 
 
 class Verdict(StrEnum):
-    """What an attempt came to, as the provider's file reads the answer."""
+    """The meaning of an attempt's result for the task, as determined by the provider's module."""
 
     #: Accepted: a 2xx with an id.
     DELIVERED = "delivered"
@@ -134,7 +134,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """The record an event is about, in its source's own terms."""
+    """The CRM record an event is about, with the source's own kind and id."""
 
     kind: str
     id: str
@@ -160,7 +160,7 @@ CONTACT_FIELDS: Final = tuple(part.name for part in fields(Contact))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One thing that happened at a source. `changed` maps a field to `{"from": old, "to": new}`."""
+    """One event of a source. `changed` maps a field to `{"from": old, "to": new}`."""
 
     id: str
     source: str
@@ -174,7 +174,7 @@ class Event:
     data: Json = None
 
     def view(self) -> dict[str, Json]:
-        """Return the event as rules see it, JSON all through: the names that paths and templates begin with."""
+        """Return the event as JSON for rules; its keys are the first names of paths and templates."""
         subject = self.subject
         return {
             "id": self.id,
@@ -191,18 +191,18 @@ class Event:
 
 
 def instant(moment: datetime) -> str:
-    """Return an aware moment as ISO 8601 UTC with `Z`, the one form in which moments leave Leadwire."""
+    """Return an aware moment as ISO 8601 UTC with `Z`, the only format in which Leadwire writes moments."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """When a task that certainly was not executed is tried again.
+    """When a task that was certainly not executed is retried.
 
-    `max_attempts` counts the retries after the first try. `jitter` is the largest part of the delay that is added at
-    random (0.1: up to a tenth later, never earlier); "full" draws between nothing and the whole delay. `schedule` holds
-    the delays of strategy "custom". `budget` bounds the time from the first try to the last. The defaults are the
-    documented ones: three retries, sixty minutes apart, which rides out three hours of outage and no more.
+    `max_attempts` counts the retries after the first attempt. `jitter` is the largest random addition, as a share of the delay
+    (0.1: up to a tenth later, never earlier); "full" draws between zero and the whole delay. `schedule` holds the delays of
+    strategy "custom". `budget` bounds the time from the first attempt to the last. The defaults, three retries 60 minutes
+    apart, cover an outage of three hours.
     """
 
     strategy: Literal["fixed", "exponential", "custom"] = "fixed"
@@ -217,7 +217,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rotation:
-    """A team that takes turns: the ledger hands out the turn when the task is recorded."""
+    """A team whose members take turns: the ledger picks the member when the task is recorded."""
 
     team: str
     member_ids: tuple[str, ...]
@@ -225,13 +225,12 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One touch to be made, as planned.
+    """A planned task: one call, message or team task to be made at a provider.
 
-    `key` is the hash of event, rule and name, unique for ever; `id` is its readable beginning. `fields` is what the
-    provider is to be told, rendered, in Leadwire's own words (see `rules/engine.py`); the provider's file turns it into the
-    wire. `state` is PLANNED, or DEAD or SUPPRESSED with `reason` when planning itself ended it. `note` says what was
-    assumed (the time zone used, say). `parent` is the id of the task whose end this one answers; `reactions` are the ends of
-    this one that its rule answers with further tasks.
+    `key` is the hash of event, rule and name, unique for ever; `id` is its readable beginning. `fields` is the rendered content
+    in Leadwire's terms (see `rules/engine.py`); the provider's module converts it to a request. `state` is PLANNED, or DEAD or
+    SUPPRESSED with `reason` when planning ended it. `note` says what was assumed, for example the time zone. `parent` is the id
+    of the task that this one follows up. `reactions` lists the ends of this task for which its rule has follow-ups.
     """
 
     id: str
@@ -263,12 +262,12 @@ OUTCOMES: Final = ("completed", "failed", "expired")
 
 
 def outcome_trigger(outcome: str) -> str:
-    """Return the word under which a task's `reactions` list an outcome: `outcome:failed`."""
+    """Return the entry of `Task.reactions` for a provider's outcome, such as `outcome:failed`."""
     return f"outcome:{outcome}"
 
 
 class DecisionOutcome(StrEnum):
-    """What a listening rule came to for one event."""
+    """The result of a listening rule for one event."""
 
     MATCHED = "matched"
     #: A condition did not hold; the decision carries the first one that failed.
@@ -279,10 +278,10 @@ class DecisionOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedTest:
-    """The first test that did not hold: what it looked at, what it wanted and what it saw.
+    """The first test of a condition that failed: field, operator, wanted value, seen value.
 
-    `path` is the field in the rule's own spelling, `operator` the operator's name, `place` the position of the test
-    (`file:line:column`). `missing` is true when the field was absent or null; `seen` is then None.
+    `path` is the field as spelled in the rule, `place` the position of the test (`file:line:column`). `missing`: the field was
+    absent or null; `seen` is then None.
     """
 
     path: str
@@ -295,7 +294,7 @@ class FailedTest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """Event x rule: what was decided and why. `reason` is a sentence for a person."""
+    """The decision of one rule on one event. `reason` is a sentence for the operator."""
 
     rule: str
     outcome: DecisionOutcome
@@ -307,7 +306,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """All that one event leads to under one rule set: recorded in one transaction."""
+    """All decisions and tasks for one event under one rule set; recorded in one transaction."""
 
     event_id: str
     rule_set: str
@@ -318,7 +317,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleFault:
-    """One thing wrong with a file, at its place. Lines and columns count from 1."""
+    """One fault of a rule file and its position. Lines and columns count from 1."""
 
     file: str
     line: int
@@ -333,11 +332,11 @@ class RuleFault:
 
 
 class Problem(Exception):  # noqa: N818 - the root's name is read by operators, who have problems, not errors
-    """The root of every exception Leadwire raises on purpose; its message is for the operator, without a traceback."""
+    """The base of all exceptions that Leadwire raises on purpose. Its message is for the operator; no traceback is shown."""
 
 
 class RuleError(Problem):
-    """Rule files that cannot be accepted: all faults of all files."""
+    """The rule files cannot be accepted; holds all faults of all files."""
 
     def __init__(self, faults: Sequence[RuleFault]) -> None:
         super().__init__("\n".join(str(fault) for fault in faults))
@@ -345,7 +344,7 @@ class RuleError(Problem):
 
 
 class SettingsError(Problem):
-    """Settings that cannot be used: all faults at once."""
+    """The settings cannot be used; the message has all faults."""
 
 
 class LedgerError(Problem):
@@ -353,8 +352,8 @@ class LedgerError(Problem):
 
 
 class LedgerBusyError(LedgerError):
-    """The ledger cannot be written right now (locked, disk full): the caller asks to be called again later."""
+    """The ledger cannot be written right now (locked, disk full). The caller should try again later."""
 
 
 class LedgerInDoubtError(LedgerBusyError):
-    """A commit has not come back: nobody knows whether it stands."""
+    """It is unknown whether a transaction was committed."""

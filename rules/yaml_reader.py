@@ -26,9 +26,9 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in a file; line and column count from 1.
+    """A position in a file; line and column count from 1.
 
-    `literal` says that a text in the form of a literal block (`|`) stands here, whose lines are those of the file.
+    `literal`: the value is a YAML literal block (`|`), whose lines are lines of the file.
     """
 
     file: str
@@ -41,7 +41,7 @@ class Position:
 
 
 class Positions(Protocol):
-    """Where things stand in a file, by their path; a mapping of paths is one."""
+    """The positions of a file's values, by path; a plain dict is one."""
 
     def get(self, path: Path, /) -> Position | None:
         """Return the position of what stands at a path, or None."""
@@ -49,7 +49,7 @@ class Positions(Protocol):
 
 @dataclass(slots=True)
 class SourceMap:
-    """The position of every key and value of one file, and the faults and warnings found there."""
+    """The positions of all keys and values of one file, and the faults and warnings found in it."""
 
     file: str
     values: Positions = field(default_factory=dict[Path, Position])
@@ -58,21 +58,21 @@ class SourceMap:
     warnings: list[RuleFault] = field(default_factory=list)
 
     def of_value(self, path: Path) -> Position:
-        """Return where the value at `path` begins; for a path that is not there, where its nearest parent does."""
+        """Return the position of the value at `path`, or of its nearest existing parent."""
         while (found := self.values.get(path)) is None and path:
             path = path[:-1]
         return found or Position(self.file, 1, 1)
 
     def of_key(self, path: Path) -> Position:
-        """Return where the key that leads to `path` begins; list items and unknown paths: the value's place."""
+        """Return the position of the key at `path`; for list items and unknown paths that of the value."""
         return self.keys.get(path) or self.of_value(path)
 
     def add_fault(self, path: Path, message: str, *, at_key: bool = False) -> None:
-        """Record a fault at `path`: the file cannot be accepted."""
+        """Add a fault at `path`: the file cannot be accepted."""
         self.faults.append(self._fault(path, message, at_key=at_key))
 
     def warn(self, path: Path, message: str, *, at_key: bool = False) -> None:
-        """Record a warning at `path`: the file is accepted, the author should know."""
+        """Add a warning at `path`: the file is accepted."""
         self.warnings.append(self._fault(path, message, at_key=at_key))
 
     def _fault(self, path: Path, message: str, *, at_key: bool) -> RuleFault:
@@ -82,7 +82,7 @@ class SourceMap:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A value of a file, whatever it is, with its path, and where faults about it are collected."""
+    """A value of a file with its path, and the SourceMap that collects its faults."""
 
     value: Json
     path: Path
@@ -95,7 +95,7 @@ class Located:
 
     @property
     def key_place(self) -> str:
-        """Where the key above the value stands, as `file:line:column`."""
+        """The position of the value's key, as `file:line:column`."""
         return str(self.places.of_key(self.path))
 
     def __getitem__(self, key: str) -> Located:
@@ -116,15 +116,15 @@ class Located:
         return (item for item in self.items() if isinstance(item.value, dict))
 
     def fault(self, message: str) -> None:
-        """Record a fault of the value: the file cannot be accepted."""
+        """Add a fault at the value: the file cannot be accepted."""
         self.places.add_fault(self.path, message)
 
     def key_fault(self, message: str) -> None:
-        """Record a fault of the key above the value."""
+        """Add a fault at the value's key."""
         self.places.add_fault(self.path, message, at_key=True)
 
     def warn(self, message: str, *, at_key: bool = False) -> None:
-        """Record a warning: the file is accepted, the author should know."""
+        """Add a warning at the value: the file is accepted."""
         self.places.warn(self.path, message, at_key=at_key)
 
 
@@ -163,7 +163,7 @@ _WORD_BEFORE: Final = re.compile(r"[^\s{}\[\],]{1,200}\Z")
 
 
 def syntax_fault(error: yaml.MarkedYAMLError, text: str) -> tuple[str, int, int]:
-    """Return what is wrong with the text, and the line and column (counted from 0) where to look."""
+    """Return a message for a YAML syntax error, and its line and column (from 0)."""
     problem = error.problem or "unreadable"
     place = error.problem_mark or error.context_mark
     line, column, index = (place.line, place.column, place.index) if place else (0, 0, 0)
@@ -242,11 +242,11 @@ _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def read(text: str | bytes, file: str, *, salvage: bool = False) -> tuple[Json, SourceMap]:
-    """Return the one document of a YAML text and the places of all its values; never raises.
+    """Return the single document of a YAML text and the positions of its values; never raises.
 
-    Faults go to `places.faults`, and the value then is None. With `salvage`, a text whose faults leave its structure
-    clear (a repeated key, a tag) still gives the value, so that one run can find what else is wrong. An empty text is None
-    without faults. `text` may hold bytes that are no UTF-8 as lone surrogates (`errors="surrogateescape"`).
+    Faults are in `places.faults`, and the value is then None. With `salvage`, a text whose faults leave its structure clear (a
+    repeated key, a tag) still gives the value, so that one run finds more faults. An empty text gives None without faults.
+    Bytes of `text` that are not UTF-8 may be lone surrogates (`errors="surrogateescape"`).
     """
     places = SourceMap(file)
     builder = _Builder(places)

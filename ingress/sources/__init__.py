@@ -1,8 +1,8 @@
 """Sources: who may post webhooks, how each signs them, and how its payload becomes events.
 
-A source is data, with code for closed families only; a new CRM is one YAML file in this folder. `schema` says what may be
-written, `verify` whether a request is genuine, `parse` what its bytes hold, `mapping` which events that is, and `source` ties
-them together. All of it is pure: no clock, no randomness, no environment, no I/O.
+A source is data (YAML); only fixed families of methods are code. A new CRM is one YAML file in this folder. `schema` defines
+and checks that file, `verify` checks requests, `parse` decodes bodies, `mapping` makes events of them, and `source` combines
+these. All of it is pure: no clock, randomness, environment or I/O.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How one item of a body becomes an event in Leadwire's words, and by what it is recognised when it comes again.
+"""Map one item of a webhook's body to an event, and give it the key by which a duplicate is recognised.
 
-Identity is (source, type, key): the key is the item's id; else its `dedupe` values together; else the hash of its content,
-and then for ten minutes only, because two honest events may be alike. An id from a header that the signature does not cover
-proves nothing: anybody who once saw a signed body could send it again under another id, so there the content's own hash is
-the key, for ever. What the sender counts up between tries of the same event is left out of every hash.
+An event is identified by (source, type, key). The key is the item's id; without one, its `dedupe` values together; without
+these, a hash of its content, which counts for ten minutes only, because two genuine events may be equal. An id from a header
+that the signature does not cover proves nothing: a captured body could be sent again under another id. There the content's hash
+is the key, for ever. A field that counts the sender's own retries is left out of every hash.
 
-What cannot be read is left out, never guessed; the raw value stays in `data`.
+A value that cannot be read is left out, never guessed; the raw value stays in `data`.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ _CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventMapping:
-    """Makes events of a source's items.
+    """Maps the items of a source to events.
 
-    `id_is_signed` says whether whoever changes the id breaks the proof of where the request is from.
+    `id_is_signed`: the id cannot be changed without breaking the request's signature or secret.
     """
 
     source: str
@@ -68,7 +68,7 @@ class EventMapping:
     id_is_signed: bool = True
 
     def read(self, scope: Scope, *, event_id: str, received_at: datetime, index: int, items: int) -> IncomingEvent:
-        """Return an item as an event, or as one in state UNREADABLE that says why; it is the `index`th of `items`."""
+        """Map one item to an event. An item that cannot be mapped gives an event in state UNREADABLE with a reason."""
         content_hash = hash_of(self._without_attempt(scope.item))
         raw_type = bounded(self.event.type.find(scope), TYPE_LIMIT)
         if raw_type is None:
@@ -145,7 +145,7 @@ class EventMapping:
 def unreadable_event(
     source: str, event_id: str, received_at: datetime, reason: str, content_hash: str, data: Json = None
 ) -> IncomingEvent:
-    """Return what was verified and cannot be read, to be kept with the reason."""
+    """Return an event in state UNREADABLE for verified content that cannot be mapped, with the reason."""
     event = Event(
         id=event_id, source=source, type=UNREADABLE_TYPE, occurred_at=received_at, received_at=received_at, data=data
     )
@@ -159,12 +159,12 @@ def unreadable_event(
 
 
 def hash_of(value: Json) -> str:
-    """Return the SHA-256 of a JSON value in hex, the same however the value was written."""
+    """Return the SHA-256 of a JSON value in hex. Key order and formatting do not matter."""
     return hashlib.sha256(_CANONICAL.encode(value).encode("ascii")).hexdigest()
 
 
 def read_changes(section: ChangedSection, scope: Scope) -> dict[str, dict[str, Json]]:
-    """Return `{field: {"from": old, "to": new}}`, null where the source does not say."""
+    """Return `{field: {"from": old, "to": new}}`; values that the source does not give are null."""
     before, after = _find(section.before, scope), _find(section.after, scope)
     if section.field:
         name = text_of(section.field.find(scope))
@@ -176,10 +176,10 @@ def read_changes(section: ChangedSection, scope: Scope) -> dict[str, dict[str, J
 
 
 def read_contact(section: ContactSection, scope: Scope, region: str | None) -> tuple[Contact, str | None]:
-    """Return the contact, and a note when it has a phone that cannot be used.
+    """Return the contact, and a note when its phone cannot be used.
 
-    `region` (ISO 3166-1 alpha-2) reads national numbers where the contact has no country. The country is what the source
-    says, not what the phone suggests.
+    `region` (ISO 3166-1 alpha-2) is used for national phone numbers when the contact has no country. The contact's country is
+    what the source gives, not what the phone suggests.
     """
     country = country_of(_find(section.country, scope))
     raw_phone = _find(section.phone, scope)
@@ -199,9 +199,9 @@ def read_contact(section: ContactSection, scope: Scope, region: str | None) -> t
 
 
 def phone_of(value: Json, region: str | None) -> str | None:
-    """Return a raw phone as E.164, or None when it is none; `region` is ISO 3166-1 alpha-2 and reads national numbers.
+    """Return a phone number as E.164, or None. `region` (ISO 3166-1 alpha-2) is the country of national numbers.
 
-    Possible numbers count, because strict validity rejects real ranges.
+    A number only has to be possible: strict validity rejects number ranges that exist.
     """
     raw = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(raw, str) or not raw.strip() or len(raw) > _PHONE_LIMIT:
@@ -215,13 +215,13 @@ def phone_of(value: Json, region: str | None) -> str | None:
 
 
 def country_of(value: Json) -> str | None:
-    """Return a country as upper-case alpha-2, or None: names are not guessed at."""
+    """Return a country code as upper-case alpha-2, or None; country names are not recognised."""
     text = text_of(value)
     return text.upper() if text and _COUNTRY.fullmatch(text) else None
 
 
 def email_of(value: Json) -> str | None:
-    """Return an e-mail address as it came, trimmed, or None when it cannot be one."""
+    """Return an e-mail address, trimmed, or None when the value cannot be one."""
     text = text_of(value)
     if not text or len(text) > EMAIL_LIMIT or "@" not in text[1:-1] or _CONTROL.search(text):
         return None
@@ -229,7 +229,7 @@ def email_of(value: Json) -> str | None:
 
 
 def bounded(value: Json, limit: int) -> str | None:
-    """Return a value as one line of text with at most `limit` characters, or None when there is none."""
+    """Return a value as one line of at most `limit` characters, or None when it is empty."""
     text = text_of(value)
     if not text:
         return None
@@ -239,7 +239,7 @@ def bounded(value: Json, limit: int) -> str | None:
 
 
 def moment_of(value: Json, unit: TimeUnit) -> datetime | None:
-    """Return a raw moment in UTC; one without offset is in UTC; None when it makes no sense."""
+    """Return a moment as aware UTC; one without an offset is taken as UTC. None when it cannot be read."""
     text = text_of(value)
     if text is None or len(text) > _MOMENT_LIMIT:
         return None

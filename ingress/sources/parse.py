@@ -1,7 +1,7 @@
-"""How the bytes of a body become a value: json, form, form-brackets, xml, or auto by content type and looks.
+"""Decode the bytes of a webhook's body: JSON, form, form with brackets, XML, or `auto` by content type and first bytes.
 
-Whatever comes out is JSON that every later step can handle: finite numbers, no lone surrogates, no NUL, at most 64 levels.
-Whatever cannot be made into that raises UnreadableBodyError with one sentence; nothing else escapes.
+The result is JSON that can be stored: finite numbers, no lone surrogates, no NUL, at most 64 levels. A body that cannot be
+decoded raises UnreadableBodyError with one sentence; no other exception is raised.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _INDEX_DIGITS: Final = 6
 
 
 class UnreadableBodyError(Problem):
-    """No value can be made of a body; the message is one sentence for the operator and quotes nothing of the body."""
+    """A body cannot be decoded. The message is one sentence for the operator and quotes nothing of the body."""
 
 
 def decode(body: bytes, content_type: str, spec: BodySection) -> Json:
-    """Return the body as a value. Raises UnreadableBodyError."""
+    """Decode a body. Raises UnreadableBodyError."""
     if not body.strip():
         raise UnreadableBodyError("the body is empty")
     try:
@@ -172,7 +172,7 @@ def _storable(text: str) -> str:
 
 
 def clean(value: Json) -> Json:
-    """Return a value whose texts and names can all be stored; at most DEPTH_LIMIT levels deep."""
+    """Return a value whose texts and keys can all be stored. Nesting is limited to DEPTH_LIMIT levels."""
     if isinstance(value, str):
         return _storable(value)
     if isinstance(value, list):

@@ -48,7 +48,7 @@ CONTENT: Final = "$content"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretReference:
-    """A secret as written: the name of the variable that holds it, or the text itself."""
+    """A secret in a rule file: the environment variable that holds it, or the text itself."""
 
     env: str | None = None
     text: str | None = None
@@ -56,7 +56,7 @@ class SecretReference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitPath:
-    """One way in which a body holds several items; `constants` are reachable by path as if the item had them."""
+    """One way to split a body into items. `constants` can be read by path as if each item had them."""
 
     steps: Steps
     text: str
@@ -65,19 +65,19 @@ class SplitPath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedPart:
-    """One part of what is signed: a word of `_PART_WORDS`, `header` or `text`; `text` is the header's name or the literal."""
+    """One part of the signed message. `kind`: `header`, `text` or a word of `_PART_WORDS`; `text`: header name or literal."""
 
     kind: str
     text: str = ""
 
     @property
     def key(self) -> str:
-        """What messages call it, and under which name its bytes are kept while a request is looked at."""
+        """The part's name in messages, and the key under which its bytes are cached during a check."""
         return f"header:{self.text}" if self.kind == "header" else self.kind
 
 
 class TimeUnit(StrEnum):
-    """How a moment is written."""
+    """How a source writes moments."""
 
     ISO = "iso"
     SECONDS = "s"
@@ -88,7 +88,7 @@ class TimeUnit(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MomentPath:
-    """Where an item says when it happened."""
+    """The path of the moment at which an item happened, and its unit."""
 
     path: CompiledPath
     unit: TimeUnit = TimeUnit.ISO
@@ -96,7 +96,7 @@ class MomentPath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TypeByField:
-    """A raw type whose canonical one depends on another field."""
+    """Maps a raw event type to a canonical one by the value of another field."""
 
     field: CompiledPath
     types: Mapping[str, str]
@@ -105,7 +105,7 @@ class TypeByField:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DedupeKey:
-    """What identifies an event that has no id: these values together; `with_content` adds the item's own hash."""
+    """The values that together identify an event without an id; `with_content` adds a hash of the item."""
 
     paths: tuple[CompiledPath, ...]
     with_content: bool
@@ -598,16 +598,16 @@ _ADJUSTMENTS: Final = frozenset({"enable"})
 
 @cache
 def preset(name: str) -> Mapping[str, Json]:
-    """Return a preset as written."""
+    """Return a preset's YAML as a mapping."""
     value, places = read(_FOLDER.joinpath(f"{name}.yaml").read_text(encoding="utf-8"), f"{name}.yaml")
     assert isinstance(value, dict), places.faults  # package data: proven by a test over every preset
     return value
 
 
 def extended(base: Mapping[str, Json], own: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a preset with a user's source laid over it: mappings are merged key by key, all else is replaced.
+    """Return a preset overridden by a user's source: mappings are merged key by key, everything else is replaced.
 
-    Two exceptions keep that from surprising: `auth` with a way in of its own replaces the preset's, and so does a `split`.
+    Two exceptions: an `auth` with a verifier of its own replaces the preset's as a whole, and so does a `split`.
     """
     result = dict(base)
     for key, value in own.items():
@@ -653,10 +653,10 @@ _MESSAGES: Final = {
 
 
 def parse_source(raw: Json, places: SourceMap, at: Path) -> SourceSection | None:
-    """Return a source, or None after recording everything that is wrong; `at` is where it stands in its file.
+    """Return a source, or None after adding every fault to `places`; `at` is the source's path in its file.
 
-    Values are never quoted, for next to a misspelt key there may stand a secret; but one that should have been a word of a
-    closed list is.
+    Messages do not quote values, since one next to a misspelt key may be a secret. A wrong word where only listed words are
+    allowed is quoted.
     """
     try:
         return SourceSection.model_validate(raw)
@@ -708,9 +708,9 @@ class _LenientSchema(GenerateJsonSchema):
 
 
 def definitions() -> dict[str, Json]:
-    """Return the JSON Schemas of a source and its sections, by the name of their model; a source is `SourceSection`.
+    """Return the JSON Schemas of a source (`SourceSection`) and its sections, by the names of their models.
 
-    Nothing is required: what a source leaves out, the preset that it extends may give.
+    No key is required, because the preset that a source extends may provide it.
     """
     made = SourceSection.model_json_schema(schema_generator=_LenientSchema)
     found = made.pop("$defs")

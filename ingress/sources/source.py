@@ -1,8 +1,7 @@
-"""One source, compiled: what a request for it comes to. `build` makes all of them from the text of a rules folder.
+"""A compiled source: verify, answer handshakes, and turn requests into events. `build` compiles all sources of a rules folder.
 
-Everything here is a decision about one request; nothing is stored, sent or timed. A source that cannot be made complete is
-not made at all: unset secrets, no verifier, an address that is signed and not known are faults at their line, never a source
-that lets more through.
+Nothing here stores, sends or reads a clock. A source that is incomplete is not built: an unset secret, a missing verifier, or
+an unknown public URL where it is signed is a fault at its line, and never makes a source accept more.
 """
 
 from __future__ import annotations
@@ -75,14 +74,14 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unreadable:
-    """The request is from the source, and no events can be made of its body; `reason` is for the operator."""
+    """The request is verified, but its body cannot be turned into events; `reason` is for the operator."""
 
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A CRM or lead source. `warnings` are for the author: what is accepted and may surprise."""
+    """A CRM or lead source, compiled. `warnings` are for the author of its configuration."""
 
     name: str
     preset: str | None = None
@@ -102,20 +101,20 @@ class Source:
 
     @property
     def body_limit_bytes(self) -> int | None:
-        """The largest body it takes; None: the limit of the whole ingress."""
+        """The largest accepted body in bytes; None: the limit of the whole ingress applies."""
         return self.body.limit_bytes
 
     def verify(self, request: WebhookRequest, now: datetime) -> Verified | Rejected:
-        """Say whether the request is from this source and fresh. Never raises, whatever it holds."""
+        """Check that the request comes from this source and is fresh. Never raises."""
         return verify_any(self.verifiers, request, now)
 
     def handshake(self, request: WebhookRequest) -> WebhookResponse | None:
-        """Answer a question asked without a signature (GET, OPTIONS), or return None when this is none."""
+        """Return the answer to an unsigned handshake (GET, OPTIONS), or None when the request is none."""
         answers = (answer_unsigned(one, self.verify_tokens, request) for one in self.unsigned_questions)
         return next((answer for answer in answers if answer), None)
 
     def challenge(self, request: WebhookRequest) -> WebhookResponse | None:
-        """Answer a question inside a verified body, or return None when it holds events."""
+        """Return the answer to a handshake in a verified body, or None when the body holds events."""
         if not self.signed_questions:
             return None
         try:
@@ -129,10 +128,9 @@ class Source:
     def read(
         self, request: WebhookRequest, now: datetime, new_id: Callable[[], str]
     ) -> list[IncomingEvent] | Unreadable:
-        """Return the events of a verified request.
+        """Return the events of a verified request, or Unreadable when not even its items can be found.
 
-        An item that cannot be read is an event in state UNREADABLE with its reason; its neighbours go on. Unreadable: not
-        even items could be found.
+        An item that cannot be mapped becomes an event in state UNREADABLE with a reason; the other items are not affected.
         """
         try:
             root = self.decode(request)
@@ -146,22 +144,23 @@ class Source:
         return [self._event(scope, now, new_id(), index, len(found)) for index, scope in enumerate(found)]
 
     def unreadable(self, request: WebhookRequest, reason: str, now: datetime, event_id: str) -> IncomingEvent:
-        """Return a whole request that cannot be read as one event that says why; the delivery keeps the body."""
+        """Return one UNREADABLE event that stands for a whole request; the body is stored with the delivery."""
         return unreadable_event(self.name, event_id, now, reason, hash_of(request.body.hex()))
 
     def decode(self, request: WebhookRequest) -> Json:
-        """Return the body as a value. Raises UnreadableBodyError."""
+        """Decode the body. Raises UnreadableBodyError."""
         return decode(request.body, request.headers.get("content-type", ""), self.body)
 
     def kept(self, request: WebhookRequest) -> tuple[Mapping[str, str], bytes]:
-        """Return the headers and the body as they may be stored: nothing that lets anybody else post."""
+        """Return headers and body as they may be stored: without secrets that would let anybody post."""
         headers = {name: value for name, value in request.headers.items() if name in self.kept_headers}
         return headers, self._without_secrets(request) if self.redact else request.body
 
     def sign(self, body: bytes, content_type: str, url: str, now: datetime) -> SignedRequest:
-        """Return what a request for `url` must carry to be believed; raises CannotSignError where only the sender can.
+        """Return the headers, query parameters and body that make a request to `url` pass verification.
 
-        The result's headers include the content type; its body is `body`, or with a token inside it.
+        The headers include the content type; the body is `body`, with a token inserted where the source needs one. Raises
+        CannotSignError when only the sender has the key.
         """
         parts = urlsplit(url)
         request = WebhookRequest(
@@ -244,10 +243,10 @@ def _spellings(text: str) -> set[bytes]:
 def build(
     texts: Sequence[SourceText], environment: Mapping[str, str], *, public_url: str | None
 ) -> tuple[dict[str, Source], list[RuleFault]]:
-    """Compile every entry of `sources:`; return the good ones by name, and all faults of the others.
+    """Compile every entry of `sources:`; return the valid ones by name, and the faults of all others.
 
-    `environment` holds the variables that `{env: NAME}` names; `public_url` is the address senders know, for signatures
-    that cover it. Warnings are with each Source.
+    `environment` holds the variables that `{env: NAME}` refers to. `public_url` is this server's URL as senders know it, for
+    signatures that cover it. Warnings are on each Source.
     """
     sources: dict[str, Source] = {}
     faults: list[RuleFault] = []

@@ -1,9 +1,9 @@
-"""Is a request from its source, and fresh? Signatures, shared secrets, timestamps, and the questions senders ask first.
+"""Check webhook requests: signatures, shared secrets, timestamps; and answer handshakes.
 
-Two closed families: verifiers that compute a signature over raw bytes (hmac, hash_concat, ed25519, rsa_sha256), and those
-that compare a secret which the request itself carries (basic, static_header, url_token, body_token). What vendors do with
-headers is data, see `schema.py`. Nothing here raises, whatever a request holds. A source without a key for any verifier
-does not come into being: there is no way to run one open.
+There are two families of verifiers. Some compute a signature over raw bytes (hmac, hash_concat, ed25519, rsa_sha256); the
+others compare a secret that the request carries (basic, static_header, url_token, body_token). Which header a vendor uses, and
+how, is data (`schema.py`). Checking a request never raises. A source without a key for any verifier cannot be built, so none
+accepts unverified requests.
 """
 
 from __future__ import annotations
@@ -71,15 +71,15 @@ _ED25519_BYTES: Final = 32
 
 
 class CannotSignError(Problem):
-    """A request for this source cannot be made here: only its sender has what it takes to sign."""
+    """A request cannot be signed here: only the sender has the private key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookRequest:
-    """One HTTP request as it came in; no framework's object, so that tests can try any bytes on any source.
+    """An HTTP request as received, independent of any framework.
 
-    `path` begins with a slash and holds no query; `query_string` is raw, without the question mark. Header names are lower
-    case, values as WSGI gives them (each character one byte). `body` holds the raw bytes.
+    `path` begins with a slash and has no query. `query_string` is raw, without the question mark. Header names are in lower
+    case, values as WSGI gives them (one character for each byte). `body` holds the raw bytes.
     """
 
     method: str
@@ -90,7 +90,7 @@ class WebhookRequest:
     remote: str | None = None
 
     def query(self) -> dict[str, str]:
-        """Return the query parameters, the first of each name; what cannot be read is left out."""
+        """Return the query parameters, the first value of each name; those that cannot be decoded are left out."""
         text = self.query_string.decode("latin-1")
         try:
             pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=QUERY_LIMIT, errors="replace")
@@ -99,7 +99,7 @@ class WebhookRequest:
         return dict(reversed(pairs))
 
     def raw_header(self, names: Sequence[str]) -> bytes | None:
-        """Return the first of these headers that is there, as the bytes that came in."""
+        """Return the first of these headers that is present, as raw bytes; None when none is."""
         for name in names:
             if name in self.headers:
                 return raw_header(self.headers[name])
@@ -108,7 +108,7 @@ class WebhookRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookResponse:
-    """What the sender is told."""
+    """The response to a sender."""
 
     status: int
     body: bytes = b""
@@ -116,7 +116,7 @@ class WebhookResponse:
 
 
 class VerificationFailure(StrEnum):
-    """Why a request was not believed, from the first look at it to the last; few words, so that they can be counted."""
+    """Why verification failed, in the order of the checks; a closed set, so that failures can be counted."""
 
     #: The header, parameter or field that carries the proof is not there.
     MISSING = "missing"
@@ -137,14 +137,14 @@ _ORDER: Final = tuple(VerificationFailure)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """The request is from the source; `by` names the verifier that says so."""
+    """The request is verified; `by` names the verifier that accepted it."""
 
     by: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """The request is not believed. `detail` is for the log: it names what was looked at and never holds its value."""
+    """The request is not verified. `detail` is for the log: it names what was checked and never contains its value."""
 
     reason: VerificationFailure
     detail: str = ""
@@ -152,7 +152,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedRequest:
-    """What a request must carry to be believed: headers, query parameters, and the body (changed by a token inside it)."""
+    """What a request must carry to pass: headers, query parameters and the body (with a token inserted, where needed)."""
 
     headers: Mapping[str, str] = field(repr=False)
     query: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -165,9 +165,9 @@ ReadBody = Callable[[WebhookRequest, CompiledPath], str | None]
 
 
 def verify_any(verifiers: Sequence[Verifier], request: WebhookRequest, now: datetime) -> Verified | Rejected:
-    """Say whether any verifier believes the request; else why the one that came furthest does not.
+    """Return Verified if any verifier accepts the request, else the failure of the one whose checks got furthest.
 
-    That is the way in that the sender meant.
+    That one is most likely the method that the sender used.
     """
     furthest: Rejected | None = None
     for verifier in verifiers:
@@ -184,7 +184,7 @@ def verify_any(verifiers: Sequence[Verifier], request: WebhookRequest, now: date
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookSecret:
-    """A secret with the name it goes by in messages: its variable, or where it is written."""
+    """A secret and its name in messages: its environment variable, or its place in the file."""
 
     text: str = field(repr=False)
     name: str
@@ -193,10 +193,10 @@ class WebhookSecret:
 def secrets_for(
     secrets: Sequence[WebhookSecret], section: VerifierSection, prefixes: frozenset[str]
 ) -> list[WebhookSecret]:
-    """Return those of the shared secrets that are meant for a verifier.
+    """Return those of the shared secrets that a verifier may use.
 
-    A secret with the prefix of a verifier (`whsec_`, `whpk_`) serves only the verifiers with that prefix: a public key must
-    never be taken for a shared one, or everybody could sign.
+    A secret with a verifier's prefix (`whsec_`, `whpk_`) is used only by verifiers with that prefix. Otherwise a public key
+    could be taken for a shared secret, and everybody could sign.
     """
     chosen = []
     for secret in secrets:
@@ -247,7 +247,7 @@ def _decoded(text: bytes, encoding: KeyEncoding) -> bytes | None:
 
 
 def same_secret(given: bytes, wanted: bytes) -> bool:
-    """Whether two secrets are the same; both are hashed first, so that not even the length shows in the time taken."""
+    """Compare two secrets in constant time; both are hashed first, so that timing does not reveal the length either."""
     return hmac.compare_digest(hashlib.sha256(given).digest(), hashlib.sha256(wanted).digest())
 
 
@@ -255,9 +255,9 @@ def same_secret(given: bytes, wanted: bytes) -> bool:
 
 
 class Freshness:
-    """Whether a request was made just now, by the timestamp it carries: a captured one cannot be sent again for ever.
+    """Checks the timestamp of a request, so that a captured request cannot be replayed later.
 
-    The comparison is done on numbers, so that no timestamp whatsoever can overflow a moment.
+    Timestamps are compared as numbers, so that no value overflows a datetime.
     """
 
     def __init__(
@@ -272,7 +272,7 @@ class Freshness:
         self._max_future_seconds = section.max_future.total_seconds()
 
     def raw(self, request: WebhookRequest) -> bytes | None:
-        """Return the timestamp as it came in, None where there is none."""
+        """Return the timestamp as received; None when there is none."""
         if self._section.header is not None:
             return request.raw_header(self._section.header)
         if self._section.item is not None:
@@ -282,7 +282,7 @@ class Freshness:
         return None if text is None else _bytes(text)
 
     def check(self, request: WebhookRequest, now: datetime) -> Rejected | None:
-        """Return why the request is too old or too new, or None when it is fresh."""
+        """Return why the request is too old or too far in the future; None when it is fresh."""
         raw = self.raw(request)
         made_at_seconds = None if raw is None else self._seconds(raw)
         if made_at_seconds is None:
@@ -296,7 +296,7 @@ class Freshness:
         return None
 
     def write(self, now: datetime) -> str:
-        """Return `now` as a sender would write it."""
+        """Return `now` in the sender's format."""
         if self.unit is TimeUnit.ISO:
             return now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return str(int(now.timestamp() * (1000 if self.unit is TimeUnit.MILLISECONDS else 1)))
@@ -323,7 +323,7 @@ def _about(seconds: float) -> str:
 
 
 class Verifier:
-    """One way to prove where a request is from, and how old it may be."""
+    """One way to authenticate a request, with its limit on the request's age."""
 
     #: The headers that the proof is made over, each with the names it goes by; None: it vouches for the whole request.
     covers: frozenset[tuple[str, ...]] | None = None
@@ -337,31 +337,31 @@ class Verifier:
         self._verified = Verified(by=self.name)
 
     def verify(self, request: WebhookRequest, now: datetime) -> Verified | Rejected:
-        """Say whether the request is believed; never raises."""
+        """Check signature or secret, and age. Never raises."""
         rejected = self.prove(request)
         if rejected is None and self.freshness is not None:
             rejected = self.freshness.check(request, now)
         return rejected or self._verified
 
     def prove(self, request: WebhookRequest) -> Rejected | None:
-        """Return why the request, whatever its age, is not from the source, or None when it is."""
+        """Return why signature or secret is wrong, regardless of age; None when it is right."""
         raise NotImplementedError
 
     def sign(self, request: WebhookRequest, now: datetime) -> SignedRequest:
-        """Return what a request must carry to be believed. Raises CannotSignError where only the sender can sign."""
+        """Return what a request must carry to pass. Raises CannotSignError when only the sender has the key."""
         raise NotImplementedError
 
     def read_item(self, request: WebhookRequest, name: str) -> bytes | None:  # noqa: ARG002 - a signature's list has items
-        """Return an item of the list that the proof's header is, None where there is none."""
+        """Return a named item of the signature header's list; None when there is none."""
         return None
 
 
 def compile_verifier(
     way: WayInSection, secrets: Sequence[WebhookSecret], url: UrlSection, read_body: ReadBody
 ) -> Verifier:
-    """Return what checks one way in. Raises ValueError with what is wrong with its keys.
+    """Return the verifier of one `auth` entry. Raises ValueError that says what is wrong with its keys.
 
-    `url` has the address that senders know, where it is signed; `read_body` finds what stands in the body.
+    `url` is the public URL, for signatures that cover it; `read_body` finds a value in the body.
     """
     section = way.verifier
     if isinstance(section, SignatureSection):
@@ -383,7 +383,7 @@ def compile_verifier(
 
 
 class SignatureVerifier(Verifier):
-    """A signature over parts of the request, compared as bytes with bytes: the message as it came in."""
+    """Verifies a signature over parts of the request, computed from the raw bytes as received."""
 
     def __init__(
         self,
@@ -414,7 +414,7 @@ class SignatureVerifier(Verifier):
             self._keys.append(_key_bytes(secret, section) if is_shared else _public_key(secret, section, way.kind))
 
     def prove(self, request: WebhookRequest) -> Rejected | None:
-        """Return why the signature does not hold, or None when it does."""
+        """Return why the signature is wrong; None when it is right."""
         header = self._section.header
         value = request.raw_header(header)
         if value is None:
@@ -436,7 +436,7 @@ class SignatureVerifier(Verifier):
         return None if holds else Rejected(reason=VerificationFailure.MISMATCH, detail="the signature does not match")
 
     def sign(self, request: WebhookRequest, now: datetime) -> SignedRequest:
-        """Return the headers that make a request pass. Raises CannotSignError where only the sender has the key."""
+        """Return the headers that make a request pass. Raises CannotSignError when only the sender has the key."""
         key = self._keys[0]
         if not isinstance(key, bytes):
             raise CannotSignError(f"{self.name}: only its sender has the private key, so no request can be signed here")
@@ -512,7 +512,7 @@ class SignatureVerifier(Verifier):
         return pairs
 
     def read_item(self, request: WebhookRequest, name: str) -> bytes | None:
-        """Return an item of the signature's header, such as `t` in `t=1,v1=ab`; None where there is none."""
+        """Return an item of the signature header, such as `t` in `t=1,v1=ab`; None when there is none."""
         value = request.raw_header(self._section.header) or b""
         return next((text for key, text in self._items(value) if key == name.encode()), None)
 
@@ -569,7 +569,7 @@ class _Carrier:
 
 
 class SharedSecretVerifier(Verifier):
-    """A secret that the request carries itself: there is nothing to compute, and it vouches for the whole request."""
+    """Compares a secret that the request carries. It authenticates the whole request; nothing is computed."""
 
     def __init__(self, way: WayInSection, keys: Sequence[bytes], carrier: _Carrier, read_body: ReadBody) -> None:
         """Take a way in, its keys, the place that is looked at, and what finds a timestamp in the body."""
@@ -579,7 +579,7 @@ class SharedSecretVerifier(Verifier):
         self.secret_headers = frozenset(carrier.headers)
 
     def prove(self, request: WebhookRequest) -> Rejected | None:
-        """Return why the request does not carry the secret, or None when it does."""
+        """Return why the secret is missing or wrong; None when it is right."""
         given = self._carrier.given(request)
         if not given:
             return Rejected(reason=VerificationFailure.MISSING, detail=f"{self._carrier.place} is missing")
@@ -592,7 +592,7 @@ class SharedSecretVerifier(Verifier):
         return Rejected(reason=VerificationFailure.MISMATCH, detail=f"{self._carrier.place} is wrong")
 
     def sign(self, request: WebhookRequest, now: datetime) -> SignedRequest:  # noqa: ARG002 - every verifier signs alike
-        """Return the request with the secret in its place."""
+        """Return the request with the secret in place."""
         return self._carrier.put(request, self._keys[0])
 
 
@@ -691,10 +691,10 @@ def _bytes(text: str) -> bytes:
 def answer_unsigned(
     question: GetEchoSection | OptionsSection, tokens: Sequence[str], request: WebhookRequest
 ) -> WebhookResponse | None:
-    """Answer a question that carries no signature, or return None when this request is none.
+    """Return the answer to an unsigned handshake, or None when this request is none.
 
-    `GET ?hub.challenge=...` is echoed when its token is one of `tokens` (Meta, "Webhooks: getting started"); an OPTIONS
-    request gets leave for its origin (CloudEvents, http-webhook.md, section 4).
+    `GET ?hub.challenge=...` is echoed when its token is one of `tokens` (Meta, "Webhooks: getting started"). An OPTIONS request
+    is granted its origin (CloudEvents, http-webhook.md, section 4).
     """
     if isinstance(question, OptionsSection):
         return _options(question, request)
@@ -726,7 +726,7 @@ def _options(question: OptionsSection, request: WebhookRequest) -> WebhookRespon
 
 
 def answer_signed(question: ChallengeSection | IgnoreSection, scope: Scope) -> WebhookResponse | None:
-    """Answer a question inside a verified body (Slack's url_verification, a ping), or return None when it is none."""
+    """Return the answer to a handshake in a verified body (Slack's url_verification, a ping), or None when it is none."""
     if not question.match(scope):
         return None
     if isinstance(question, IgnoreSection):
