@@ -1,1 +1,1 @@
-"""For people: the command line, the operator port, metrics, the Flower process, the supervisor, the demo and its samples."""
+"""For operators: command line, operator port, metrics, Flower, supervisor, demo and sample webhooks."""

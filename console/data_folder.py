@@ -1,4 +1,4 @@
-"""What the data folder holds beside the ledger: the lock that keeps it to one supervisor, and what is made once and kept."""
+"""Files of the data folder besides the ledger: the supervisor's lock, the instance id, the operator token."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def lock_folder(home: Path) -> int:
 
 
 def instance_id(home: Path) -> str:
-    """Return the name that leases taken under this folder begin with, the same at every start."""
+    """Return the prefix of the lease owners of this folder, the same at every start."""
     return _kept(home / "instance", lambda: f"up-{secrets.token_hex(6)}")
 
 
 def operator_token(settings: Settings) -> str:
-    """Return Flower's password: the one that was set, else the one the first start made."""
+    """Return Flower's password: the configured one, else one that the first start generated."""
     if settings.operator_token:
         return settings.operator_token.get_secret_value()
     return _kept(settings.home / "operator-token", lambda: secrets.token_urlsafe(18))

@@ -63,10 +63,10 @@ _STATES_AFTER: Final = {"task-failed": ("FAILURE",), "task-retried": ("RETRY", "
 
 
 class FlowerState(EventsState):  # type: ignore[misc]  # Flower has no types
-    """The rows of tasks and workers, with their search."""
+    """Flower's table of tasks and workers, with its search."""
 
     def event(self, event: dict[str, Any]) -> None:
-        """Apply an event; one of `DELIVERED_TOGETHER` turns the rows that it names to SUCCESS, and makes none."""
+        """Apply an event. A `DELIVERED_TOGETHER` event turns existing rows to SUCCESS and creates none."""
         if event["type"] == DELIVERED_TOGETHER:
             for task_id in event["uuids"]:
                 row = self.tasks.data.get(task_id)
@@ -95,7 +95,7 @@ class FlowerState(EventsState):  # type: ignore[misc]  # Flower has no types
             rows.move_to_end(oldest_id)
 
     def end_orphans(self) -> None:
-        """End the rows of messages that died with their worker; rows of tasks are left to `FlowerSync`, which knows more."""
+        """End the rows of messages whose worker died; rows of tasks are left to `FlowerSync`, which reads the ledger."""
         now_seconds = time.time()
         postings = self.search_engine.exact_postings["state"]
         for task_id in [task_id for state in _UNENDED for task_id in postings.get(state, ())]:
@@ -124,7 +124,7 @@ def _is_orphan(row: Any, now_seconds: float) -> bool:
 
 
 class PersistentEvents(Events):  # type: ignore[misc]  # as above
-    """Receives the workers' events, and keeps the state that they add up to in a file."""
+    """Receives the workers' events and saves the resulting state to a file."""
 
     state: Any
 
@@ -145,12 +145,12 @@ class PersistentEvents(Events):  # type: ignore[misc]  # as above
         self._orphans = PeriodicCallback(self.state.end_orphans, ORPHANS_PERIOD_SECONDS * 1000)
 
     def start(self) -> None:
-        """Begin to receive and to save."""
+        """Start receiving and saving."""
         super().start()
         self._orphans.start()
 
     def run(self) -> None:
-        """Receive events for ever. Flower's own loop doubles its pause after each failure: hours, after a night."""
+        """Receive events for ever. Replaces Flower's loop, whose pause doubles with each failure up to hours."""
         away = False
         while True:
             try:
@@ -167,7 +167,7 @@ class PersistentEvents(Events):  # type: ignore[misc]  # as above
             time.sleep(RECONNECT_SECONDS)
 
     def load_state(self) -> FlowerState | None:
-        """Return what was saved; a file that cannot be read is put aside."""
+        """Return the saved state, or None; an unreadable file is renamed."""
         try:
             with self._file.open("rb") as file:
                 state, counter = pickle.load(file)  # noqa: S301 - our own file, in a folder that only this user may enter
@@ -185,7 +185,7 @@ class PersistentEvents(Events):  # type: ignore[misc]  # as above
         return state
 
     def save_state(self) -> None:
-        """Write everything to one file, unless nothing came since."""
+        """Save the state to one file, unless no event came since the last time."""
         if self.state.event_count == self._saved_count:
             return
         new = self._file.with_name(f"{self._file.name}.new")
@@ -210,7 +210,7 @@ class _GuardedMetrics(Metrics):  # type: ignore[misc]  # as above
 
 
 def tidy(row: Any) -> Any:
-    """Return a row as it is shown: without Python's quotes and braces, and without fields that say nothing here."""
+    """Return a row for display: values without Python's quotes and braces, and without fields that mean nothing here."""
     row.__dict__.update(dict.fromkeys(("root", "root_id", "parent", "parent_id", "clock", "timestamp"), None))
     if isinstance(row.result, str):
         row.result = row.result.strip("'")
@@ -220,7 +220,7 @@ def tidy(row: Any) -> Any:
 
 
 def run_flower(settings: Settings, password: SecretStr) -> None:
-    """Run Flower until it is stopped. Raises SettingsError when it cannot listen or has no folder to save in."""
+    """Run Flower until it is stopped. Raises SettingsError when it cannot listen or cannot create its folder."""
     folder = settings.home / "flower"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -63,7 +63,7 @@ def socket_path(home: Path) -> Path:
 
 
 def remove_socket(home: Path) -> None:
-    """Leave nothing of the socket behind once the broker has ended, in the temporary folder either."""
+    """Remove the socket after the broker has ended, and its temporary folder if there is one."""
     path = socket_path(home)
     path.unlink(missing_ok=True)
     if path.parent.parent != home:
@@ -71,12 +71,12 @@ def remove_socket(home: Path) -> None:
 
 
 def broker_url(socket: Path) -> str:
-    """Return the URL Celery reaches the socket by."""
+    """Return Celery's broker URL for this socket."""
     return f"redis+socket://{socket}?virtual_host=0"
 
 
 def command(program: Path, folder: Path, socket: Path) -> list[str]:
-    """Return the command line of the server; what it holds can be rebuilt from the ledger at any moment."""
+    """Return the server's command line. Its data is not saved: it can be rebuilt from the ledger."""
     return [
         str(program),
         *("--port", "0"),

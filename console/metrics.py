@@ -63,11 +63,11 @@ _REQUEST_ENDS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsSnapshot:
-    """What a scrape shows.
+    """The data of one scrape.
 
-    `requests` are those that this process could not count in the ledger yet. `sources` are the configured ones; `queues` is
-    None while the broker cannot be reached; `refused` says whether this ingress runs on the last good rules because it could
-    not accept the folder's.
+    `requests` are counts that this process has not written to the ledger yet. `sources` are the configured ones; `queues` is
+    None while the broker cannot be reached. `refused`: the rules folder was not accepted, so this ingress uses the last valid
+    rules.
     """
 
     measures: Measures
@@ -92,12 +92,12 @@ def _zeros(*axes: Collection[str]) -> dict[tuple[str, ...], float]:
 
 
 def counted(tally: CounterName, *axes: Collection[str]) -> Callable[[MetricsSnapshot], Values]:
-    """Return what reads a count from the ledger; combinations of the axes are there from the start."""
+    """Return a function that reads a counter from the ledger; known label combinations start at 0."""
     return lambda view: {**_zeros(*axes), **view.measures.tallies[tally]}
 
 
 def spans(tally: CounterName, total: CounterName) -> Callable[[MetricsSnapshot], Values]:
-    """Return what reads the spans of a histogram: how many in each class, and their sum in seconds."""
+    """Return a function that reads a histogram of durations: the count in each bucket and the sum in seconds."""
 
     def values(view: MetricsSnapshot) -> Values:
         sums: Values = {(*labels, SUM): value / 1000 for labels, value in view.measures.tallies[total].items()}
@@ -107,7 +107,7 @@ def spans(tally: CounterName, total: CounterName) -> Callable[[MetricsSnapshot],
 
 
 def requests(view: MetricsSnapshot) -> Values:
-    """Return webhook requests by source and what they came to."""
+    """Return webhook requests by source and outcome."""
     zeros: Values = {(source, *end): 0.0 for source, end in product(sorted(view.sources), _REQUEST_ENDS)}
     found = dict(view.measures.tallies[CounterName.REQUESTS])
     for labels, number in view.requests.items():
@@ -137,7 +137,7 @@ def ages(view: MetricsSnapshot) -> Values:
 
 
 def paused(view: MetricsSnapshot) -> Values:
-    """Return 1 for each provider that is paused, under the cause of it."""
+    """Return 1 for each paused provider, labelled with the cause."""
     kinds = {str(name): str(state.kind) for name, state in view.measures.paused.items()}
     return {(name, cause): float(kinds.get(name) == cause) for name in PROVIDERS for cause in CAUSES}
 
@@ -165,7 +165,7 @@ def queues(view: MetricsSnapshot) -> Values:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """One metric: its name as it is queried, what it counts or measures, and what to do about it."""
+    """One metric: its name in queries, what it measures, and what to do about it."""
 
     name: str
     kind: str
@@ -174,7 +174,7 @@ class Family:
     values: Callable[[MetricsSnapshot], Values]
 
     def metric(self, view: MetricsSnapshot) -> Metric:
-        """Return its samples."""
+        """Return the metric with its samples."""
         if self.kind == "histogram":
             return self._histogram(view)
         kind = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
@@ -193,7 +193,7 @@ class Family:
 
 
 class Collector:
-    """One scrape's answer, for a `CollectorRegistry`."""
+    """The metrics of one scrape, for a `CollectorRegistry`."""
 
     def __init__(self, view: MetricsSnapshot) -> None:
         self._view = view

@@ -1,7 +1,7 @@
-"""The operator port: numbers for Prometheus and a status for people and probes, to those who know the operator token.
+"""The operator port: Prometheus metrics and a status page, behind the operator token.
 
-Beside the public port in the ingress process, and never on it. No answer holds anything personal, a secret or a word of a
-provider. Whoever asks gets an answer in bounded time: a ledger that cannot be read now is a 503 that says so.
+It is a second port of the ingress process, apart from the public one. No answer contains personal data, a secret or a
+provider's text. Every request is answered in bounded time: while the ledger cannot be read the answer is a 503 that says so.
 """
 
 from __future__ import annotations
@@ -68,20 +68,20 @@ FRESH_LIMIT_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class TimedValue(Generic[T]):
-    """A value that was read, how long reading it took, and when it was complete on the monotonic clock."""
+    """A value that was read, how long that took, and when it was complete (monotonic clock)."""
 
     value: T
     took_seconds: float
     done_seconds: float
 
     def is_fresh(self) -> bool:
-        """Return whether it may still be shown."""
+        """Return whether it is recent enough to be shown."""
         fresh_seconds = min(max(FRESH_SECONDS, FRESH_FACTOR * self.took_seconds), FRESH_LIMIT_SECONDS)
         return time.monotonic() - self.done_seconds < fresh_seconds
 
 
 class SharedReading(Generic[T]):
-    """Reads something costly at most once at a time, in a thread of its own, for all who ask meanwhile.
+    """Runs a costly read at most once at a time, on its own thread, and shares the result with all callers.
 
     `name` names the thread; `read` returns the value or raises.
     """
@@ -94,7 +94,7 @@ class SharedReading(Generic[T]):
         self._under_way: Future[TimedValue[T]] | None = None
 
     def get(self, patience_seconds: float) -> TimedValue[T]:
-        """Return a fresh value. Raises TimeoutError when none comes in time, and whatever reading raised."""
+        """Return a fresh value. Raises TimeoutError when there is none in time, or what `read` raised."""
         with self._lock:
             if self._last is not None and self._last.is_fresh():
                 return self._last
@@ -124,11 +124,11 @@ class SharedReading(Generic[T]):
 
 
 class UnreadableLedgerError(LedgerError):
-    """The ledger cannot be read now, or not in time."""
+    """The ledger cannot be read, or not in time."""
 
 
 class SnapshotReader:
-    """What the operator port looks at, each read once for all who ask."""
+    """Reads the data for the operator port, each part once for all concurrent callers."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class SnapshotReader:
         self._patience_seconds = patience_seconds
 
     def view(self) -> MetricsSnapshot:
-        """Return all there is to see. Raises UnreadableLedgerError."""
+        """Return the snapshot. Raises UnreadableLedgerError."""
         try:
             read = self._measures.get(self._patience_seconds)
         except TimeoutError:
@@ -181,7 +181,7 @@ class SnapshotReader:
 
 
 def create_operator_app(*, watch: SnapshotReader, token: SecretStr, reasons: Callable[[], list[str]]) -> Flask:
-    """Return the WSGI application of the operator port; `reasons` says why webhooks cannot be recorded now, if so."""
+    """Return the WSGI application of the operator port; `reasons` returns why webhooks cannot be recorded now."""
     app = Flask("leadwire-operator", static_folder=None)
     app.url_map.strict_slashes = False
 
@@ -203,7 +203,7 @@ def create_operator_app(*, watch: SnapshotReader, token: SecretStr, reasons: Cal
 
 
 class OperatorServer:
-    """The operator port's server, which listens already; `host` and `port` are what was taken when port 0 was asked for."""
+    """The operator port's server, listening from construction; `host` and `port` are the actual ones when port 0 was given."""
 
     def __init__(self, app: Flask, host: str, port: int) -> None:
         """Listen on `host` and `port`. Raises OSError when the address is taken."""
@@ -223,11 +223,11 @@ class OperatorServer:
         self._thread = threading.Thread(target=self._listening.run, name="operator-port", daemon=True)
 
     def start(self) -> None:
-        """Serve in a thread of its own until `close`."""
+        """Serve on a background thread until `close`."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop listening; a scrape that is under way gets a second."""
+        """Stop listening; a running scrape may take one more second."""
         if not self._thread.is_alive():
             self._listening.close()
             return

@@ -1,4 +1,4 @@
-"""What the long-running commands need before they run: what is checked first, and how the ingress is put together."""
+"""Start-up of the long-running commands: the checks before a start, and building the ingress."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BUSY_AFTER: Final = timedelta(seconds=2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngressProcess:
-    """The server of webhooks, the operator port beside it (in one process of several), and what they hold open."""
+    """The webhook server, the operator port (in one of several processes), and the resources they use."""
 
     server: WebhookServer
     operator: OperatorServer | None
@@ -47,7 +47,7 @@ class IngressProcess:
     publisher: Publisher
 
     def close(self) -> None:
-        """Publish what waits, count what came, and close the ledger."""
+        """Publish queued messages, write request counts, and close the ledger."""
         if self.operator is not None:
             self.operator.close()
         self.publisher.close()
@@ -56,10 +56,10 @@ class IngressProcess:
 
 
 def check_start(settings: Settings) -> bool:
-    """Refuse a start that cannot work, with every reason at once; say whether the rules folder can be accepted.
+    """Check that a start can work, and report all faults at once; return whether the rules folder is valid.
 
-    When it cannot, but the ledger holds an earlier set, the start goes on with that one. Raises SettingsError for what is
-    not set, RuleError for faulty rules with nothing to fall back to.
+    With an invalid folder the start goes on if the ledger holds an earlier rule set. Raises SettingsError for missing settings,
+    RuleError for faulty rules without an earlier set.
     """
     wanted = {
         "RULES": settings.rules,
@@ -112,7 +112,7 @@ def _last_good_set_works(settings: Settings) -> bool:
 
 
 def bind_public_port(settings: Settings) -> Sequence[socket.socket]:
-    """Take the public port. Raises SettingsError when that cannot be done."""
+    """Bind the public port. Raises SettingsError when that fails."""
     try:
         return bind(settings.host, settings.port)
     except OSError as error:
@@ -122,7 +122,7 @@ def bind_public_port(settings: Settings) -> Sequence[socket.socket]:
 def build_ingress(
     settings: Settings, sockets: Sequence[socket.socket], *, operator_port: bool = True
 ) -> IngressProcess:
-    """Put an ingress process together; its operator port, if wanted, serves already. Raises Problem with what is missing."""
+    """Build an ingress process; its operator port, if wanted, is already serving. Raises Problem that lists what is missing."""
     broker_url = broker_of(settings)
     with ExitStack() as undone:
         for sock in sockets:

@@ -95,7 +95,7 @@ class Child:
 
 @dataclass(slots=True)
 class Supervisor:
-    """The supervisor of one data folder; `run` returns when it was told to stop."""
+    """The supervisor of one data folder; `run` returns after SIGTERM or SIGINT."""
 
     settings: Settings
     environment: Mapping[str, str]
@@ -110,7 +110,7 @@ class Supervisor:
     _reported: float = 0.0
 
     def run(self) -> None:
-        """Start everything, watch it, and stop everything. Raises Problem when a start is not possible."""
+        """Start everything, supervise it, and stop everything. Raises Problem when it cannot start."""
         home = self.settings.home
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         (home / "logs").mkdir(mode=0o700, exist_ok=True)

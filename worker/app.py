@@ -55,7 +55,7 @@ NICENESS: Final = 10
 
 
 class RefusedError(SettingsError, click.ClickException):
-    """A fault of settings or options, which Celery's command line shows without a traceback."""
+    """Invalid settings or options; Celery's command line shows the message without a traceback."""
 
 
 @contextmanager
@@ -75,7 +75,7 @@ class LeadwireLoader(AppLoader):
     """Gives Celery its settings, and imports the modules of LEADWIRE_IMPORTS when a worker starts."""
 
     def read_configuration(self, env: str = "CELERY_CONFIG_MODULE") -> dict[str, Any]:
-        """Return Celery's settings. Raises RefusedError for what is wrong or missing in Leadwire's."""
+        """Return Celery's settings. Raises RefusedError when Leadwire's settings are wrong or incomplete."""
         del env  # `celery_settings` refuses it
         with _shown_by_celery():
             settings = _settings()
@@ -83,7 +83,7 @@ class LeadwireLoader(AppLoader):
         return {**wanted, "worker_concurrency": settings.worker_threads}
 
     def on_worker_init(self) -> None:
-        """Import what LEADWIRE_IMPORTS names. Raises RefusedError for a module that cannot be imported."""
+        """Import the modules of LEADWIRE_IMPORTS. Raises RefusedError for one that cannot be imported."""
         for name in _settings().imports:
             try:
                 self.import_task_module(name)
@@ -101,7 +101,7 @@ app = Celery("leadwire", loader=LeadwireLoader)
 
 
 class LeadwireWorker:
-    """What works in one worker process: its context, its background threads and what Flower is told."""
+    """One worker process's context, background threads and Flower events."""
 
     #: The one of this process, once there is one.
     running: ClassVar[LeadwireWorker | None] = None
@@ -132,7 +132,7 @@ class LeadwireWorker:
         watchdog.start()
 
     def begin(self, consumer: Any) -> None:
-        """Start the background threads: Celery's consumer takes messages from now on."""
+        """Start the background threads; called when Celery's consumer is ready for messages."""
         self._consumer = consumer
         self.note_message()
         self._background.start()
@@ -140,12 +140,12 @@ class LeadwireWorker:
         tune_garbage_collection()
 
     def note_message(self) -> None:
-        """Touch the file that says when the last message was taken, where there is one."""
+        """Touch the file that shows when the last message was taken, if there is one."""
         if self._taken_file is not None:
             self._taken_file.touch()
 
     def hurry(self) -> None:
-        """Have waits inside attempts end early: the process is to end when the running messages are done."""
+        """End waits inside attempts early: the process will end when the running messages are done."""
         self._context.closing.set()
 
     def end(self) -> None:
@@ -153,7 +153,7 @@ class LeadwireWorker:
         self._ending.close()
 
     def process(self, event_ids: Sequence[str]) -> str:
-        """Plan these events; return how many came to what."""
+        """Plan these events; return the counts of results as text."""
 
         def show(type_: TaskType, outcomes: Sequence[DeliveryOutcome]) -> None:
             self._events.outcomes(outcomes, CELERY_TASK_OF[type_])
@@ -167,10 +167,10 @@ class LeadwireWorker:
         return str(tally)
 
     def deliver(self, type_: TaskType, task_ids: str | Sequence[str], rule: str | None, attempt: int | None) -> str:
-        """Deliver these tasks; return, or raise, what Celery shows of the message.
+        """Deliver these tasks; return, or raise, what Celery shows for the message.
 
-        `task_ids` is one id, for a message that stands for its task, or a list. `rule` and `attempt` are the labels of a
-        single task that could not be claimed.
+        `task_ids` is one id for a message with a single task, otherwise a list. `rule` and `attempt` label a single task that
+        could not be claimed.
         """
         name = CELERY_TASK_OF[type_]
 
@@ -235,11 +235,11 @@ app.user_options["worker"].update(
 
 
 def run_worker(owner: str = "", ready_file: Path | None = None, health_file: Path | None = None) -> None:
-    """Be a worker until told to stop: SIGTERM lets running requests end.
+    """Run a worker until it is told to stop. On SIGTERM running requests may finish.
 
-    `ready_file` is made when the worker begins to take messages and touched with every message that it takes; `health_file`
-    is kept for probes. Both belong to this worker alone. Leases are named after `owner`, and a worker with one lets the other
-    processes of its machine go first.
+    `ready_file` is created when the worker starts taking messages and touched with every message; `health_file` is kept up to
+    date for probes. Both must belong to this worker alone. Leases are named after `owner`; a worker with an `owner` gives
+    itself a lower CPU priority than the other processes of its machine.
     """
     name = "leadwire" if owner else f"worker-{os.getpid()}-{secrets.token_hex(3)}"
     files = {"--ready-file": ready_file, "--health-file": health_file}
@@ -254,9 +254,9 @@ def run_worker(owner: str = "", ready_file: Path | None = None, health_file: Pat
 
 
 class LeadwireStep(bootsteps.Step):
-    """The part of Celery's worker that is Leadwire: opens the ledger before work begins and closes it after it ended.
+    """Leadwire's step in Celery's worker: opens the ledger before messages are taken and closes it at the end.
 
-    Raises RefusedError for options that would have no effect, and for what is wrong or missing in the settings.
+    Raises RefusedError for options that would have no effect and for wrong or missing settings.
     """
 
     def __init__(self, worker: Any, **options: Any) -> None:
@@ -265,7 +265,7 @@ class LeadwireStep(bootsteps.Step):
         _refuse_options(worker, options)
 
     def create(self, worker: Any) -> None:
-        """Open everything, and have Celery's signals start and end what runs beside it."""
+        """Open everything, and connect Celery's signals that start and stop the background threads."""
         owner = self._options.get("owner") or ""
         with _shown_by_celery():
             declare(app)
@@ -375,7 +375,7 @@ _override_commands()
 
 
 class RefusedScheduler:
-    """Named by the setting `beat_scheduler`, so that `celery beat` says why it does not run."""
+    """Set as `beat_scheduler`, so that `celery beat` fails with an explanation."""
 
     def __init__(self, *_: object, **__: object) -> NoReturn:
         raise SystemExit(_REFUSED_OPTIONS["beat"])

@@ -1,4 +1,4 @@
-"""A clock for spans: it never goes back and, where the system has one, also counts the time the machine was suspended."""
+"""A monotonic clock that, where the system has one, also counts the time the machine was suspended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DRIFT_SECONDS: Final = 1.0
 
 
 def awake_seconds() -> float:
-    """Return seconds since some moment in the past."""
+    """Return seconds since an arbitrary moment in the past."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 

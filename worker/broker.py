@@ -49,9 +49,9 @@ _FOREIGN: Final = dict.fromkeys(
 
 
 def celery_app(broker_url: str, *, confirm: bool = True) -> Celery:
-    """Return a Celery application that publishes and asks how deep queues are; `worker/app.py` is the one with tasks.
+    """Return a Celery application that can publish and read queue depths, without tasks; `worker/app.py` has the one with tasks.
 
-    `confirm` and what is raised are those of `celery_settings`.
+    `confirm` and the exceptions are those of `celery_settings`.
     """
     app = Celery("leadwire", set_as_current=False)
     app.conf.update(celery_settings(broker_url, confirm=confirm))
@@ -61,8 +61,8 @@ def celery_app(broker_url: str, *, confirm: bool = True) -> Celery:
 def celery_settings(broker_url: str, *, confirm: bool) -> dict[str, Any]:
     """Return Celery's settings for this broker.
 
-    `confirm` has RabbitMQ confirm every message. A worker's own application goes without: it publishes events for Flower
-    and answers to it, and its main loop must not wait for a server that is short of memory.
+    `confirm`: RabbitMQ confirms every message. A worker's own application does without: it publishes only events for Flower and
+    replies, and its main loop must not wait for a server that is short of memory.
 
     Raises SettingsError when Celery's own variables name another broker or a result backend.
     """
@@ -160,7 +160,7 @@ def _transport_options(broker_url: str, *, confirm: bool) -> dict[str, Any]:
 
 
 class QueueDepths:
-    """Asks how many messages stand in each of `QUEUES`, over one connection that is kept. For one thread."""
+    """Reads how many messages wait in each of `QUEUES`, over one kept connection. Not thread-safe."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -179,7 +179,7 @@ class QueueDepths:
             return None
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(Exception):
@@ -204,7 +204,7 @@ def depth_of(channel: Any, name: str) -> int:
 
 
 def why(error: Exception) -> str:
-    """Return why the broker cannot be used, for a log; never with its URL, which may hold a password."""
+    """Return why the broker cannot be used, for a log. Leaves out its URL, which may hold a password."""
     if isinstance(error, PreconditionFailed):
         return (
             f"{error.reply_text}: delete what stands there under this name (rabbitmqctl delete_queue, or the exchange "
@@ -214,7 +214,7 @@ def why(error: Exception) -> str:
 
 
 def declare(app: Celery) -> None:
-    """Make the queues. Raises Problem when others stand under their names; a broker out of reach is left for later."""
+    """Declare the queues. Raises Problem when queues of these names differ; an unreachable broker is ignored for now."""
     try:
         with app.connection_for_write(connect_timeout=2) as connection:
             for queue in app.amqp.queues.values():

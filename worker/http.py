@@ -67,10 +67,10 @@ _CURL_ERRORS: Final = {
 
 @dataclass(slots=True)
 class Attempt:
-    """What is known of one request on its way: the extension `attempt` of its `httpx.Request`.
+    """The state of one request, passed as the extension `attempt` of its `httpx.Request`.
 
-    `may_begin` is asked once, with the connection open, just before the first byte is written. `refused` tells that it
-    said no, `began` that the request has begun to leave.
+    `may_begin` is called once, with the connection open, just before the first byte is written. `refused`: it returned False.
+    `began`: the request has started to be sent.
     """
 
     ends_at_seconds: float
@@ -81,10 +81,10 @@ class Attempt:
 
 
 class HttpClient:
-    """The way to one provider: its kept connections and its credential, for as long as the process lives.
+    """An HTTP client for one provider, with kept connections and a credential, for the life of the process.
 
-    `base_url` is the API's root, to which a request's path is appended. `headers` carry the credential; they appear in no
-    error and no repr. Safe to use from many threads. `httpx` is the client underneath, for whoever wants to instrument it.
+    `base_url` is the API's root, to which a request's path is appended. `headers` carry the credential; they appear in no error
+    and no repr. Thread-safe. `httpx` is the underlying client, for instrumentation.
     """
 
     def __init__(self, base_url: str, headers: Mapping[str, str] | None = None) -> None:
@@ -130,7 +130,7 @@ class HttpClient:
         return Answered(status=response.status_code, headers=headers, body=body, truncated=is_cut)
 
     def close(self) -> None:
-        """Close the kept connections; what is sent later is never sent."""
+        """Close the connections; a later `send` returns NeverSent."""
         self.httpx.close()
 
     def _prepare(self, request: ProviderRequest) -> httpx.Request:

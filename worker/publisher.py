@@ -1,8 +1,8 @@
-"""Puts messages on the broker; nothing else does.
+"""Publishes messages to the broker; no other module does.
 
-A message carries ids and safe labels, never a payload. Publishing may fail at any time: the sweeper finds what was not
-published. Nobody waits for the broker: a thread publishes, at once when idle, and after a burst within a window that grows
-with the last message, so that load makes fewer and larger messages.
+A message has ids and labels without personal data, never a payload. Publishing may fail at any time: the sweeper finds what was
+not published. Callers never wait for the broker. A thread publishes, at once when idle; in a burst it collects messages for a
+window that grows with the size of the last message, so that load makes fewer and larger messages.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ REST_SECONDS: Final = 1.0
 class Publisher:
     """The publishing thread of one process. `events` and `tasks` return at once and never raise.
 
-    `is_failing` says that the broker did not take what was published last.
+    `is_failing`: the broker did not accept the last message.
     """
 
     def __init__(self, app: Celery) -> None:
@@ -67,7 +67,7 @@ class Publisher:
         self._thread.start()
 
     def events(self, event_ids: Sequence[str]) -> None:
-        """Publish that these events are to be processed."""
+        """Queue messages to plan these events."""
         with self._changed:
             is_first = not self._event_ids
             if len(self._event_ids) < WAITING_LIMIT:
@@ -76,14 +76,14 @@ class Publisher:
                 self._changed.notify()
 
     def tasks(self, tasks: Sequence[TaskRef]) -> None:
-        """Publish that these tasks are to be delivered."""
+        """Queue messages to deliver these tasks."""
         with self._changed:
             if len(self._tasks) < WAITING_LIMIT:
                 self._tasks.extend(tasks)
             self._changed.notify()
 
     def close(self) -> None:
-        """Publish what waits, as far as the broker takes it within 5 s, and stop."""
+        """Publish what is queued, for 5 s at most, and stop."""
         with self._changed:
             self._closing = True
             self._changed.notify()

@@ -1,8 +1,8 @@
-"""Which rule set is in force: the folder's, if it can be accepted; else the last good one that the ledger keeps.
+"""Which rule set is in force: the folder's if it is valid, otherwise the last valid one in the ledger.
 
-An accepted set is stored in the ledger under its content hash, which every decision and task carries. Only regular files
-are ever opened: a pipe in the folder would hold everything up, a device would never end. What cannot be read is a fault
-of that file and hides nothing of the others.
+An accepted set is stored in the ledger under its content hash, which every decision and task carries. Only regular files are
+opened: reading a pipe could block, a device might never end. An unreadable file is a fault of that file and does not hide
+faults of the others.
 """
 
 from __future__ import annotations
@@ -125,10 +125,10 @@ def rules_in_force(
     now: datetime,
     faults_of: Callable[[Sequence[SourceText]], Sequence[RuleFault]] = _nothing_more,
 ) -> RuleSet:
-    """Return the rule set to decide with, and keep it in the ledger.
+    """Return the rule set to decide with, and store it in the ledger.
 
-    `resolve` names the sections whose variables this process needs; `faults_of` is its own word on the sources. Raises
-    RuleError (all faults) or SettingsError when the folder cannot be accepted and the ledger knows no earlier set.
+    `resolve` names the sections whose variables this process needs; `faults_of` checks the sources. Raises RuleError (all
+    faults) or SettingsError when the folder cannot be accepted and the ledger has no earlier set.
     """
     try:
         if place is None:
@@ -152,7 +152,7 @@ def accepted(
     resolve: frozenset[str],
     faults_of: Callable[[Sequence[SourceText]], Sequence[RuleFault]],
 ) -> RuleSet:
-    """Return the rule set of these files; raises RuleError with the faults of rules and sources together."""
+    """Return the rule set of these files. Raises RuleError with the faults of rules and sources together."""
     found = inspect(files, environment, resolve=resolve)
     faults = together(found.faults, faults_of(found.sources), files)
     if faults or found.rule_set is None:
@@ -161,14 +161,14 @@ def accepted(
 
 
 def together(first: Sequence[RuleFault], then: Sequence[RuleFault], files: Files) -> tuple[RuleFault, ...]:
-    """Return faults of two kinds in the order of the files; where both are at one place, the first counts."""
+    """Merge two lists of faults in the order of the files; of two at one position the first is kept."""
     taken = {(fault.file, fault.line, fault.column) for fault in first}
     more = (fault for fault in then if (fault.file, fault.line, fault.column) not in taken)
     return in_order([*first, *more], files)
 
 
 class KeptRuleSets:
-    """The rule sets that planned what is still under way, compiled as this process reads them; the latest are remembered."""
+    """The stored rule sets that planned tasks still in progress, compiled by this process; the latest are cached."""
 
     def __init__(
         self, ledger: Ledger, current: RuleSet, environment: Mapping[str, str], resolve: frozenset[str]
@@ -179,9 +179,9 @@ class KeptRuleSets:
         self._books = {current.version: current}
 
     def rule_set(self, version: str) -> RuleSet:
-        """Return a rule set by its version; SettingsError when it is gone, RuleError when it cannot be read any more.
+        """Return a rule set by version. SettingsError when it does not exist, RuleError when it is no longer valid.
 
-        The latter is mostly a variable that is not set any more.
+        The latter usually means that a variable is not set any more.
         """
         known = self._books.get(version)
         if known is not None:

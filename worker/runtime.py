@@ -1,6 +1,6 @@
-"""What every process sets up for itself: its log lines and its garbage collector; and the report of a worker's health.
+"""What every process sets up: logging and garbage collection. Also the health report of a worker.
 
-Light on purpose: a probe (`leadwire healthcheck`) starts a process each time and imports only this.
+Imports little, because a probe (`leadwire healthcheck`) starts a new process each time and imports only this.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUIET: Final = (
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: `at level logger message`, and `fault` with the traceback where there is one."""
+    """A log formatter with one JSON object a line: `at level logger message`, and `fault` with the traceback if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line."""
@@ -45,7 +45,7 @@ class JsonLines(logging.Formatter):
 
 
 def set_up_logging(log_format: str, level: str, file: str | None = None) -> None:
-    """Send this process's log lines to standard error, or to a file, in UTC. Never a body, a secret or a person's data.
+    """Log to standard error or a file, with times in UTC. No log line contains a body, a secret or personal data.
 
     `log_format` is `text`, or `json` for one object a line.
     """
@@ -88,20 +88,20 @@ STALE_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthReport:
-    """Whether a worker works, and if not, what hinders it: a file that the worker's watchdog writes and probes read."""
+    """Whether a worker is healthy, and if not, why; a file written by the worker's watchdog and read by probes."""
 
     works: bool
     reason: str = ""
 
     def write(self, path: Path) -> None:
-        """Replace the file as a whole: a reader never meets half a report."""
+        """Replace the file atomically: a reader never sees part of a report."""
         fresh = path.with_name(f"{path.name}.new")
         fresh.write_text(json.dumps({"works": self.works, "reason": self.reason, "pid": os.getpid()}), encoding="utf-8")
         fresh.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Return the report of a worker that still writes; raises Problem when there is none."""
+        """Return the report of a worker that still updates it. Raises Problem when there is none."""
         try:
             age_seconds = time.time() - path.stat().st_mtime
             said = json.loads(path.read_text(encoding="utf-8"))

@@ -44,15 +44,16 @@ def utc_now() -> datetime:
 
 
 def settings_in_force() -> Settings:
-    """Return the settings of the process's environment and the working folder's `.env`. Raises SettingsError."""
+    """Return the settings from the environment and the working folder's `.env`. Raises SettingsError."""
     return Settings.from_environment(environment_of(Path.cwd()))
 
 
 @contextmanager
 def existing_ledger(settings: Settings | None = None) -> Iterator[Ledger]:
-    """Open the ledger of these settings (those in force, when None) and close it in the end.
+    """Open the ledger of these settings (by default those in force) and close it at the end of the block.
 
-    Never makes one: a wrong LEADWIRE_HOME shall not look like an empty ledger. Raises NoLedgerError where there is none yet.
+    Never creates one, so that a wrong LEADWIRE_HOME does not look like an empty ledger. Raises NoLedgerError when there is
+    none.
     """
     url = (settings or settings_in_force()).database_url
     if url.startswith(SQLITE_FILE) and not Path(url.removeprefix(SQLITE_FILE).partition("?")[0]).exists():
@@ -69,7 +70,7 @@ def existing_ledger(settings: Settings | None = None) -> Iterator[Ledger]:
 
 @contextmanager
 def ledger_to_list() -> Iterator[Ledger | None]:
-    """Open the ledger for a listing; where none is yet, say so on standard error and give None: an empty listing is one too."""
+    """Open the ledger for a listing; without one, print a note on standard error and yield None, for an empty listing."""
     with ExitStack() as stack:
         ledger = None
         try:
@@ -192,7 +193,7 @@ def is_selection(ids: Sequence[str], options: Iterable[object], noun: str) -> bo
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Have a person agree. Raises Problem when they do not, and where nobody can be asked."""
+    """Ask the operator to confirm. Raises Problem when they decline, and when there is no terminal."""
     if yes:
         return
     try:

@@ -318,7 +318,7 @@ class _Canceller:
 
 @dataclass(frozen=True, slots=True)
 class SelectedTasks:
-    """What a selection came to: the tasks, their number by state, rule, provider and reason, and why others are left out."""
+    """The result of a selection: the tasks, counts by state, rule, provider and reason, and why others are left out."""
 
     ids: list[str] = field(default_factory=list)
     groups: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
@@ -326,7 +326,7 @@ class SelectedTasks:
 
     @classmethod
     def of(cls, tasks: Iterable[StoredTask], refusal_of: Refusal) -> SelectedTasks:
-        """Read a selection through and sort it; a task for which `refusal_of` has words is left out."""
+        """Read a selection and group it; a task is left out when `refusal_of` returns a reason for it."""
         found = cls()
         for task in tasks:
             if refusal := refusal_of(task):

@@ -163,14 +163,14 @@ def _wait_for_result(
 
 
 class ProgressLine:
-    """A line that is written over while something takes its time; on what is no terminal it shows nothing that moves."""
+    """A status line on the terminal that is overwritten; elsewhere nothing that changes is printed."""
 
     def __init__(self) -> None:
         self._is_terminal = sys.stdout.isatty()
         self._began_at = time.monotonic()
 
     def show_starting(self, *, first: bool) -> None:
-        """Say that everything starts, and on a terminal the time it has taken."""
+        """Print that everything is starting, on a terminal with the elapsed time."""
         text = "Starting broker, worker, webhook server and Flower ..."
         if self._is_terminal:
             self.clear()
@@ -179,14 +179,14 @@ class ProgressLine:
             click.echo(text)
 
     def show_bar(self, done: int, wanted: int) -> None:
-        """Show how many of all there are."""
+        """Print how many are done."""
         if self._is_terminal:
             filled = BAR_WIDTH * min(done, wanted) // max(wanted, 1)
             bar = "█" * filled + "░" * (BAR_WIDTH - filled)
             click.echo(f"  {self.seconds():>7}  {bar}  {done} of {wanted}", nl=False)
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Erase the line."""
         if self._is_terminal:
             click.echo("\r\033[K", nl=False)
 
@@ -197,7 +197,7 @@ class ProgressLine:
 
 @dataclass(slots=True, kw_only=True)
 class LeadwireProcess:
-    """The demo's own `leadwire up`: a child with a folder, ports and credentials of its own, which dies with the demo."""
+    """The demo's own `leadwire up`: a child process with its own folder, ports and credentials, which ends with the demo."""
 
     folder: Path
     sandbox: Sandbox
@@ -217,7 +217,7 @@ class LeadwireProcess:
 
     @property
     def ledger_url(self) -> str:
-        """Where the ledger is."""
+        """The ledger's URL."""
         return f"sqlite:///{self.home / 'ledger.sqlite3'}"
 
     def build_sources(self) -> Mapping[str, Source]:

@@ -1,8 +1,7 @@
-"""What the demo posts, what must come of it, and whether it did.
+"""The demo's webhooks, the tasks they must lead to, and the check of the result.
 
-`scenario.yaml` has the webhooks as their senders write them, not made from the sources' own paths: the demo also shows that the
-presets understand the real thing. The ledger says what was decided and the sandbox what was created; a task counts only when
-both agree on it.
+`scenario.yaml` has the webhooks as real senders write them, not generated from the sources' own paths, so that the demo also
+tests the presets. The ledger shows what was decided, the sandbox what was created; a task counts only when both have it.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ TAG_CHARACTERS: Final = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedTask:
-    """One task that must be at its provider in the end, exactly once."""
+    """One task that must exist at its provider exactly once."""
 
     rule: str
     type: TaskType
@@ -47,7 +46,7 @@ class ExpectedTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedEvent:
-    """One event that a webhook carries: what it is found by in the ledger, and what it must lead to.
+    """One event of a webhook: how to find it in the ledger, and the tasks it must lead to.
 
     `failing_test` is a rule that must not have matched, with the path of the test that failed.
     """
@@ -95,9 +94,9 @@ def webhooks() -> tuple[DemoWebhook, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResult:
-    """Everything there is to see at one moment.
+    """The state of ledger and sandbox at one moment.
 
-    `answers` has those to each webhook, in order. `at_mindhunters` and `at_vambe` are the tasks that the sandbox holds as JSON,
+    `answers` has the answers to each webhook, in order. `at_mindhunters` and `at_vambe` are the sandbox's tasks as JSON,
     `refused` says why it refused requests.
     """
 
@@ -126,7 +125,7 @@ class DemoResult:
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing more will happen by itself: all is decided, and every task has come to its end."""
+        """Whether nothing more will change: every event is decided and every task has ended."""
         return (
             len(self.events) >= len(self.expected_events)
             and all(event.state is not EventState.RECEIVED for event in self.events)
@@ -150,14 +149,14 @@ class DemoResult:
         return [task for task in self.tasks if task.event_id == event.id and task.rule == rule]
 
     def at_provider(self, task: StoredTask) -> list[Mapping[str, Json]]:
-        """Return what the provider holds of a task: found by its id there and by the tag in its description."""
+        """Return the provider's tasks that match: by id, and by the correlation tag in the description."""
         is_call = task.provider is ProviderName.MINDHUNTERS
         held, id_field = (self.at_mindhunters, "uuid") if is_call else (self.at_vambe, "id")
         tag = f"[lw:{task.key[:TAG_CHARACTERS]}]"
         return [one for one in held if one[id_field] == task.external_id or tag in str(one["description"])]
 
     def shortcomings(self) -> Iterator[str]:
-        """Yield in what this is not as expected, in sentences; nothing when all is well."""
+        """Yield a sentence for each difference from what is expected; nothing when there is none."""
         for webhook, answers in zip(self.webhooks, self.answers, strict=True):
             for posted in answers:
                 if not posted.accepted:

@@ -38,7 +38,7 @@ _PART: Final = re.compile(r"\{([^{}]*)\}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lead:
-    """Who and what a sample is about."""
+    """The person and record that a sample webhook is about."""
 
     name: str = "Ana Prueba"
     phone: str = "+56911112222"
@@ -51,7 +51,7 @@ class Lead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A payload to be signed and posted; `headers` are those an event is read from."""
+    """A payload to sign and post; `headers` are those that the source reads events from."""
 
     body: bytes
     content_type: str
@@ -60,14 +60,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Posted:
-    """What the ingress answered."""
+    """The ingress's answer."""
 
     status: int
     text: str
 
     @property
     def accepted(self) -> bool:
-        """Whether the webhook was taken in."""
+        """Whether the answer was a success."""
         return httpx.codes.is_success(self.status)
 
 

@@ -42,9 +42,9 @@ class ProviderRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsendable:
-    """The task cannot be put into a request that the provider would accept; `reason` says why and what to do.
+    """A task that cannot be made into a valid request; `reason` says why and what to do.
 
-    `too_late` when all that is wrong is the time: the task would expire before the provider could act.
+    `too_late`: the only problem is time, because the task would expire before the provider could act.
     """
 
     reason: str
@@ -53,9 +53,9 @@ class Unsendable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """The provider answered.
+    """The provider's answer.
 
-    Header names are in lower case. `truncated` when `body` is not whole: it was over the limit, or a failure's broke off.
+    Header names are in lower case. `truncated`: `body` is incomplete, because it exceeded the limit or the connection broke.
     """
 
     status: int
@@ -80,7 +80,7 @@ class NoAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotBegun:
-    """The sender's own check said, just before the request would have left, that it is too late; nothing left."""
+    """Nothing was sent: the sender's own check, made just before sending, found that it was too late."""
 
     reason: str
 
@@ -91,11 +91,11 @@ Sent = Answered | NeverSent | NoAnswer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interpretation:
-    """What a send means for the task.
+    """The meaning of a send's result for the task.
 
-    `reason` is for the operator: the status and the provider's own message, then the remedy. `retry_after_at` is the moment until
-    which the provider asked to be left alone. With `probe_first` the caller sends the provider's probe before it believes a
-    PAUSE (a 403 may concern one task only): if the probe succeeds, the verdict is REFUSED instead.
+    `reason` is for the operator: status, the provider's own message, then the remedy. `retry_after_at` is the moment until
+    which the provider asked for no requests. With `probe_first` the caller sends the provider's probe before it acts on a PAUSE
+    (a 403 may concern one task only): if the probe succeeds, the verdict is REFUSED instead.
     """
 
     verdict: Verdict
@@ -108,14 +108,14 @@ class Interpretation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelResult:
-    """Whether a provider cancelled a task that it has, and its answer in words."""
+    """Whether a provider cancelled a task, and its answer as text."""
 
     taken: bool
     words: str
 
 
 class ClaimedTask(Protocol):
-    """What a provider needs to know of a task that is about to be sent."""
+    """The attributes of a claimed task that a provider needs to build a request."""
 
     @property
     def id(self) -> str: ...
@@ -133,7 +133,7 @@ class ClaimedTask(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookupTarget:
-    """A task that may have been executed, by a request between these two moments of our clock, and its correlation tag."""
+    """A task of unknown outcome: its correlation tag, and the two moments between which its requests ran."""
 
     task: ClaimedTask
     tag: str
@@ -143,11 +143,11 @@ class LookupTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListingProgress:
-    """What the pages of one listing held so far; `passes` counts how often it was begun.
+    """What the pages of one listing contained so far; `passes` counts how often reading it was started.
 
-    `ids` are the tasks of this pass, `earlier` those of the pass before if that was whole, `least_total` the smallest number of
-    tasks that a page told of. Of all passes: `held` maps tags that were found to the provider's ids, and `unmarked` has
-    those titles that are looked for and that a task without any tag bears.
+    `ids` are the tasks of this pass, `earlier` those of the previous pass if that was complete, `least_total` the smallest
+    total that any page reported. For all passes together: `held` maps the tags found to the provider's ids; `unmarked` has the
+    titles of looked-up tasks that also appear on a task without any tag.
     """
 
     ids: frozenset[str] = frozenset()
@@ -160,7 +160,7 @@ class ListingProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextPage:
-    """The listing goes on: ask for `page` next, and give `seen` to its reading."""
+    """The listing continues: request `page` next, and pass `seen` to `read_listing`."""
 
     page: int
     seen: ListingProgress
@@ -168,9 +168,9 @@ class NextPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeListing:
-    """A listing that was read whole; `held` and `unmarked` as in `ListingProgress`.
+    """A listing that was read completely; `held` and `unmarked` are as in `ListingProgress`.
 
-    `query_works`: it shows that the provider understood the question itself.
+    `query_works`: the result shows that the provider understood the query.
     """
 
     held: Mapping[str, str]
@@ -180,9 +180,9 @@ class WholeListing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CannotTell:
-    """A look-up decides nothing; `reason` may be shown anywhere. `answered` is false when the provider did not answer.
+    """An inconclusive look-up; `reason` has no personal data. `answered`: the provider did answer.
 
-    `passes`: what stood in the way passes by itself, an outage or a pause; `retry_after_at` is when to ask again at the soonest.
+    `passes`: the obstacle is temporary (an outage or a pause); `retry_after_at` is the earliest moment to ask again.
     """
 
     reason: str
@@ -193,19 +193,19 @@ class CannotTell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFound:
-    """The provider holds the task that was looked for, under this id."""
+    """The provider has the task, under this id."""
 
     external_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskAbsent:
-    """A listing that was read whole does not hold the task."""
+    """A completely read listing does not contain the task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStatus:
-    """How a task that the provider accepted stands there, in the provider's word; `final` when that will not change."""
+    """A delivered task's status in the provider's word; `final`: it will not change any more."""
 
     word: str
     final: bool
@@ -213,7 +213,7 @@ class TaskStatus:
 
 @runtime_checkable
 class Provider(Protocol):
-    """One task service: its words, its codes, its documented answers."""
+    """One task service: builds requests and interprets answers. Pure; never sends anything."""
 
     name: ProviderName
 
@@ -224,45 +224,45 @@ class Provider(Protocol):
         """Return the request that creates the task, computed for this moment."""
 
     def read_response(self, sent: Sent, now: datetime, request: ProviderRequest | None = None) -> Interpretation:
-        """Say what the send came to. Never raises, whatever the provider answered.
+        """Interpret the result of sending the request. Never raises, whatever the provider answered.
 
-        With the request that was sent, an answer that differs from what was asked for becomes a warning.
+        If `request` is given, an answer that differs from what was requested adds a warning.
         """
 
     def probe_request(self) -> ProviderRequest:
         """Return a harmless GET that shows whether the credential works at all."""
 
     def listing_key(self, sought: LookupTarget) -> Hashable | CannotTell:
-        """Return which listing holds the task if it was made: tasks with equal keys may be looked up together."""
+        """Return which listing would contain the task; tasks with equal keys can be looked up together."""
 
     def listing_request(self, sought: Sequence[LookupTarget], page: int) -> ProviderRequest:
-        """Return the request for one page (from 1) of the listing that holds each of these if it was made."""
+        """Return the request for one page (from 1) of the listing that would contain all of these tasks."""
 
     def read_listing(
         self, sent: Sent, sought: Sequence[LookupTarget], page: int, seen: ListingProgress | None, *, query_works: bool
     ) -> NextPage | WholeListing | CannotTell:
-        """Say what that page tells. Never raises.
+        """Interpret one page of a listing. Never raises.
 
-        `seen` is what the page before handed on, None before the first. `query_works`: a listing asked for in this form
-        has found something before, so that an empty one means what it says.
+        `seen` comes from the page before, None for the first page. `query_works`: a listing asked for in this form has found
+        something before, so an empty one can be trusted.
         """
 
     def cancel_request(self, external_id: str) -> ProviderRequest | None:
-        """Return the request that cancels the task which the provider knows by this id; None where it has no such call."""
+        """Return the request that cancels the task with this provider's id; None when the provider has no such call."""
 
     def read_cancel(self, sent: Sent) -> CancelResult:
-        """Say what came of that request. Never raises."""
+        """Interpret the answer to that request. Never raises."""
 
 
 @runtime_checkable
 class ReportsOutcomes(Protocol):
-    """A provider that can be asked what became of a task it accepted."""
+    """A provider that can be polled for the outcome of a delivered task."""
 
     def outcome_request(self, external_id: str) -> ProviderRequest:
-        """Return the question how the task with the provider's id stands."""
+        """Return the request for the status of the task with this provider's id."""
 
     def read_outcome(self, sent: Sent, external_id: str) -> TaskStatus | CannotTell:
-        """Say how it stands. Never raises; a word that nobody knows is told as it is, and is not final."""
+        """Interpret the answer. Never raises; an unknown status is returned as it is and is not final."""
 
 
 def load(name: ProviderName) -> Provider:

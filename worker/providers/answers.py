@@ -82,9 +82,9 @@ _LOOK: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorBody:
-    """A provider's own error form, read: its message, its code, and what it says of single fields.
+    """A provider's error body, decoded: message, code, and errors of single fields.
 
-    `about_task` is false when a "not found" may mean the address instead of something the task names.
+    `about_task` is false when a "not found" may mean the URL instead of something the task refers to.
     """
 
     message: str
@@ -93,7 +93,7 @@ class ErrorBody:
     about_task: bool = True
 
     def words(self) -> str:
-        """Return message and field faults in one line, for a person."""
+        """Return message and field errors in one line, for a person."""
         message = (self.message or self.code).rstrip(". ")
         quoted = [f"{name}: {said}" if name else said for name, said in self.fields[:QUOTED_FIELDS]]
         quoted = [part for part in quoted if part not in message]  # some say it twice
@@ -105,10 +105,10 @@ class ErrorBody:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerFormat:
-    """How one provider spells its answers.
+    """The provider-specific parts of reading answers.
 
-    `identify` finds the id of the task it made in a decoded body; `read_error` reads its own error form and returns None for
-    any other body; `remedy` says what to do about a refusal. `url_setting` and `key_setting` are the settings to check.
+    `identify` finds the created task's id in a decoded body. `read_error` decodes the provider's error body and returns None
+    for any other body. `remedy` says what to do about a refusal. `url_setting` and `key_setting` are the settings to check.
     """
 
     name: str
@@ -121,7 +121,7 @@ class AnswerFormat:
 
 
 def read(form: AnswerFormat, sent: Sent, now: datetime) -> Interpretation:
-    """Return what a send came to, for any status, headers and bytes."""
+    """Interpret the result of a send, for any status, headers and bytes."""
     match sent:
         case NeverSent():
             remedy = f"Check {form.url_setting} and the network; it is tried again"
@@ -133,7 +133,7 @@ def read(form: AnswerFormat, sent: Sent, now: datetime) -> Interpretation:
 
 
 def cancelled(form: AnswerFormat, sent: Sent) -> CancelResult:
-    """Return what came of asking for a task to be cancelled, for any status and bytes."""
+    """Interpret the answer to a cancellation, for any status and bytes."""
     match sent:
         case NeverSent():
             return CancelResult(taken=False, words=f"not sent: {one_line(sent.error, REASON_CHARACTERS)}")
@@ -198,7 +198,7 @@ def _of_success(form: AnswerFormat, status: int, body: Json) -> Interpretation:
 
 
 def decoded(body: bytes) -> Json:
-    """Return the JSON of a body, or None for bytes that are none."""
+    """Return the JSON of a body; None for bytes that are not JSON."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):  # ValueError: not JSON, not text, or a number beyond all use
@@ -206,7 +206,7 @@ def decoded(body: bytes) -> Json:
 
 
 def one_line(text: str, limit: int) -> str:
-    """Return foreign text on one line, without control, formatting and broken characters, cut to `limit` characters."""
+    """Return text on one line, without control, formatting and invalid characters, cut to `limit` characters."""
     readable = text[: limit * 4]
     if not readable.isprintable():
         readable = "".join(
@@ -219,25 +219,25 @@ def one_line(text: str, limit: int) -> str:
 
 
 def reason(start: int | str, said: str, remedy: str) -> str:
-    """Return `start said. remedy`: what the provider says is cut so that the remedy is always there."""
+    """Return `start said. remedy`, cutting `said` (the provider's text) so that the remedy always fits."""
     room = REASON_CHARACTERS - len(str(start)) - len(remedy) - 4
     words = one_line(said, room).rstrip(".")
     return f"{start} {words}. {remedy}." if words else f"{start}. {remedy}."
 
 
 def unsendable(faults: Sequence[str], *, too_late: bool = False) -> Unsendable:
-    """Return why a task cannot be sent, with the remedy."""
+    """Return an Unsendable with these faults and the remedy."""
     remedy = f"Correct the rule or the data, {ANEW}"
     return Unsendable(reason=reason("Not sent:", "; ".join(faults), remedy), too_late=too_late)
 
 
 def field_name(value: Json) -> str:
-    """Return the name of a field as an error form gives it; anything that is no name becomes an empty one."""
+    """Return the field name in an error body; an empty text for anything that is not a name."""
     return value if isinstance(value, str) and _NAME.fullmatch(value) else ""
 
 
 def text_of(value: Json) -> str:
-    """Return what a provider says, whether as text or as a list of texts; anything else is nothing said."""
+    """Return a provider's message, given as text or as a list of texts; an empty text for anything else."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -246,9 +246,9 @@ def text_of(value: Json) -> str:
 
 
 def asked_until(header: str | None, now: datetime) -> datetime | None:
-    """Return the moment before which a Retry-After header asks to be left alone, at most a day away; None without a wish.
+    """Return the moment that a Retry-After header (seconds or an HTTP date) means, at most a day ahead; None without one.
 
-    It holds seconds or an HTTP date. Garbage, a negative number and a date that has passed are no wish.
+    An unreadable value, a negative number and a past date count as none.
     """
     if header is None:
         return None
@@ -273,7 +273,7 @@ _TWIN: Final = CannotTell(reason="the provider holds a task of the same title th
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paging:
-    """What one page says of itself and of the whole: its number, the last one's, and how many tasks there are."""
+    """A page's own number, the number of the last page, and the total number of tasks."""
 
     page: int
     last_page: int
@@ -281,7 +281,7 @@ class Paging:
 
 
 def open_listing(sent: Sent) -> Json | CannotTell:
-    """Return the body of a whole answer of 200, or why there is none."""
+    """Return the body of a complete 200 answer, or CannotTell with the reason."""
     match sent:
         case NeverSent():
             return CannotTell(reason="the look-up could not be sent", answered=False)
@@ -296,7 +296,7 @@ def open_listing(sent: Sent) -> Json | CannotTell:
 
 
 def is_marked(sought: LookupTarget) -> bool:
-    """Whether the task was sent with its mark at all."""
+    """Whether the task was sent with its correlation tag."""
     description = sought.task.fields.get("description")
     return isinstance(description, str) and sought.tag in description
 
@@ -304,9 +304,9 @@ def is_marked(sought: LookupTarget) -> bool:
 def gather(
     rows: Sequence[Json], sought: Sequence[LookupTarget], id_names: Sequence[str], seen: ListingProgress | None
 ) -> ListingProgress | None:
-    """Return what was seen with the tasks of one more page; None when they are not as documented.
+    """Return the progress with one more page's tasks added; None when these are not in the documented form.
 
-    `id_names` are the keys that may hold a task's id, the first one wins.
+    `id_names` are the keys that may hold a task's id; the first present one counts.
     """
     before = seen or ListingProgress()
     held, ids, titles = dict(before.held), set(before.ids), set(before.unmarked)
@@ -329,7 +329,7 @@ def gather(
 def continue_listing(
     seen: ListingProgress, sought: Sequence[LookupTarget], paging: Paging, asked: int
 ) -> NextPage | WholeListing | CannotTell:
-    """Say what follows a page with which all this was seen."""
+    """Return what follows a page: the next page, a whole listing, or CannotTell."""
     least = paging.total if seen.least_total is None else min(seen.least_total, paging.total)
     fits = paging.page == asked
     if all(each.tag in seen.held for each in sought):  # the rest of the listing does not matter then
@@ -351,14 +351,14 @@ def continue_listing(
 
 
 def whole_listing(seen: ListingProgress, *, query_works: bool) -> WholeListing:
-    """Return what a listing came to that was read whole."""
+    """Return the result of a completely read listing."""
     return WholeListing(held=seen.held, unmarked=seen.unmarked, query_works=query_works)
 
 
 def result_for(
     listing: WholeListing | CannotTell, held: Mapping[str, str], sought: LookupTarget
 ) -> TaskFound | TaskAbsent | CannotTell:
-    """Say what a listing tells of one task; `held` was found on its pages, also when it was not read whole."""
+    """Return what a listing says about one task; `held` has what its pages contained, also when it was not read completely."""
     if sought.tag in held:
         return TaskFound(external_id=held[sought.tag])
     if isinstance(listing, CannotTell):

@@ -1,8 +1,8 @@
-"""Which shape a task's values must have before a provider is asked at all.
+"""Checks that a task's rendered values have the right types before a request is made.
 
-Rules are checked when they are read; what a template renders is known only now. A value of the wrong shape is refused
-here with the complaint the provider would make, because its answer would cost an attempt and say less. Whether an id
-exists is the provider's to say.
+Rules are checked when they are loaded, but what a template renders is known only now. A value of the wrong type is refused
+here, with the same fault that the provider would report, because asking the provider would cost an attempt and its answer would
+say less. Whether an id exists is left to the provider.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _SHOWN_CHARACTERS: Final = 60
 
 
 class FieldReader:
-    """Takes values out of a task's fields, each in its shape; `faults` has a line for each that has another.
+    """Reads typed values from a task's fields; `faults` gets a line for each value of the wrong type.
 
-    A method returns None for a value that is absent, null or complained about; `needed` makes absence a complaint too.
+    A method returns None for a value that is absent, null or wrong. With `needed`, absence is a fault too.
     """
 
     def __init__(self, fields: Mapping[str, Json]) -> None:
@@ -30,7 +30,7 @@ class FieldReader:
         self.faults: list[str] = []
 
     def text(self, key: str, *, needed: bool = False) -> str | None:
-        """Return a text that is not blank; a number becomes its text."""
+        """Return a text that is not blank; a number is converted to text."""
         value = self._fields.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
@@ -52,7 +52,7 @@ class FieldReader:
         return None
 
     def whole(self, key: str, *, lowest: int, highest: int | None = None) -> int | None:
-        """Return a whole number within its bounds; text that is one counts, as forms carry numbers as text."""
+        """Return a whole number within the bounds; a text that spells one is accepted."""
         value = self._fields.get(key)
         if value is None:
             return None
@@ -66,7 +66,7 @@ class FieldReader:
         return number
 
     def flag(self, key: str) -> bool | None:
-        """Return true or false; the words count, as forms carry them as text."""
+        """Return true or false; the texts `true` and `false` are accepted."""
         value = self._fields.get(key)
         if isinstance(value, str) and value.strip().lower() in {"true", "false"}:
             return value.strip().lower() == "true"
@@ -76,7 +76,7 @@ class FieldReader:
         return None
 
     def mapping(self, key: str) -> dict[str, Json] | None:
-        """Return a mapping with text keys that JSON can hold, without its nulls at the first level."""
+        """Return a JSON mapping, without nulls at its first level."""
         value = self._fields.get(key)
         if value is None:
             return None
@@ -90,7 +90,7 @@ class FieldReader:
         return kept
 
     def texts(self, key: str) -> list[str] | None:
-        """Return at least one text, each once, in order."""
+        """Return a list of at least one text, without repetitions, in order."""
         value = self._fields.get(key)
         found = [value] if isinstance(value, str) else value
         if not isinstance(found, list | tuple) or not all(isinstance(one, str) for one in found):
@@ -127,9 +127,9 @@ class FieldReader:
         return None
 
     def extra_fields(self, wire_names: Mapping[str, str]) -> dict[str, Json]:
-        """Return `extra_fields`: raw wire names at the user's own risk, but none that a key of the task's own decides.
+        """Return `extra_fields`: raw request fields, except those that another key of the task sets (a fault).
 
-        `wire_names` maps each such name to the key that decides it.
+        `wire_names` maps each excluded request field to the key that sets it.
         """
         extra = self.mapping("extra_fields") or {}
         for name in extra.keys() & wire_names.keys():
@@ -144,7 +144,7 @@ class FieldReader:
 
 
 def shown(value: Json) -> str:
-    """Return a value for a complaint: short, on one line."""
+    """Return a value for a message: short, on one line."""
     text = repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 

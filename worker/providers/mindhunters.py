@@ -100,7 +100,7 @@ _ADDRESS_WORDS: Final = ("endpoint", "route", "url")
 
 
 class Mindhunters:
-    """The task service that calls and writes to contacts."""
+    """The Mindhunters task service: AI calls and WhatsApp messages to contacts."""
 
     name = ProviderName.MINDHUNTERS
 
@@ -136,7 +136,7 @@ class Mindhunters:
         return ProviderRequest(method="POST", path="/tasks", json={**known, **extra})
 
     def read_response(self, sent: Sent, now: datetime, request: ProviderRequest | None = None) -> Interpretation:  # noqa: ARG002 - protocol
-        """Say what a send came to."""
+        """Interpret the result of a send."""
         return answers.read(_FORMAT, sent, now)
 
     def probe_request(self) -> ProviderRequest:
@@ -144,15 +144,15 @@ class Mindhunters:
         return ProviderRequest(method="GET", path="/tasks", query=(("per_page", "1"),))
 
     def cancel_request(self, external_id: str) -> ProviderRequest | None:
-        """Return the call that ends a task; a reference of a third party lists it, the vendor's own pages do not."""
+        """Return the call that cancels a task; known from a third party's reference, not from the vendor's pages."""
         return ProviderRequest(method="POST", path=f"/tasks/{quote(external_id, safe='')}/cancel")
 
     def read_cancel(self, sent: Sent) -> CancelResult:
-        """Say what came of that call."""
+        """Interpret the answer to that call."""
         return answers.cancelled(_FORMAT, sent)
 
     def listing_key(self, sought: LookupTarget) -> Hashable | CannotTell:
-        """Return agent and type of the task, by which it is listed."""
+        """Return the task's agent and type, by which listings are filtered."""
         if not answers.is_marked(sought):
             return answers.NOT_MARKED
         filters = _filters(sought.task)
@@ -180,7 +180,7 @@ class Mindhunters:
         *,
         query_works: bool,  # noqa: ARG002 - protocol; its form is documented
     ) -> NextPage | WholeListing | CannotTell:
-        """Say what one page of the listing tells."""
+        """Interpret one page of the listing."""
         body = answers.open_listing(sent)
         if isinstance(body, CannotTell):
             return body
@@ -193,11 +193,11 @@ class Mindhunters:
         return answers.continue_listing(now_seen, sought, paging, page)
 
     def outcome_request(self, external_id: str) -> ProviderRequest:
-        """Return the question how a task stands; a reference of a third party lists it, and no webhook tells it."""
+        """Return the request for a task's status; known from a third party's reference. The vendor sends no webhook for it."""
         return ProviderRequest(method="GET", path=f"/tasks/{quote(external_id, safe='')}")
 
     def read_outcome(self, sent: Sent, external_id: str) -> TaskStatus | CannotTell:
-        """Say how it stands: `data.status`, in one of the documented words or another."""
+        """Return the task's status from `data.status`, be it a documented word or not."""
         body = answers.open_listing(sent)
         if isinstance(body, CannotTell):
             return body

@@ -74,7 +74,7 @@ _ADDRESS_WORDS: Final = ("cannot post", "route", "endpoint", "url")
 
 
 class Vambe:
-    """The task service that people work in."""
+    """The Vambe task service: tasks for people of a team."""
 
     name = ProviderName.VAMBE
 
@@ -103,7 +103,7 @@ class Vambe:
         return ProviderRequest(method="POST", path="/tasks", json={**body, **extra})
 
     def read_response(self, sent: Sent, now: datetime, request: ProviderRequest | None = None) -> Interpretation:
-        """Say what a send came to."""
+        """Interpret the result of a send."""
         reading = answers.read(_FORMAT, sent, now)
         if reading.verdict is Verdict.DELIVERED and request is not None and isinstance(sent, Answered):
             return replace(reading, warning=_other_moment(request.json, answers.decoded(sent.body)))
@@ -114,15 +114,15 @@ class Vambe:
         return ProviderRequest(method="GET", path="/team-members/all")
 
     def cancel_request(self, external_id: str) -> ProviderRequest | None:  # noqa: ARG002 - protocol
-        """Return None: no call that ends a task is documented."""
+        """Return None: Vambe documents no call that cancels a task."""
         return None
 
     def read_cancel(self, sent: Sent) -> CancelResult:
-        """Say what came of that call."""
+        """Interpret the answer to that call."""
         return answers.cancelled(_FORMAT, sent)
 
     def listing_key(self, sought: LookupTarget) -> Hashable | CannotTell:
-        """Return the users of the task, by whom it is listed."""
+        """Return the task's users, by whom listings are filtered."""
         if not answers.is_marked(sought):
             return answers.NOT_MARKED
         return _users(sought) or CannotTell(reason="the task names no users to ask for")
@@ -148,7 +148,7 @@ class Vambe:
         *,
         query_works: bool,
     ) -> NextPage | WholeListing | CannotTell:
-        """Say what the listing tells; it comes whole, without pages."""
+        """Interpret the listing, which comes without pages."""
         body = answers.open_listing(sent)
         if isinstance(body, CannotTell):
             return body

@@ -101,11 +101,11 @@ _Seconds = Annotated[float, Field(allow_inf_nan=False, description="a number of 
 
 
 class Misbehaviour(BaseModel):
-    """What happens instead of, or on top of, the proper answer.
+    """A fault: what happens instead of, or in addition to, the normal answer.
 
-    `status` replaces the answer; with `store` the request is executed all the same. `hang_up` closes the connection without
-    an answer, before or after executing; `reset` does so with a TCP reset. `delay_seconds` passes after executing and before
-    answering; `drip_seconds` passes before each byte of the answer.
+    `status` replaces the answer; with `store` the request is executed all the same. `hang_up` closes the connection without an
+    answer, before or after executing; `reset` does so with a TCP reset. `delay_seconds` passes after executing and before
+    answering, `drip_seconds` before each byte of the answer.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -149,7 +149,7 @@ class ScriptedFault(BaseModel):
     _acted: int = PrivateAttr(default=0)
 
     def takes(self, provider: str, request: SandboxRequest) -> bool:
-        """Say whether it acts on this request, and count it."""
+        """Return whether this fault applies to the request, and count it."""
         if self.times is not None and self._acted >= self.times:
             return False
         if self.provider not in {None, provider} or self.method.upper() not in {"*", request.method}:
@@ -165,33 +165,33 @@ class ScriptedFault(BaseModel):
         return True
 
     def counts(self) -> dict[str, Json]:
-        """Return how often it has matched and acted."""
+        """Return how often it matched and was applied."""
         return {"matched": self._matched, "acted": self._acted}
 
 
 class Script:
-    """The faults in force. Not for several threads at once: the sandbox holds its lock."""
+    """The active faults. Not thread-safe: the sandbox holds its lock."""
 
     def __init__(self) -> None:
         self._faults: list[tuple[Json, ScriptedFault]] = []
 
     def add(self, script: Json) -> None:
-        """Add a list of faults (or one); raises SandboxError, naming the place, without adding any."""
+        """Add a list of faults (or one), all or none. Raises SandboxError that names the place."""
         entries = [script] if isinstance(script, dict) else script
         if not isinstance(entries, Sequence) or isinstance(entries, str | bytes):
             raise SandboxError("a fault script is a JSON list of faults")
         self._faults += [(entry, _fault(entry, f"fault {number}")) for number, entry in enumerate(entries, start=1)]
 
     def clear(self) -> None:
-        """Misbehave no more."""
+        """Remove all faults."""
         self._faults.clear()
 
     def take(self, provider: str, request: SandboxRequest) -> Misbehaviour | None:
-        """Return what shall happen to this request, if anything."""
+        """Return the fault to apply to this request, or None."""
         return next((fault.answer for _, fault in self._faults if fault.takes(provider, request)), None)
 
     def as_json(self) -> list[dict[str, Json]]:
-        """Return the faults as written, with how often each has matched and acted."""
+        """Return the faults as written, each with how often it matched and was applied."""
         return [{**written, **fault.counts()} for written, fault in self._faults]
 
 

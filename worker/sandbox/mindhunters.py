@@ -64,7 +64,7 @@ class MindhuntersSandbox(ProviderSandbox):
         self._by_address: dict[str, str] = {}
 
     def answer(self, request: SandboxRequest, now: datetime, tasks_now: datetime) -> SandboxResponse:
-        """Answer one call; `now` is what the clock says, `tasks_now` how far the tasks' lives have moved."""
+        """Answer one call; `now` is the clock's moment, `tasks_now` the moment up to which task statuses have advanced."""
         refused = self._refuse(request, now)
         if refused is not None:
             return refused
@@ -82,7 +82,7 @@ class MindhuntersSandbox(ProviderSandbox):
         return self._error(404, "NOT_FOUND", f"no endpoint {request.method} {request.path}")
 
     def tasks(self, tasks_now: datetime) -> list[dict[str, Json]]:
-        """Return every task, oldest first, as it stands."""
+        """Return every task with its current status, oldest first."""
         for task in self._tasks.values():
             self._live(task, tasks_now)
         return [_public(task) | {"contact": self._contacts.get(task["contact_uuid"])} for task in self._tasks.values()]
@@ -92,7 +92,7 @@ class MindhuntersSandbox(ProviderSandbox):
         return list(self._contacts.values())
 
     def move(self, identifier: str, status: str, tasks_now: datetime) -> bool:
-        """Put a task into a status; False when there is no such task or status."""
+        """Set a task's status; False when there is no such task or status."""
         task = self._tasks.get(identifier)
         if task is None or status not in STATUSES:
             return False
@@ -330,7 +330,7 @@ def _number(request: SandboxRequest, name: str, default: int) -> int | None:
 
 
 def field_errors(body: Mapping[str, Json], switches: Switches, now: datetime) -> Iterator[FieldError]:
-    """Yield what is wrong with a body, shapes before ids."""
+    """Yield the errors in a body to create a task, types before ids."""
     for key in ("title", "type", "agent_uuid", "scheduled_at"):
         value = body.get(key)
         if value is None or value == "":

@@ -1,4 +1,4 @@
-"""The sandbox's one page: what it holds, what it refused and why, how it misbehaves, what it assumes."""
+"""The sandbox's page: what it holds, what it refused and why, its faults and its assumptions."""
 
 from __future__ import annotations
 

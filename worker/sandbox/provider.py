@@ -1,4 +1,4 @@
-"""What the stand-ins of both providers have in common: tasks in memory, a rate limit, listings that misbehave."""
+"""What the sandboxes of both providers share: tasks in memory, a rate limit, listings with faults."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNOR
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One thing that is wrong with a body: a field and a message, the status it is answered with, and a code."""
+    """One error in a request's body: field, message, HTTP status and code of the answer."""
 
     field: str
     message: str
@@ -32,7 +32,7 @@ class FieldError:
 
 
 class ProviderSandbox:
-    """A provider's tasks and what its switches decide. Not for several threads at once: the sandbox holds its lock."""
+    """A provider's tasks and behaviour switches. Not thread-safe: the sandbox holds its lock."""
 
     name: ClassVar[str]
 
@@ -92,7 +92,7 @@ class ProviderSandbox:
 
 
 def forget_oldest(held: dict[str, Any]) -> None:
-    """Keep memory bounded: what came first goes first."""
+    """Remove the oldest entries, to bound memory."""
     while len(held) > TASK_LIMIT:
         del held[next(iter(held))]
 

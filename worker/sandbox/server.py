@@ -49,10 +49,10 @@ def _machine_clock() -> datetime:
 
 
 class Sandbox:
-    """Both providers on one port of this machine; a context manager, or `start()` and `stop()`.
+    """Both sandbox providers on one port of this machine; a context manager, or `start()` and `stop()`.
 
-    `port` 0 takes a free one. `switches` are values of `worker.sandbox.switches.SWITCHES`, `faults` a script as in
-    `worker.sandbox.faults`. Raises SandboxError when one of them is not understood or the port is taken.
+    `port` 0 takes a free one. `switches` are values for `worker.sandbox.switches.SWITCHES`, `faults` a script as in
+    `worker.sandbox.faults`. Raises SandboxError for invalid ones and when the port is in use.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Sandbox:
     # -- life ------------------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Serve, in threads of its own."""
+        """Start serving, in background threads."""
         try:
             self._server = _Server((self._host, self._port), self)
         except (OSError, OverflowError) as exc:
@@ -93,7 +93,7 @@ class Sandbox:
         return self
 
     def stop(self) -> None:
-        """Refuse and drop every connection from now on. Another `start()` takes the same port and keeps what is held."""
+        """Refuse and close all connections. A later `start()` uses the same port and keeps the stored tasks."""
         self._closing.set()
         if self._server is not None:
             self._server.shutdown()
@@ -114,7 +114,7 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        """Where its page is."""
+        """The URL of its page."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._port}"
 
@@ -150,39 +150,39 @@ class Sandbox:
             return state
 
     def script(self, faults: Json) -> None:
-        """Add faults; raises SandboxError for a script it does not understand."""
+        """Add faults. Raises SandboxError for an invalid script."""
         with self._lock:
             self._script.add(faults)
 
     def behave(self) -> None:
-        """Take all faults out of force."""
+        """Remove all faults."""
         with self._lock:
             self._script.clear()
 
     def turn(self, switches: Mapping[str, str]) -> None:
-        """Turn switches; raises SandboxError for one it does not know."""
+        """Set switches. Raises SandboxError for an unknown one."""
         with self._lock:
             self._switches.turn(switches)
 
     def advance(self, span: timedelta) -> None:
-        """Let this much time pass in the lives of Mindhunters' tasks; the clock that checks requests does not move."""
+        """Advance the statuses of Mindhunters' tasks by this span; the clock for requests does not change."""
         with self._lock:
             self._ahead += span
 
     def move(self, task: str, status: str) -> None:
-        """Put one Mindhunters task into a status; raises SandboxError for an unknown task or status."""
+        """Set the status of a Mindhunters task. Raises SandboxError for an unknown task or status."""
         with self._lock:
             if not self._mindhunters.move(task, status, self._tasks_now()):
                 raise SandboxError(f"there is no task {task!r} or no status {status!r}")
 
     def reset(self) -> None:
-        """Forget tasks, requests, faults and moved time; switches stay as they are."""
+        """Delete tasks, requests, faults and advanced time; switches are kept."""
         with self._lock:
             self._script.clear()
             self._empty()
 
     def answer(self, provider: str, request: SandboxRequest) -> tuple[SandboxResponse | None, Misbehaviour | None]:
-        """Take one provider call: execute it unless a fault forbids, and say what to answer and how to misbehave."""
+        """Handle one provider call: execute it unless a fault forbids that; return the response and the fault to apply."""
         with self._lock:
             now = self._clock()
             misbehaviour = self._script.take(provider, request)
@@ -203,15 +203,15 @@ class Sandbox:
         return response, misbehaviour
 
     def page(self) -> str:
-        """Return the page."""
+        """Return the HTML page."""
         return page(self.state(SHOWN), self.mindhunters_url, self.vambe_url)
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, but not beyond `stop()`."""
+        """Sleep, but end early at `stop()`."""
         self._closing.wait(seconds)
 
     def control(self, request: SandboxRequest) -> tuple[int, Json]:
-        """Take one call to `/_sandbox/...`: status and JSON."""
+        """Handle one call to `/_sandbox/...`; return status and JSON."""
         limit = request.last("limit")
         document = request.document
         match request.method, request.path:
@@ -252,9 +252,9 @@ def serve(
     announce: Callable[[Sandbox], None] = lambda _: None,
     until: threading.Event | None = None,
 ) -> None:
-    """Serve until `until` is set or the process is interrupted; `announce` is told once the port is open.
+    """Serve until `until` is set or the process is interrupted; `announce` is called once the port is open.
 
-    `script_file` holds faults as a JSON list. Raises SandboxError, naming file, switch or port.
+    `script_file` holds faults as a JSON list. Raises SandboxError that names file, switch or port.
     """
     faults: Json = ()
     if script_file is not None:

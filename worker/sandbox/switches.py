@@ -23,12 +23,12 @@ from rules.vocabulary import Problem
 
 
 class SandboxError(Problem):
-    """The sandbox was told something it does not understand, or cannot have its port."""
+    """Invalid input to the sandbox, or its port is not available."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Switch:
-    """One open question. `choices` is empty for a switch that takes a number or a list; the first choice is the default."""
+    """One behaviour the vendor leaves open. `choices` is empty for a number or a list; the first choice is the default."""
 
     name: str
     about: str
@@ -38,7 +38,7 @@ class Switch:
 
     @property
     def default(self) -> str:
-        """What holds when nobody says anything."""
+        """The default value."""
         return self.choices[0] if self.choices else self.free
 
 
@@ -124,7 +124,7 @@ SWITCHES: Final[Mapping[str, Switch]] = {
 
 
 class Switches:
-    """The switches as they stand."""
+    """The current values of all switches."""
 
     def __init__(self, values: Mapping[str, str] | None = None) -> None:
         self._values: dict[str, str] = {}
@@ -134,7 +134,7 @@ class Switches:
         return self._values.get(name, SWITCHES[name].default)
 
     def turn(self, values: Mapping[str, str]) -> None:
-        """Set these; raises SandboxError, naming what is allowed, without setting any."""
+        """Set these switches, all or none. Raises SandboxError that names the allowed values."""
         for name, value in values.items():
             switch = SWITCHES.get(name)
             if switch is None:
@@ -146,21 +146,21 @@ class Switches:
         self._values.update(values)
 
     def on(self, name: str, value: str) -> bool:
-        """Say whether the switch stands at this value."""
+        """Return whether the switch has this value."""
         return self[name] == value
 
     def knows(self, name: str, identifier: str) -> bool:
-        """Say whether a switch about who exists counts this one in."""
+        """Return whether a list switch includes this identifier (`any` includes all)."""
         value = self[name]
         return value == "any" or identifier.lower() in {one.strip().lower() for one in value.split(",")}
 
     def listed(self, name: str) -> list[str]:
-        """Return whom a switch about who exists names; empty for `any`."""
+        """Return the identifiers of a list switch; empty for `any`."""
         value = self[name]
         return [] if value == "any" else [one.strip() for one in value.split(",") if one.strip()]
 
     def number(self, name: str) -> float:
-        """Return the number of a switch that is one."""
+        """Return a switch's value as a number."""
         return float(self[name])
 
     def as_json(self) -> list[dict[str, str]]:

@@ -229,7 +229,7 @@ def _status(body: Mapping[str, Json]) -> dict[str, Json] | None:
 
 
 def field_errors(body: Mapping[str, Json], switches: Switches, now: datetime) -> Iterator[FieldError]:
-    """Yield what is wrong with a body to create a task, shapes before ids."""
+    """Yield the errors in a body to create a task, types before ids."""
     if switches.on("vambe.absent_keys", "strict"):
         for key in NULLABLE:
             if key not in body:
@@ -251,7 +251,7 @@ def field_errors(body: Mapping[str, Json], switches: Switches, now: datetime) ->
 
 
 def title(value: Json, switches: Switches) -> Iterator[FieldError]:
-    """Yield what is wrong with a title."""
+    """Yield the errors in a title."""
     if not isinstance(value, str) or not value:
         yield _wrong("title", "must be a string of at least 1 character")
     elif not value.strip() and switches.on("vambe.blank_title", "refuse"):
@@ -259,7 +259,7 @@ def title(value: Json, switches: Switches) -> Iterator[FieldError]:
 
 
 def priority(value: Json, switches: Switches) -> Iterator[FieldError]:
-    """Yield what is wrong with a priority."""
+    """Yield the errors in a priority."""
     if isinstance(value, int) and not isinstance(value, bool) and switches.on("vambe.priority_number", "accept"):
         value = str(value)
     if value not in PRIORITIES:
@@ -267,7 +267,7 @@ def priority(value: Json, switches: Switches) -> Iterator[FieldError]:
 
 
 def due(body: Mapping[str, Json], switches: Switches, now: datetime) -> Iterator[FieldError]:
-    """Yield what is wrong with dueDate, dueTime and timezone."""
+    """Yield the errors in dueDate, dueTime and timezone."""
     due_date, due_time, timezone = body.get("dueDate"), body.get("dueTime"), body.get("timezone")
     if due_date is not None:
         day = day_of(due_date)
@@ -288,7 +288,7 @@ def due(body: Mapping[str, Json], switches: Switches, now: datetime) -> Iterator
 
 
 def responsibles(value: Json, switches: Switches) -> Iterator[FieldError]:
-    """Yield what is wrong with responsibleIds."""
+    """Yield the errors in responsibleIds."""
     if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
         yield _wrong("responsibleIds", "must be a list of at least one user id")
         return
@@ -301,7 +301,7 @@ def responsibles(value: Json, switches: Switches) -> Iterator[FieldError]:
 
 
 def due_at(body: Mapping[str, Json], switches: Switches) -> datetime | None:
-    """Return the instant the stored task is due at: as the zone says, or as the vendor's sample does."""
+    """Return when the stored task is due: in its time zone, or as in the vendor's sample, depending on a switch."""
     day = day_of(body.get("dueDate"))
     if day is None:
         return None
