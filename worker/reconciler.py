@@ -40,7 +40,7 @@ from worker.providers import (
     TaskFound,
     WholeListing,
 )
-from worker.providers.answers import asked_until, result_for
+from worker.providers.answers import result_for, retry_not_before
 from worker.retry import (
     LOOK_UP_POLICY,
     AttemptHistory,
@@ -139,7 +139,7 @@ class ThrottledClient:
         now = self._clock.now()
         if not isinstance(sent, Answered):
             return sent, hindrance_of(None, None, now)
-        hindrance = hindrance_of(sent.status, asked_until(sent.headers.get("retry-after"), now), now)
+        hindrance = hindrance_of(sent.status, retry_not_before(sent.headers.get("retry-after"), now), now)
         if sent.status == _FORBIDDEN and self._is_let_in(asked_at, deadline_seconds):
             return sent, None
         if hindrance is not None and hindrance.pause_until_at is not None:

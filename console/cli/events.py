@@ -50,7 +50,7 @@ from worker.ledger import (
     Replayed,
     StoredEvent,
     StoredTask,
-    never_left,
+    never_sent,
     renamed,
     why_not_replayed,
 )
@@ -173,7 +173,7 @@ class _Forecast:
                         for key in ("rule", "name", "type", "state", "due_at", "reason")
                     },
                     "exists": str(made.state) if made else None,
-                    "again": made is not None and never_left(made),
+                    "again": made is not None and never_sent(made),
                     "id": made.id if made else None,
                 }
                 for task, made in self.tasks
@@ -189,7 +189,7 @@ class _Forecast:
             ended = f", ends {task.state} at once: {task.reason}" if task.state is not TaskState.PLANNED else ""
             due = f"due {instant(task.due_at)}{ended}"
             would = f"exists, {made.state}" if made else f"would be made, {due}"
-            if made and never_left(made):
+            if made and never_sent(made):
                 would = f"{would}, never complete: would be planned again, {due}"
             lines.append(f"    {task.rule}/{task.name}  {task.type}: {would}")
         return lines if self.tasks else [*lines, "    no tasks"]
@@ -208,7 +208,7 @@ def _forecast(
     if new_keys:
         return _Forecast(stored, tasks=[(task, None) for task in planned])
     made = {(task.rule, task.name): task for task in ledger.queries.tasks_of(stored.id) if task.parent is None}
-    left = [(task.rule, task.name, task.type) for task in made.values() if not never_left(task)]
+    left = [(task.rule, task.name, task.type) for task in made.values() if not never_sent(task)]
     other_names = renamed([(task.rule, task.name, task.type) for task in planned], left)
     refusal = printable(f"event {stored.id}: {other_names}") if other_names else None
     return _Forecast(stored, refusal, [(task, made.get((task.rule, task.name))) for task in planned])
@@ -255,7 +255,7 @@ def _summary(forecasts: Sequence[_Forecast]) -> list[str]:
     good = [one for one in forecasts if one.refusal is None]
     existing = [made for one in good for _, made in one.tasks]
     new = existing.count(None)
-    again = sum(made is not None and never_left(made) for made in existing)
+    again = sum(made is not None and never_sent(made) for made in existing)
     never_complete = f", {again} of them never complete, to be planned again" if again else ""
     refused = len(forecasts) - len(good)
     exist = f"{len(existing) - new} exist{never_complete}"

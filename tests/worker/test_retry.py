@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rules.vocabulary import RetryPolicy, TaskState, Verdict
 from worker.providers import CannotTell, Interpretation, TaskAbsent, TaskFound
-from worker.providers.answers import asked_until
+from worker.providers.answers import retry_not_before
 from worker.retry import (
     PROVIDER_PAUSE,
     AttemptHistory,
@@ -128,7 +128,7 @@ def rest(retry_after_at=None, *, first_attempt_at=NOW, **policy):
 )
 def test_too_many_requests_rest_the_provider_and_cost_nothing(header, seconds):
     """A 429 leaves the provider alone as long as it asks; the task waits as long, also when it has no try left."""
-    step = rest(asked_until(header, NOW))
+    step = rest(retry_not_before(header, NOW))
     until_at = NOW + timedelta(seconds=seconds)
     assert (TaskState.WAITING, False, True) == (step.state, step.counted, step.pause_asked)
     assert (until_at, until_at) == (step.due_at, step.pause_until_at)
@@ -137,7 +137,7 @@ def test_too_many_requests_rest_the_provider_and_cost_nothing(header, seconds):
 @pytest.mark.parametrize("header", ["1000000000", "Fri, 31 Dec 9999 23:59:59 GMT", "86400"])
 def test_a_long_wish_is_the_tasks_own_and_the_others_wait_an_hour(header):
     """It is kept up to the policy's cap; the provider's pause ends after an hour at the latest."""
-    asked_at = asked_until(header, NOW)
+    asked_at = retry_not_before(header, NOW)
     step = rest(asked_at)
     assert (NOW + timedelta(hours=24), NOW + timedelta(hours=1)) == (step.due_at, step.pause_until_at)
     step = rest(asked_at, cap=timedelta(hours=2))

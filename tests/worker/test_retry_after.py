@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.providers.answers import LONGEST_RETRY_AFTER, asked_until
+from worker.providers.answers import LONGEST_RETRY_AFTER, retry_not_before
 
 NOW = datetime(2026, 3, 2, 13, 0, tzinfo=UTC)
 
@@ -39,12 +39,12 @@ NOW = datetime(2026, 3, 2, 13, 0, tzinfo=UTC)
 )
 def test_retry_after(expected, header) -> None:
     """Seconds and HTTP dates are kept in full up to a day; garbage, the past and the negative are no wish."""
-    until = asked_until(header, NOW)
+    until = retry_not_before(header, NOW)
     assert expected == (None if until is None else until - NOW)
 
 
 @given(st.text(max_size=60) | st.integers().map(str) | st.datetimes().map(lambda at: f"{at:%a, %d %b %Y %H:%M:%S} GMT"))
 def test_retry_after_is_never_absurd(header) -> None:
     """Whatever the header says, the wish is none, or between now and a day from now."""
-    until = asked_until(header, NOW)
+    until = retry_not_before(header, NOW)
     assert until is None or NOW <= until <= NOW + LONGEST_RETRY_AFTER

@@ -19,7 +19,7 @@ from worker.ledger.limits import LedgerLimits
 from worker.ledger.migrations import refuse_other_revision, upgrade
 from worker.ledger.queries import Due, EventSelection, LedgerQueries, Measures, TaskSelection, Workload
 from worker.ledger.reconciliation import LedgerOutcomes, LedgerReconciliation
-from worker.ledger.replay import Replayed, never_left, renamed, why_not_replayed
+from worker.ledger.replay import Replayed, never_sent, renamed, why_not_replayed
 from worker.ledger.rule_sets import LedgerRuleSets
 from worker.ledger.tasks import LedgerTasks
 from worker.ledger.types import (
@@ -82,7 +82,7 @@ __all__ = [
     "Workload",
     "migrate",
     "move_ledger",
-    "never_left",
+    "never_sent",
     "open_ledger",
     "renamed",
     "undo_move",

@@ -93,7 +93,7 @@ def why_not_replayed(stored: StoredEvent, *, failed_too: bool) -> str | None:
     return None
 
 
-def never_left(task: StoredTask) -> bool:
+def never_sent(task: StoredTask) -> bool:
     """Whether a task died while it was planned: it was never sent and never can be."""
     return _never_left(task.state, task.epoch)
 
@@ -138,7 +138,7 @@ def _by_rule(names: Iterable[Name]) -> _ByRule:
 
 
 @dataclass(frozen=True, slots=True)
-class StandingTasks:
+class ExistingTasks:
     """Existing tasks of events that are replayed, and the events whose new plan was refused.
 
     Tasks are keyed by event, rule and name. `unsent` are those that were never sent and are planned again.
@@ -149,7 +149,7 @@ class StandingTasks:
     refused: Collection[str] = ()
 
 
-def find_standing(connection: Connection, plans: Mapping[str, Collection[Name]]) -> StandingTasks:
+def find_existing(connection: Connection, plans: Mapping[str, Collection[Name]]) -> ExistingTasks:
     """Find the existing tasks of events planned before. `plans` has their new tasks; refuses events whose names changed.
 
     A refused event is left unchanged, except that its reason says why.
@@ -167,7 +167,7 @@ def find_standing(connection: Connection, plans: Mapping[str, Collection[Name]])
             refused.append(event_id)
             _REFUSE.run(connection, {"event_id": event_id, "new_reason": sentence(f"not decided again: {why}")})
     stands = {(event_id, row.rule, row.name) for event_id, rows in made.items() for row in rows}
-    return StandingTasks(stands, unsent, refused)
+    return ExistingTasks(stands, unsent, refused)
 
 
 def replay_events(connection: Connection, ids: Sequence[str], now: datetime, *, failed_too: bool) -> list[Replayed]:

@@ -203,13 +203,13 @@ def _insert_plans(connection: Connection, parts: Sequence[_Insertion]) -> list[I
             ours.setdefault(planned.plan.event_id, (caller, planned))
     found = {row.id: row.rule_set for row in LOCK_OPEN_EVENTS.rows(connection, list(ours))}
     ours = {event_id: each for event_id, each in ours.items() if event_id in found}
-    standing = replay.StandingTasks()
+    standing = replay.ExistingTasks()
     decided_before = [event_id for event_id in ours if found[event_id] is not None]
     if decided_before:
         names = {
             name: {(task.rule, task.name, task.type) for task, _ in ours[name][1].tasks} for name in decided_before
         }
-        standing = replay.find_standing(connection, names)
+        standing = replay.find_existing(connection, names)
         ours = {event_id: each for event_id, each in ours.items() if event_id not in standing.refused}
     if not ours:
         return [Inserted() for _ in parts]

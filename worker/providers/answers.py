@@ -159,7 +159,7 @@ def _of_answer(form: AnswerFormat, answer: Answered, now: datetime) -> Interpret
         return Interpretation(
             verdict=Verdict.BUSY,
             reason=reason(status, said, "The provider is busy; it is tried again"),
-            retry_after_at=asked_until(answer.headers.get("retry-after"), now),
+            retry_after_at=retry_not_before(answer.headers.get("retry-after"), now),
         )
     if status in _REFUSING and complaint is not None and (status != _NOT_FOUND or complaint.about_task):
         return Interpretation(verdict=Verdict.REFUSED, reason=reason(status, said, form.remedy(complaint)))
@@ -245,7 +245,7 @@ def text_of(value: Json) -> str:
     return ""
 
 
-def asked_until(header: str | None, now: datetime) -> datetime | None:
+def retry_not_before(header: str | None, now: datetime) -> datetime | None:
     """Return the moment that a Retry-After header (seconds or an HTTP date) means, at most a day ahead; None without one.
 
     An unreadable value, a negative number and a past date count as none.
@@ -295,7 +295,7 @@ def open_listing(sent: Sent) -> Json | CannotTell:
     return CannotTell(reason="the answer to the look-up is no JSON") if body is None else body
 
 
-def is_marked(sought: LookupTarget) -> bool:
+def has_tag(sought: LookupTarget) -> bool:
     """Whether the task was sent with its correlation tag."""
     description = sought.task.fields.get("description")
     return isinstance(description, str) and sought.tag in description

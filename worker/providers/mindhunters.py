@@ -153,7 +153,7 @@ class Mindhunters:
 
     def listing_key(self, sought: LookupTarget) -> Hashable | CannotTell:
         """Return the task's agent and type, by which listings are filtered."""
-        if not answers.is_marked(sought):
+        if not answers.has_tag(sought):
             return answers.NOT_MARKED
         filters = _filters(sought.task)
         return filters if all(value for _, value in filters) else CannotTell(reason="the task names no agent or type")

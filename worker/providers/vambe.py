@@ -123,7 +123,7 @@ class Vambe:
 
     def listing_key(self, sought: LookupTarget) -> Hashable | CannotTell:
         """Return the task's users, by whom listings are filtered."""
-        if not answers.is_marked(sought):
+        if not answers.has_tag(sought):
             return answers.NOT_MARKED
         return _users(sought) or CannotTell(reason="the task names no users to ask for")
 
