@@ -58,7 +58,7 @@ class DeliveryOutcome:
     """The result of one task in a delivery message; holds nothing personal.
 
     `rule` and `attempt` (from 1) are the task's; `rule` is None when nothing was claimed. `already_shown`: Flower has it
-    already. `began_at` and `ended_at` are the attempt's moments, None for now.
+    already. `began_at` and `ended_at` bound the attempt; None means the present moment.
     """
 
     task_id: str
