@@ -36,9 +36,8 @@ from tornado.web import authenticated
 
 from rules.vocabulary import SettingsError
 from worker.broker import celery_app, why
-from worker.context import broker_of
 from worker.flower_events import DELIVERED_TOGETHER, TASK_ID_PREFIX
-from worker.settings import Settings
+from worker.settings import Settings, broker_of
 
 log = logging.getLogger(__name__)
 

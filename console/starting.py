@@ -24,11 +24,12 @@ from rules.loader import SECTIONS
 from rules.rule_set import RuleSet, SourceText
 from rules.vocabulary import LedgerError, RuleError, RuleFault, SettingsError
 from worker.broker import QueueDepths, celery_app
-from worker.context import FRONT_DOOR_SECTIONS, broker_of, new_id, utc_now
+from worker.clock import new_id, utc_now
+from worker.context import INGRESS_SECTIONS
 from worker.ledger import Ledger, open_ledger
 from worker.publisher import Publisher
 from worker.rule_sets import accepted, read_files, rules_in_force
-from worker.settings import Settings
+from worker.settings import Settings, broker_of
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ def build_ingress(
             settings.rules,
             ledger,
             settings.environment,
-            resolve=FRONT_DOOR_SECTIONS,
+            resolve=INGRESS_SECTIONS,
             now=utc_now(),
             faults_of=partial(_source_faults, settings),
         )

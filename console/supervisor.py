@@ -29,7 +29,7 @@ from console.data_folder import instance_id, lock_folder, operator_token
 from ingress.processes import dies_with_me
 from rules.vocabulary import LedgerError, Problem, SettingsError
 from worker.broker import wait_until_reachable
-from worker.context import utc_now
+from worker.clock import utc_now
 from worker.ledger import Ledger, migrate, open_ledger
 from worker.settings import PREFIX, Settings
 

@@ -31,7 +31,8 @@ from rules.vocabulary import PROVIDER_OF, Problem, SettingsError, TaskType
 from rules.vocabulary import Task as PlannedTask
 from worker.background import BackgroundWork, PeriodicThread, Watchdog
 from worker.broker import QueueDepths, celery_settings, declare
-from worker.context import WorkerContext, broker_of, build_worker, utc_now
+from worker.clock import utc_now
+from worker.context import WorkerContext, build_worker
 from worker.delivery import DeliveryOutcome, deliver
 from worker.flower_events import (
     TASK_ID_PREFIX,
@@ -45,7 +46,7 @@ from worker.flower_events import (
 from worker.planning import InlineBatch, process_events
 from worker.publisher import CELERY_TASK_OF, PROCESS_EVENT
 from worker.runtime import set_up_logging, tune_garbage_collection
-from worker.settings import Settings, environment_of
+from worker.settings import Settings, broker_of, environment_of
 
 log = logging.getLogger(__name__)
 

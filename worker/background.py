@@ -26,9 +26,9 @@ from typing import Final
 from rules.engine import Ended, react
 from rules.rule_set import Action, RuleSet
 from rules.vocabulary import FAILURE, LedgerBusyError, LedgerError, Problem, ProviderName, Task, TaskState
-from worker.awake import awake_seconds
 from worker.broker import EVENTS_QUEUE, QUEUE_OF, QueueDepths
-from worker.context import WORKER_SECTIONS, WorkerContext, utc_now
+from worker.clock import awake_seconds, utc_now
+from worker.context import WORKER_SECTIONS, WorkerContext
 from worker.delivery import DeliveryOutcome
 from worker.ledger import Poll, Reaction
 from worker.ledger.follow_ups import TRIES_LIMIT

@@ -1,20 +1,17 @@
 """The objects a worker process works with, and how they are built.
 
-Only this module constructs them, reads the clock and draws random numbers; everything else gets them passed in.
+Only this module constructs them; everything else gets them passed in.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import random
-import secrets
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from pydantic import SecretStr
@@ -22,18 +19,18 @@ from pydantic import SecretStr
 from rules.rule_set import RuleSet
 from rules.vocabulary import ProviderName, SettingsError
 from worker import providers
-from worker.awake import awake_seconds
 from worker.broker import celery_app
+from worker.clock import Clock, utc_now
 from worker.http import HttpClient
 from worker.ledger import Ledger, Limits, open_ledger
 from worker.providers import Provider
 from worker.publisher import IDS_PER_MESSAGE, Publisher
 from worker.rule_sets import rules_in_force
-from worker.settings import Settings
+from worker.settings import Settings, broker_of
 
-#: Sections whose variables a worker needs; the front door needs those of `sources`.
+#: Sections whose variables a worker needs; the ingress needs those of `sources`.
 WORKER_SECTIONS: Final = frozenset({"rules"})
-FRONT_DOOR_SECTIONS: Final = frozenset({"sources"})
+INGRESS_SECTIONS: Final = frozenset({"sources"})
 #: Requests that a worker has on the way to one provider at the same time, of tasks that were claimed in one transaction.
 CONCURRENT_REQUESTS: Final = 8
 #: How long the worker's writes let those of the ingress go first: whoever posts waits for an answer, an outcome is known already.
@@ -46,33 +43,6 @@ QUICK_SECONDS: Final = 0.5
 QUICK_PATIENCE_SECONDS: Final = 1.0
 #: How long a provider is taken to have as many requests as it may have at once, after the ledger said so.
 FULL_SECONDS: Final = 1.0
-
-
-def utc_now() -> datetime:
-    """Return the present moment."""
-    return datetime.now(UTC)  # noqa: TID251 - the one place that reads the clock
-
-
-def chance() -> float:
-    """Return a random number in [0, 1)."""
-    return random.random()  # noqa: TID251, S311 - the one place that draws; jitter is no secret
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clock:
-    """Time, sleeping and random numbers. Tests and simulations pass another one to make a run repeatable."""
-
-    now: Callable[[], datetime] = utc_now
-    #: Seconds of a clock that never goes back and also counts time in which the machine was suspended; for spans.
-    awake_seconds: Callable[[], float] = awake_seconds
-    sleep: Callable[[float], None] = time.sleep
-    chance: Callable[[], float] = chance
-
-
-def new_id(prefix: str) -> str:
-    """Return a new id such as `ev_019ab3...`, sortable by time: 12 hexadecimal digits of time and 16 random ones."""
-    milliseconds = time.time_ns() // 1_000_000
-    return f"{prefix}_{milliseconds:012x}{secrets.token_hex(8)}"
 
 
 class Bulkhead:
@@ -224,15 +194,6 @@ def limits_of(settings: Settings) -> Mapping[ProviderName, Limits]:
             rate_per_second=rate, burst=max(1, math.ceil(rate)), concurrency=concurrency, daily_cap=daily_cap
         )
     return found
-
-
-def broker_of(settings: Settings) -> str:
-    """Return the broker's URL. Raises SettingsError where there is none."""
-    if not settings.broker_url:
-        raise SettingsError(
-            "LEADWIRE_BROKER_URL is not set: name a Redis, Valkey or RabbitMQ server, or use `leadwire up`, which starts one"
-        )
-    return settings.broker_url
 
 
 def reach(settings: Settings, name: ProviderName) -> tuple[Provider, HttpClient]:

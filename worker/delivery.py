@@ -22,7 +22,8 @@ from typing import Final, TypeVar
 
 from rules.engine import correlation_tag
 from rules.vocabulary import LedgerBusyError, LedgerInDoubtError, ProviderName, TaskState, Verdict, instant
-from worker.context import CONCURRENT_REQUESTS, ROWS_PER_WRITE, AdaptiveBatchSize, Clock, ProviderClient, WorkerContext
+from worker.clock import Clock
+from worker.context import CONCURRENT_REQUESTS, ROWS_PER_WRITE, AdaptiveBatchSize, ProviderClient, WorkerContext
 from worker.ledger import Claim, Held, NotClaimed, PauseKind, ProviderState, Settlement
 from worker.providers import Answered, Interpretation, NotBegun, ProviderRequest, Sent, Unsendable
 from worker.retry import AttemptHistory, next_step

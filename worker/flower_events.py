@@ -42,8 +42,7 @@ from celery.worker.control import Panel, control_command
 from celery.worker.request import Request
 
 from rules.vocabulary import TERMINAL_TASK_STATES, LedgerError, Problem, Task, TaskState, Verdict, instant
-from worker.awake import awake_seconds
-from worker.context import utc_now
+from worker.clock import awake_seconds, utc_now
 from worker.delivery import DeliveryOutcome, outcome_words
 from worker.ledger import Ledger, StoredTask
 from worker.planning import InlineBatch

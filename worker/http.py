@@ -36,7 +36,7 @@ import certifi
 import httpx
 import pycurl
 
-from worker.awake import awake_seconds
+from worker.clock import awake_seconds
 from worker.providers import Answered, NeverSent, NoAnswer, NotBegun, ProviderRequest, Sent
 
 #: One attempt in all: resolving the name, connecting, writing, waiting, reading.

@@ -22,8 +22,8 @@ from typing import Final
 
 from rules.engine import correlation_tag
 from rules.vocabulary import ProviderName, TaskState, Verdict
-from worker.awake import awake_seconds
-from worker.context import Clock, WorkerContext
+from worker.clock import Clock, awake_seconds
+from worker.context import WorkerContext
 from worker.delivery import log_pause
 from worker.http import HttpClient
 from worker.ledger import Ledger, PauseKind, PendingReconciliation, Settlement

@@ -250,6 +250,15 @@ def _variables() -> tuple[Variable, ...]:
 VARIABLES: Final = _variables()
 
 
+def broker_of(settings: Settings) -> str:
+    """Return the broker's URL. Raises SettingsError where there is none."""
+    if not settings.broker_url:
+        raise SettingsError(
+            "LEADWIRE_BROKER_URL is not set: name a Redis, Valkey or RabbitMQ server, or use `leadwire up`, which starts one"
+        )
+    return settings.broker_url
+
+
 def environment_of(working_folder: Path) -> dict[str, str]:
     """Return the process's environment with that folder's `.env` beneath it; raises SettingsError for one unreadable."""
     file = working_folder / ".env"

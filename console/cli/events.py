@@ -26,7 +26,6 @@ from console.cli.options import (
     limit_option,
     one_of,
     settings_in_force,
-    utc_now,
 )
 from console.cli.output import (
     TABLE_LIMIT,
@@ -44,6 +43,7 @@ from console.cli.output import (
     shortened,
 )
 from rules.vocabulary import EventState, Problem, RuleError, Task, TaskState, instant
+from worker.clock import utc_now
 from worker.ledger import (
     EventSelection,
     Ledger,

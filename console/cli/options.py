@@ -19,6 +19,7 @@ import click
 from console.cli.output import TABLE_LIMIT
 from rules.times import is_span, parse_span, read_instant
 from rules.vocabulary import Problem, ProviderName, TaskType
+from worker.clock import utc_now
 from worker.ledger import Ledger, open_ledger
 from worker.settings import Settings, environment_of
 
@@ -34,13 +35,6 @@ Value = TypeVar("Value")
 
 class NoLedgerError(Problem):
     """There is no ledger where the settings say; the message says what to do."""
-
-
-def utc_now() -> datetime:
-    """Return the present moment. The clock's module imports all of the worker: listings and `--help` do without it."""
-    from worker.context import utc_now as now
-
-    return now()
 
 
 def settings_in_force() -> Settings:

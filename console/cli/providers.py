@@ -10,9 +10,10 @@ from typing import Final
 
 import click
 
-from console.cli.options import MOMENT, SPAN, OneOf, existing_ledger, json_option, utc_now
+from console.cli.options import MOMENT, SPAN, OneOf, existing_ledger, json_option
 from console.cli.output import Document, counted, print_json, table
 from rules.vocabulary import Problem, ProviderName, TaskState, instant
+from worker.clock import utc_now
 from worker.ledger import UNTIL_RESUMED, Ledger, ProviderState, Workload
 
 #: What is about to go out, or would if nothing held it.

@@ -43,7 +43,8 @@ from rules.rule_tests import event_of, run_rule_tests
 from rules.schema import Given, json_schema, messages_of
 from rules.vocabulary import Event, EventState, Json, Plan, Problem, RuleError, RuleFault, Task, instant
 from rules.yaml_reader import written
-from worker.context import WORKER_SECTIONS, utc_now
+from worker.clock import utc_now
+from worker.context import WORKER_SECTIONS
 from worker.ledger import StoredEvent, StoredTask
 from worker.rule_sets import read_files, together, unread_folders
 from worker.settings import Settings

@@ -201,7 +201,7 @@ def migrate(source_url: str | None, *, undo: bool) -> None:
 
 def _move(source_url: str, target_url: str) -> None:
     from console.cli.output import printable
-    from worker.context import utc_now
+    from worker.clock import utc_now
     from worker.ledger import move_ledger
 
     with _progress("moving") as progress:

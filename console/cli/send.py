@@ -19,7 +19,8 @@ from ingress.sources import Source, Unreadable, WebhookRequest
 from ingress.sources.schema import BodyFormat
 from rules.loader import load
 from rules.vocabulary import Problem, RuleError
-from worker.context import FRONT_DOOR_SECTIONS, new_id, utc_now
+from worker.clock import new_id, utc_now
+from worker.context import INGRESS_SECTIONS
 from worker.rule_sets import read_files
 from worker.settings import Settings
 
@@ -77,7 +78,7 @@ def send(
 
 def _source(settings: Settings, name: str) -> Source:
     place, shown_as = rules_place(settings, None)
-    rule_set = load(read_files(place, shown_as=shown_as), settings.environment, resolve=FRONT_DOOR_SECTIONS)
+    rule_set = load(read_files(place, shown_as=shown_as), settings.environment, resolve=INGRESS_SECTIONS)
     built, faults = sources.build(rule_set.sources, settings.environment, public_url=settings.public_url)
     if name in built:
         return built[name]

@@ -29,7 +29,6 @@ from console.cli.options import (
     one_of,
     settings_in_force,
     task_selection,
-    utc_now,
 )
 from console.cli.output import (
     TABLE_LIMIT,
@@ -52,6 +51,7 @@ from console.cli.output import (
     task_document,
 )
 from rules.vocabulary import LedgerError, Problem, ProviderName, TaskState, TaskType, instant
+from worker.clock import utc_now
 from worker.ledger import (
     CANCELLED_STATES,
     RETRIED_STATES,

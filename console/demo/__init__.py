@@ -35,7 +35,8 @@ from ingress.sources import Source
 from rules.conditions import explain
 from rules.loader import load
 from rules.vocabulary import Decision, DecisionOutcome, Problem
-from worker.context import FRONT_DOOR_SECTIONS, utc_now
+from worker.clock import utc_now
+from worker.context import INGRESS_SECTIONS
 from worker.ledger import StoredEvent, open_ledger
 from worker.rule_sets import read_files
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
@@ -222,7 +223,7 @@ class LeadwireProcess:
 
     def build_sources(self) -> Mapping[str, Source]:
         """Return the sources of the example rules, by name."""
-        rule_set = load(read_files(self.rules), self.variables, resolve=FRONT_DOOR_SECTIONS)
+        rule_set = load(read_files(self.rules), self.variables, resolve=INGRESS_SECTIONS)
         built, faults = sources.build(rule_set.sources, self.variables, public_url=self.url)
         if faults:
             raise Problem("\n".join(str(fault) for fault in faults))

@@ -10,7 +10,7 @@ from sqlalchemy import NullPool, create_engine, insert
 from rules.vocabulary import EventState, TaskState
 from tests.deploy import manifests
 from tests.servers.postgres import PostgresServer
-from worker.context import utc_now
+from worker.clock import utc_now
 from worker.ledger.encoding import micros
 from worker.ledger.schema import events, tasks
 

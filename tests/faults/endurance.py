@@ -24,7 +24,7 @@ from rules.vocabulary import Contact, Event
 from tests.faults.chaos import events
 from tests.faults.chaos.houses import WORKERS, Leadwire
 from tests.servers.sink import Sink
-from worker.context import utc_now
+from worker.clock import utc_now
 from worker.ledger import Delivery, IncomingEvent
 
 THREADS = 8

@@ -16,7 +16,7 @@ from ingress.processes import dies_with_me
 from rules.vocabulary import Contact, Event
 from tests.flow.conftest import Line
 from worker.broker import celery_app
-from worker.context import utc_now
+from worker.clock import utc_now
 from worker.ledger import Delivery, IncomingEvent, open_ledger
 from worker.settings import Settings
 

@@ -11,7 +11,7 @@ import pytest
 
 from rules.vocabulary import ProviderName, TaskState
 from tests.flow.processes import command_of, processes_of
-from worker.context import Clock
+from worker.clock import Clock
 from worker.http import HttpClient
 from worker.ledger import open_ledger
 from worker.providers import load

@@ -14,7 +14,7 @@ from rules.vocabulary import TaskState, Verdict
 from tests.flow.conftest import AGENT, PERSON, RULES, Line
 from tests.flow.houses import every_house
 from tests.flow.processes import command_of, processes_of
-from worker.context import utc_now
+from worker.clock import utc_now
 from worker.ledger import Settlement, open_ledger
 
 ANSWERED = (

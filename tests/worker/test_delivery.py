@@ -25,7 +25,8 @@ from rules.vocabulary import (
 )
 from worker.background import Sweeper
 from worker.broker import EVENTS_QUEUE, QUEUE_OF
-from worker.context import CONCURRENT_REQUESTS, QUICK_SECONDS, Clock, WorkerContext, limits_of, utc_now
+from worker.clock import Clock, utc_now
+from worker.context import CONCURRENT_REQUESTS, QUICK_SECONDS, WorkerContext, limits_of
 from worker.context import _client as client_of
 from worker.delivery import deliver
 from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger

@@ -19,7 +19,7 @@ from rules.vocabulary import (
     TaskType,
     Verdict,
 )
-from worker.context import utc_now
+from worker.clock import utc_now
 from worker.delivery import DeliveryOutcome
 from worker.flower_events import AGE_LIMIT, FlowerEvents, FlowerSync
 from worker.ledger import Delivery, IncomingEvent, Settlement, migrate, open_ledger

@@ -13,7 +13,8 @@ from rules.loader import load
 from rules.vocabulary import Contact, Event, ProviderName, TaskState, Verdict
 from worker import providers
 from worker.background import BackgroundWork, FollowUps, OutcomePoller, waits_for_outcomes
-from worker.context import AdaptiveBatchSize, Bulkhead, Clock, ProviderClient, WorkerContext, utc_now
+from worker.clock import Clock, utc_now
+from worker.context import AdaptiveBatchSize, Bulkhead, ProviderClient, WorkerContext
 from worker.delivery import DeliveryOutcome
 from worker.http import HttpClient
 from worker.ledger import Delivery, IncomingEvent, Limits, PauseKind, Settlement, migrate, open_ledger

@@ -13,7 +13,8 @@ from pydantic import SecretStr
 from rules.loader import load
 from rules.vocabulary import Contact, Event, EventState, LedgerBusyError, ProviderName, TaskState, TaskType
 from tests.standins import Instead
-from worker.context import CONCURRENT_REQUESTS, ROWS_PER_WRITE, WorkerContext, utc_now
+from worker.clock import utc_now
+from worker.context import CONCURRENT_REQUESTS, ROWS_PER_WRITE, WorkerContext
 from worker.context import _client as client_of
 from worker.ledger import Delivery, IncomingEvent, Limits, migrate, open_ledger
 from worker.planning import process_events

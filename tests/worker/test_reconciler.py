@@ -20,7 +20,7 @@ from rules.vocabulary import (
     TaskType,
     Verdict,
 )
-from worker.context import Clock
+from worker.clock import Clock
 from worker.http import HttpClient
 from worker.ledger import Claim, Delivery, IncomingEvent, PauseKind, Settlement, migrate, open_ledger
 from worker.providers import load

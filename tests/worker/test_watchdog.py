@@ -7,7 +7,7 @@ import pytest
 
 from rules.vocabulary import LedgerBusyError, Problem
 from worker.background import Watchdog
-from worker.context import utc_now
+from worker.clock import utc_now
 from worker.runtime import HealthReport
 
 

@@ -24,7 +24,7 @@ from tests.faults.chaos.history import ENDED, Attempt, Touch
 from tests.faults.chaos.processes import Process
 from tests.faults.chaos.provider import Providers
 from tests.servers.needs import free_ports
-from worker.context import utc_now
+from worker.clock import utc_now
 from worker.ledger import Ledger, StoredTask, open_ledger
 from worker.ledger.database import reading
 from worker.ledger.schema import attempts, doubts

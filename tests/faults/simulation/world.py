@@ -22,7 +22,8 @@ from tests.faults.simulation.witness import Door
 from worker import providers
 from worker.background import FollowUps, Sweeper
 from worker.broker import EVENTS_QUEUE, QUEUE_OF
-from worker.context import AdaptiveBatchSize, Clock, ProviderClient, WorkerContext, limits_of
+from worker.clock import Clock
+from worker.context import AdaptiveBatchSize, ProviderClient, WorkerContext, limits_of
 from worker.delivery import deliver
 from worker.ledger import Delivery, IncomingEvent
 from worker.planning import process_events
