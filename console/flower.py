@@ -35,8 +35,7 @@ from tornado.ioloop import IOLoop, PeriodicCallback
 from tornado.web import authenticated
 
 from rules.vocabulary import SettingsError
-from worker.broker import celery_app, why
-from worker.flower_events import DELIVERED_TOGETHER, TASK_ID_PREFIX
+from worker.broker import DELIVERED_TOGETHER, TASK_ID_PREFIX, celery_app, why
 from worker.settings import Settings, broker_of
 
 log = logging.getLogger(__name__)

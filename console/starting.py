@@ -25,10 +25,9 @@ from rules.rule_set import RuleSet, SourceText
 from rules.vocabulary import LedgerError, RuleError, RuleFault, SettingsError
 from worker.broker import QueueDepths, celery_app
 from worker.clock import new_id, utc_now
-from worker.context import INGRESS_SECTIONS
 from worker.ledger import Ledger, open_ledger
 from worker.publisher import Publisher
-from worker.rule_sets import accepted, read_files, rules_in_force
+from worker.rule_sets import INGRESS_SECTIONS, accepted, read_files, rules_in_force
 from worker.settings import Settings, broker_of
 
 log = logging.getLogger(__name__)

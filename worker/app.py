@@ -30,12 +30,11 @@ from click.core import ParameterSource
 from rules.vocabulary import PROVIDER_OF, Problem, SettingsError, TaskType
 from rules.vocabulary import Task as PlannedTask
 from worker.background import BackgroundWork, PeriodicThread, Watchdog
-from worker.broker import QueueDepths, celery_settings, declare
+from worker.broker import TASK_ID_PREFIX, QueueDepths, celery_settings, declare
 from worker.clock import utc_now
 from worker.context import WorkerContext, build_worker
 from worker.delivery import DeliveryOutcome, deliver
 from worker.flower_events import (
-    TASK_ID_PREFIX,
     FlowerEvents,
     FlowerSync,
     RedactedRequest,

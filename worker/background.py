@@ -28,14 +28,14 @@ from rules.rule_set import Action, RuleSet
 from rules.vocabulary import FAILURE, LedgerBusyError, LedgerError, Problem, ProviderName, Task, TaskState
 from worker.broker import EVENTS_QUEUE, QUEUE_OF, QueueDepths
 from worker.clock import awake_seconds, utc_now
-from worker.context import WORKER_SECTIONS, WorkerContext
+from worker.context import WorkerContext
 from worker.delivery import DeliveryOutcome
 from worker.ledger import Poll, Reaction
 from worker.ledger.follow_ups import TRIES_LIMIT
 from worker.providers import CannotTell, ReportsOutcomes
 from worker.publisher import DEPTH_LIMIT
 from worker.reconciler import Reconciler, ThrottledClient, reconcilers
-from worker.rule_sets import KeptRuleSets
+from worker.rule_sets import WORKER_SECTIONS, KeptRuleSets
 from worker.runtime import HealthReport
 
 log = logging.getLogger(__name__)

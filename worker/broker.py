@@ -46,6 +46,10 @@ _FOREIGN: Final = dict.fromkeys(
     "CELERY_RESULT_BACKEND": "(or RESULT_BACKEND, or --result-backend): results stand in the ledger, see `leadwire tasks`",
     "CELERY_CONFIG_MODULE": "(or --config): Leadwire's own settings are used alone",
 }
+#: Every task's id begins so, and no other row's in Flower does.
+TASK_ID_PREFIX: Final = "tk_"
+#: Our own event. Its field `uuids` names tasks that were delivered; those with a row are SUCCESS by it.
+DELIVERED_TOGETHER: Final = "task-delivered"
 
 
 def celery_app(broker_url: str, *, confirm: bool = True) -> Celery:

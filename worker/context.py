@@ -25,12 +25,9 @@ from worker.http import HttpClient
 from worker.ledger import Ledger, Limits, open_ledger
 from worker.providers import Provider
 from worker.publisher import IDS_PER_MESSAGE, Publisher
-from worker.rule_sets import rules_in_force
+from worker.rule_sets import WORKER_SECTIONS, rules_in_force
 from worker.settings import Settings, broker_of
 
-#: Sections whose variables a worker needs; the ingress needs those of `sources`.
-WORKER_SECTIONS: Final = frozenset({"rules"})
-INGRESS_SECTIONS: Final = frozenset({"sources"})
 #: Requests that a worker has on the way to one provider at the same time, of tasks that were claimed in one transaction.
 CONCURRENT_REQUESTS: Final = 8
 #: How long the worker's writes let those of the ingress go first: whoever posts waits for an answer, an outcome is known already.

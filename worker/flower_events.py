@@ -42,6 +42,7 @@ from celery.worker.control import Panel, control_command
 from celery.worker.request import Request
 
 from rules.vocabulary import TERMINAL_TASK_STATES, LedgerError, Problem, Task, TaskState, Verdict, instant
+from worker.broker import DELIVERED_TOGETHER, TASK_ID_PREFIX
 from worker.clock import awake_seconds, utc_now
 from worker.delivery import DeliveryOutcome, outcome_words
 from worker.ledger import Ledger, StoredTask
@@ -50,10 +51,6 @@ from worker.publisher import CELERY_TASK_OF, SINGLE_DELIVERY_LIMIT
 
 log = logging.getLogger(__name__)
 
-#: Every task's id begins so, and no other row's in Flower does.
-TASK_ID_PREFIX: Final = "tk_"
-#: Our own event. Its field `uuids` names tasks that were delivered; those with a row are SUCCESS by it.
-DELIVERED_TOGETHER: Final = "task-delivered"
 #: Only what waits for longer is announced as waiting: what is due sooner may be delivered before the event arrives.
 WAITS_AT_LEAST: Final = timedelta(seconds=10)
 #: Celery cuts the arguments of a message that it shows at this length.

@@ -21,6 +21,9 @@ from rules.rule_set import RuleSet, SourceText
 from rules.vocabulary import RuleError, RuleFault, SettingsError
 from worker.ledger import Ledger
 
+#: Sections whose variables a worker needs; the ingress needs those of `sources`.
+WORKER_SECTIONS: Final = frozenset({"rules"})
+INGRESS_SECTIONS: Final = frozenset({"sources"})
 log = logging.getLogger(__name__)
 
 #: A little over the limit of one rule file, so that reading stops early and the loader still sees it is too large.

@@ -217,7 +217,7 @@ def _forecast(
 def _rules_in_force(ledger: Ledger, settings: Settings) -> RuleSet | None:
     """Return the rule set that the ledger took last, or None with a word about it: then the worker alone compares."""
     from rules.loader import load
-    from worker.context import WORKER_SECTIONS
+    from worker.rule_sets import WORKER_SECTIONS
 
     kept = ledger.rule_sets.latest()
     for environment, resolve in ((settings.environment, WORKER_SECTIONS), ({}, frozenset[str]())):

@@ -44,9 +44,8 @@ from rules.schema import Given, json_schema, messages_of
 from rules.vocabulary import Event, EventState, Json, Plan, Problem, RuleError, RuleFault, Task, instant
 from rules.yaml_reader import written
 from worker.clock import utc_now
-from worker.context import WORKER_SECTIONS
 from worker.ledger import StoredEvent, StoredTask
-from worker.rule_sets import read_files, together, unread_folders
+from worker.rule_sets import WORKER_SECTIONS, read_files, together, unread_folders
 from worker.settings import Settings
 
 #: No webhook is larger, and a file without an end is never read on.

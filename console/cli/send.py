@@ -20,8 +20,7 @@ from ingress.sources.schema import BodyFormat
 from rules.loader import load
 from rules.vocabulary import Problem, RuleError
 from worker.clock import new_id, utc_now
-from worker.context import INGRESS_SECTIONS
-from worker.rule_sets import read_files
+from worker.rule_sets import INGRESS_SECTIONS, read_files
 from worker.settings import Settings
 
 CONTENT_TYPES = {

@@ -36,9 +36,8 @@ from rules.conditions import explain
 from rules.loader import load
 from rules.vocabulary import Decision, DecisionOutcome, Problem
 from worker.clock import utc_now
-from worker.context import INGRESS_SECTIONS
 from worker.ledger import StoredEvent, open_ledger
-from worker.rule_sets import read_files
+from worker.rule_sets import INGRESS_SECTIONS, read_files
 from worker.sandbox import MINDHUNTERS_TOKEN, VAMBE_API_KEY, Sandbox
 from worker.settings import PREFIX
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from console.flower import FlowerState
 from rules.vocabulary import ProviderName, Task, TaskState, TaskType, Verdict
+from worker.broker import TASK_ID_PREFIX
 from worker.delivery import DeliveryOutcome, outcome_words
 from worker.flower_events import (
-    TASK_ID_PREFIX,
     FlowerEvents,
     RedactedRequest,
     TaskDead,
