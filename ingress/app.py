@@ -3,7 +3,8 @@
 A 2xx is sent only after the record is committed. Unverified requests are never stored. A verified request that cannot be parsed
 is stored and answered with success, because its sender would only repeat it. While the ledger cannot be written the sender gets
 its source's busy status; nothing a sender posts causes any other 5xx. The body is read once, raw, with a hard size limit.
-Answers are JSON unless the source says otherwise, and never contain a traceback, a version or the name of another source.
+Answers are JSON unless the source says otherwise, and never contain a traceback, a version or the name of another source. What is
+no HTTP request never gets here: the server refuses it in its own words.
 
 The view never waits: it returns a `DeferredResponse`, which waits for the commit in the thread of an ordinary WSGI server, or
 is completed by a server that does not block (`ingress/server.py`).

@@ -15,6 +15,7 @@ from typing import Final
 
 from rules.vocabulary import LedgerError
 from worker.ledger.inbox import LedgerInbox
+from worker.runtime import PeriodicThread
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,7 @@ class RequestCounts:
         self._unwritten: Counter[tuple[str, str, str]] = Counter()
         self._lock = threading.Lock()
         self._writing = threading.Lock()
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="request-counts", daemon=True)
+        self._thread = PeriodicThread("request-counts", self._write_round, period_seconds=period_seconds)
 
     def add(self, source: str, outcome: str, reason: str) -> None:
         """Count one request. Safe to call from any thread."""
@@ -49,9 +49,8 @@ class RequestCounts:
 
     def close(self) -> None:
         """Write the remaining counts and stop the thread."""
-        self._closing.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=10)
+        self._thread.stop(10)
+        self.write()
 
     def write(self) -> None:
         """Add the counts since the last call to the ledger; when that fails they are kept for the next call."""
@@ -75,7 +74,6 @@ class RequestCounts:
                 unwritten = dict(self._unwritten)
             yield unwritten
 
-    def _run(self) -> None:
-        while not self._closing.wait(self._period_seconds):
-            self.write()
+    def _write_round(self) -> float:
         self.write()
+        return self._period_seconds

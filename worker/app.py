@@ -29,7 +29,7 @@ from click.core import ParameterSource
 
 from rules.vocabulary import PROVIDER_OF, Problem, SettingsError, TaskType
 from rules.vocabulary import Task as PlannedTask
-from worker.background import BackgroundWork, PeriodicThread, Watchdog
+from worker.background import BackgroundWork, Watchdog
 from worker.broker import TASK_ID_PREFIX, QueueDepths, celery_settings, declare
 from worker.clock import utc_now
 from worker.context import WorkerContext, build_worker
@@ -44,7 +44,7 @@ from worker.flower_events import (
 )
 from worker.planning import InlineBatch, process_events
 from worker.publisher import CELERY_TASK_OF, PROCESS_EVENT
-from worker.runtime import set_up_logging, tune_garbage_collection
+from worker.runtime import PeriodicThread, set_up_logging, tune_garbage_collection
 from worker.settings import Settings, broker_of, environment_of
 
 log = logging.getLogger(__name__)
@@ -311,15 +311,16 @@ _REFUSED_OPTIONS: Final = {
     "time_limit": _NO_LIMITS,
     "soft_time_limit": _NO_LIMITS,
 }
+_REVOKE: Final = "the ledger decides what is sent, a revoked message would be sent again: use `leadwire cancel TASK_ID`"
 _REFUSED_COMMANDS: Final = {
     **dict.fromkeys(("pool_grow", "pool_shrink", "pool_restart", "autoscale"), _FIXED_SIZE),
     "time_limit": _NO_LIMITS,
+    "revoke_by_stamped_headers": _REVOKE,
     "terminate": "threads cannot be terminated: `leadwire cancel TASK_ID` stops what has not been sent",
 }
 _RATE: Final = (
     "a provider's rate holds for all workers together: set LEADWIRE_MINDHUNTERS_RATE or LEADWIRE_VAMBE_RATE and restart"
 )
-_REVOKE: Final = "the ledger decides what is sent, a revoked message would be sent again: use `leadwire cancel TASK_ID`"
 _PREFORK: Final = frozenset({"prefork", "--pool=prefork", "-Pprefork"})
 
 

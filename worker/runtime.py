@@ -1,4 +1,4 @@
-"""What every process sets up: logging and garbage collection. Also the health report of a worker.
+"""What every process sets up: logging, garbage collection, periodic threads. Also the health report of a worker.
 
 Imports little, because a probe (`leadwire healthcheck`) starts a new process each time and imports only this.
 """
@@ -10,13 +10,22 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from rules.vocabulary import Problem
+from rules.vocabulary import LedgerError, Problem
 
+log = logging.getLogger(__name__)
+
+#: The usual pause between two rounds of background work: due work starts within a second of its moment, where a thread and a
+#: place in its queue are free.
+PERIOD_SECONDS: Final = 0.5
+#: How long the end of a round under way is waited for when the worker ends: longer than one request.
+STOP_SECONDS: Final = 15.0
 #: Libraries whose every request or event would be a line.
 QUIET: Final = (
     "httpx",
@@ -113,3 +122,54 @@ class HealthReport:
         if age_seconds > STALE_SECONDS:
             raise Problem(f"the worker has not reported for {age_seconds:.0f} s: it hangs or is gone")
         return report
+
+
+class PeriodicThread:
+    """Calls `work` again and again on its own thread, from `start` until `stop`.
+
+    `work` does one round and returns the seconds until the next one. An exception is logged, and the next round follows after
+    `period_seconds`. The first round starts `period_seconds` after `start`.
+    """
+
+    def __init__(self, name: str, work: Callable[[], float], *, period_seconds: float = PERIOD_SECONDS) -> None:
+        self.name = name
+        self._work = work
+        self._period_seconds = period_seconds
+        self._stopping = threading.Event()
+        self._woken = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Start the next round at once, or when the current one has ended."""
+        self._woken.set()
+
+    def stop(self, patience_seconds: float = STOP_SECONDS) -> None:
+        """Stop after the current round; waits for that at most `patience_seconds`."""
+        self._stopping.set()
+        self._woken.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=patience_seconds)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread is running."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        pause_seconds = self._period_seconds
+        while True:
+            self._woken.wait(pause_seconds)
+            self._woken.clear()
+            if self._stopping.is_set():
+                return
+            pause_seconds = self._period_seconds
+            try:
+                pause_seconds = self._work()
+            except LedgerError as error:
+                log.warning("%s waits, the ledger cannot be used now: %s", self.name, error)
+            except Exception:
+                log.exception("a round of %s failed; the next one tries again", self.name)

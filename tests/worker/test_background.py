@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from rules.vocabulary import LedgerBusyError
-from worker.background import PeriodicThread
+from worker.runtime import PeriodicThread
 
 
 def run(work, rounds):
