@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from ingress.sources import Source, build
 from rules.rule_set import SourceText
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from tests.servers.rabbitmq import RabbitMQ
     from tests.servers.redis import Redis
     from tests.servers.valkey import Valkey
+
+
+# A time is never asserted: on a busy machine any example may take long.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from itertools import count
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ingress.app import RequestOutcome, create_app
@@ -313,7 +313,6 @@ def test_signed_garbage_is_never_a_5xx(body, format_, make_source) -> None:
 _TEXT = st.text(st.characters(codec=None), max_size=60)
 
 
-@settings(deadline=None)
 @given(
     body=st.binary(max_size=500) | _TEXT.map(lambda text: json.dumps({"items": [text], "event": text}).encode()),
     content_type=_TEXT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.conditions import compile_conditions, explain, present_paths
@@ -268,7 +268,6 @@ conditions = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(conditions, json_values)
 def test_any_conditions_are_refused_or_answer_for_any_event(value, data):
     """Compiling never fails, and what is accepted decides every event and tells why."""
@@ -279,7 +278,6 @@ def test_any_conditions_are_refused_or_answer_for_any_event(value, data):
         assert failed is None or explain(failed)
 
 
-@settings(deadline=None)
 @given(lines, json_values)
 def test_not_holds_exactly_where_its_group_does_not(value, data):
     """`not: {all: [x]}` is the opposite of x, for every event."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rules.conditions import compile_conditions
@@ -532,7 +532,6 @@ GREEDY = rule_set(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(
     json_values | st.fixed_dictionaries({"a": json_values, "b": json_values}),
     contacts,

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.times import country_zones, local_minute, next_clock, parse_at, parse_moment, to_utc
@@ -117,7 +117,6 @@ moments = st.datetimes(datetime(2010, 1, 1), datetime(2037, 1, 1), timezones=st.
 clocks = st.times().map(lambda clock: clock.replace(second=0, microsecond=0))
 
 
-@settings(deadline=None)
 @given(moments, clocks, zones)
 def test_the_next_time_of_day_comes_after_now_within_two_days(now, clock, zone):
     """It is later than now, at most two days away, and the zone's clocks show it or have just skipped it."""
@@ -129,7 +128,6 @@ def test_the_next_time_of_day_comes_after_now_within_two_days(now, clock, zone):
         assert to_utc(skipped, zone) in {at, at - timedelta(days=1), at + timedelta(days=1)} or zone == "Pacific/Apia"
 
 
-@settings(deadline=None)
 @given(moments, clocks, zones)
 def test_no_earlier_moment_after_now_shows_that_time(now, clock, zone):
     """Between now and the answer the zone's clocks do not show the time of day for the first time of a day."""
@@ -140,7 +138,6 @@ def test_no_earlier_moment_after_now_shows_that_time(now, clock, zone):
         assert not now < candidate < at
 
 
-@settings(deadline=None)
 @given(st.datetimes(datetime(2010, 1, 1), datetime(2037, 1, 1)), zones)  # noqa: DTZ001 - local times are the point
 def test_a_local_time_becomes_the_first_moment_that_shows_it_or_moves_forward(local, zone):
     """There and back gives the same local time, or a later one where the clocks skip it."""
@@ -152,21 +149,18 @@ def test_a_local_time_becomes_the_first_moment_that_shows_it_or_moves_forward(lo
         assert earlier != local
 
 
-@settings(deadline=None)
 @given(moments, zones)
 def test_a_due_minute_is_at_most_a_minute_late(moment, zone):
     """Rounding up adds less than a minute."""
     assert timedelta() <= local_minute(moment, zone) - moment < timedelta(minutes=1)
 
 
-@settings(deadline=None)
 @given(moments, st.integers(0, 10_000).map(lambda minutes: f"+{minutes}m"), zones)
 def test_spans_are_real_time(now, text, zone):
     """A span of hours is that long over any change of the clocks."""
     assert timedelta(minutes=int(text[1:-1])) == parse_at(text).resolve(now, [zone]) - now
 
 
-@settings(deadline=None)
 @given(st.text() | st.text().map(lambda tail: f"next {tail}") | st.text().map(lambda tail: f"+{tail}"))
 def test_reading_at_ends_in_a_value_or_in_a_message(text):
     """No text makes it fail in another way."""

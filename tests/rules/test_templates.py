@@ -6,7 +6,7 @@ import copy
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.filters import ZONE, TemplateError
@@ -480,7 +480,6 @@ json_values = st.recursive(
 arguments = st.sampled_from(["", "('x')", "(5)", "(none)", "('America/Lima')", "('a', 'b')", "(attribute='x')", "(-1)"])
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(FILTERS)), arguments, json_values)
 def test_every_filter_is_total(name, argument, value):
     """Whatever stands before and behind it, a filter gives JSON or a TemplateError."""
@@ -490,7 +489,6 @@ def test_every_filter_is_total(name, argument, value):
         assert template.render({**VIEW, "data": {"x": value}}) is not None
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(
         ["{{ data.x }}", "{{ data.x | default('-') }}", "a {{ data.x }}", "{{ data.x | default(1) }} b {{ type }}"]
@@ -505,7 +503,6 @@ def test_a_plain_template_gives_what_jinja_gives(text, value):
     assert simple is None or (simple, type(simple)) == ((by_jinja := template._render_by_jinja(view)), type(by_jinja))
 
 
-@settings(deadline=None)
 @given(st.text(st.sampled_from("{}%# dataxif().|'\"[]+-*~1\n"), max_size=40))
 def test_any_text_is_refused_or_renders_or_says_why_not(text):
     """Reading never fails; rendering gives JSON or a TemplateError."""

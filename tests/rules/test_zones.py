@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.times import country_of, country_zones, is_zone, zones_of
@@ -70,7 +70,6 @@ anything = (
 )
 
 
-@settings(deadline=None)
 @given(anything, anything, anything)
 def test_any_contact_has_an_answer(phone, country, timezone):
     """Whatever a CRM put there, the answer is a list of zones and a sentence."""

@@ -33,7 +33,7 @@ POST_BODY = b'{"title":"Llamar a Zo\\u00eb"}'
 CREATED = b'HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{"id": 17}'
 
 #: Each example opens connections.
-SOCKETS = settings(max_examples=40, deadline=None)
+SOCKETS = settings(max_examples=40)
 
 opened: list[http.HttpClient] = []
 
