@@ -282,7 +282,7 @@ def test_every_setting_and_command_exists(services):
 def takes(line):
     """Fail unless `leadwire` takes this command line."""
     name, *rest = line
-    with click.Context(leadwire) as context:
+    with click.Context(leadwire, **leadwire.context_settings) as context:
         command = leadwire.get_command(context, name)
         assert command is not None, line
         command.make_context(name, list(rest), parent=context)

@@ -177,7 +177,7 @@ def test_every_setting_command_and_reference_exists():
                     assert "leadwire" == command[0]
                     lines.append(command[1:])
             for name, *rest in lines:
-                with click.Context(leadwire) as context:
+                with click.Context(leadwire, **leadwire.context_settings) as context:
                     found = leadwire.get_command(context, name)
                     assert found is not None
                     found.make_context(name, rest, parent=context)

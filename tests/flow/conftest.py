@@ -172,11 +172,16 @@ class Line:
         finally:
             ledger.close()
 
-    def until(self, condition, seconds=20.0):
-        """Wait until the condition gives something true, and return it."""
+    def until(self, condition, seconds=40.0):
+        """Wait until the condition gives something true, and return it; who cannot be reached yet has not answered yet."""
         give_up_at = time.monotonic() + seconds
         while True:
-            found = condition()
+            found = None
+            try:
+                found = condition()
+            except httpx.TransportError:
+                if time.monotonic() > give_up_at:
+                    raise
             if found or time.monotonic() > give_up_at:
                 return found
             time.sleep(0.05)
