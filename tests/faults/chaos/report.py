@@ -23,7 +23,7 @@ _BROKER = "broker"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HealthReport:
+class ChaosReport:
     """One run; `violations` are empty for a system that has no ledger to be asked."""
 
     system: str

@@ -15,7 +15,7 @@ from tests.faults.chaos.houses import CREDENTIALS, House, Leadwire, PlainCelery
 from tests.faults.chaos.invariants import judge, leaks_in
 from tests.faults.chaos.nemesis import Nemesis
 from tests.faults.chaos.provider import Providers
-from tests.faults.chaos.report import HealthReport
+from tests.faults.chaos.report import ChaosReport
 from tests.faults.chaos.schedule import Kind, draw
 from tests.faults.chaos.sender import Sender
 
@@ -42,7 +42,7 @@ class Options:
     folder: Path | None = None
 
 
-def run(options: Options) -> HealthReport:
+def run(options: Options) -> ChaosReport:
     """Make one run and return what it came to."""
     folder = options.folder or Path(tempfile.mkdtemp(prefix="leadwire-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def _settle(house: House, nemesis: Nemesis, sender: Sender, patience_seconds: fl
 
 def _report(
     options: Options, house: House, sender: Sender, nemesis: Nemesis, moments: tuple[float, float, int]
-) -> HealthReport:
+) -> ChaosReport:
     mended_at, ended_at, left = moments
     ours = isinstance(house, Leadwire)
     texts = {path.name: path.read_text(errors="replace") for path in sorted(house.folder.glob("*.log"))}
@@ -102,7 +102,7 @@ def _report(
         ended_at=ended_at,
         clock_moved_seconds=nemesis.clock_moved_seconds,
     )
-    return HealthReport(
+    return ChaosReport(
         system=house.name,
         seed=options.seed,
         seconds=options.seconds,
